@@ -1,0 +1,1 @@
+"""Run-time core: from an ONNX model and a guard to verdicts. No torch, scikit-learn or grpc here."""

@@ -1,0 +1,1 @@
+"""The gRPC edge: transport, admission, batching, health, metrics. Knows detector; detector knows nothing of it."""

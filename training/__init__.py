@@ -1,0 +1,1 @@
+"""Offline: attack, harvest, fit, calibrate, evaluate. Needs the extra `reluguard[training]`."""
