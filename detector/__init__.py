@@ -1,1 +1,1 @@
-"""Run-time core: from an ONNX model and a guard to verdicts. No torch, scikit-learn or grpc here."""
+"""Run-time core: from an ONNX model and a guard to verdicts. No torch, sklearn or grpc here."""

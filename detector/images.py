@@ -1,7 +1,7 @@
 """From pixels to the model's input tensor. N images, H rows, W columns, C channels.
 
-Images in files and in our interfaces are uint8 (N, H, W, C). `InputSpec` is the only place that knows
-how a production model wants them: layout, value range, normalisation.
+Images in files and in our interfaces are uint8 (N, H, W, C). `InputSpec` is the only place that
+knows how a production model wants them: layout, value range, normalisation.
 """
 
 import io
@@ -46,9 +46,8 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.channels) < 1:
-            raise SettingsError(
-                f"expected a positive image size, got {self.height} x {self.width} x {self.channels}"
-            )
+            size = f"{self.height} x {self.width} x {self.channels}"
+            raise SettingsError(f"expected a positive image size, got {size}")
         if self.channels not in {1, 3}:
             raise SettingsError(f"expected 1 or 3 channels, got {self.channels}")
         if self.layout not in {"NCHW", "NHWC", "flat"}:
@@ -151,7 +150,7 @@ def check_images(
     width: int | None = None,
     channels: int | None = None,
 ) -> None:
-    """Raise ImageError unless images are uint8 (N, H, W, C), of the given size where one is given."""
+    """Raise ImageError unless images are uint8 (N, H, W, C), of the given size where given."""
     text = f"(N, {height or 'H'}, {width or 'W'}, {channels or 'C'})"
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
         what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images)
@@ -166,8 +165,8 @@ def check_images(
 def decode_image(data: bytes, spec: InputSpec, *, max_pixels: int = 16_777_216) -> Images:
     """Return one encoded JPEG or PNG as uint8 (H, W, C) in the size the model wants.
 
-    The header is read before any pixel, so an image of a claimed enormous size costs nothing. Another
-    size than the model's is resized bilinearly, as torchvision does it.
+    The header is read before any pixel, so an image of a claimed enormous size costs nothing.
+    Another size than the model's is resized bilinearly, as torchvision does it.
 
     Raises:
         ImageError: not a JPEG or PNG, or broken.

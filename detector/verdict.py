@@ -14,9 +14,10 @@ __all__ = ["Verdict", "Verdicts"]
 class Verdict:
     """What the guard says of one image.
 
-    `score` is log-odds, higher is more adversarial. `likelihood` is the calibrated probability at the
-    guard's stated prevalence. `p_value` is the share of clean images that look at least as adversarial:
-    among clean inputs, P(p_value <= a) <= a. `evidence` is each tap's own log-odds, first tap first.
+    `score` is log-odds, higher is more adversarial. `likelihood` is the calibrated probability at
+    the guard's stated prevalence. `p_value` is the share of clean images that look at least as
+    adversarial: among clean inputs, P(p_value <= a) <= a. `evidence` is each tap's own log-odds,
+    first tap first.
     """
 
     prediction: int

@@ -1,1 +1,1 @@
-"""The gRPC edge: transport, admission, batching, health, metrics. Knows detector; detector knows nothing of it."""
+"""The gRPC edge: transport, admission, batching, health, metrics."""
