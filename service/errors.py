@@ -1,0 +1,82 @@
+"""What can go wrong at the edge, one class per thing a caller or an operator could do about it.
+
+ServiceError
+├── RequestError          the request is malformed: change it
+├── NotFoundError         no such model, or no such version
+├── NotReadyError         the server is starting, draining, or the model is unloaded: try elsewhere
+├── OverloadedError       too much is queued: wait and try again
+├── ExpiredError          the deadline passed before the model ran
+├── RejectedError         policy `reject`: the input looks adversarial
+├── ReloadError           the new guard or model was refused; the last good one stays
+├── UnauthenticatedError  no token, or a token we don't know
+├── ForbiddenError        the token lacks the scope
+├── DisabledError         this server does not offer that
+└── StartError            the server can't start: port, certificate, token file
+"""
+
+__all__ = [
+    "DisabledError",
+    "ExpiredError",
+    "ForbiddenError",
+    "NotFoundError",
+    "NotReadyError",
+    "OverloadedError",
+    "RejectedError",
+    "ReloadError",
+    "RequestError",
+    "ServiceError",
+    "StartError",
+    "UnauthenticatedError",
+]
+
+
+class ServiceError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class RequestError(ServiceError):
+    """The request is malformed."""
+
+
+class NotFoundError(ServiceError):
+    """No such model, or no such version of it."""
+
+
+class NotReadyError(ServiceError):
+    """The server is starting or draining, or the model is unloaded."""
+
+
+class OverloadedError(ServiceError):
+    """Too much is queued already."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ExpiredError(ServiceError):
+    """The caller's deadline passed before the model ran."""
+
+
+class RejectedError(ServiceError):
+    """The policy refuses inputs that look adversarial."""
+
+
+class ReloadError(ServiceError):
+    """The new guard or model was refused, and the last good one stays."""
+
+
+class UnauthenticatedError(ServiceError):
+    """The call carries no token, or one we don't know."""
+
+
+class ForbiddenError(ServiceError):
+    """The caller's token lacks the scope."""
+
+
+class DisabledError(ServiceError):
+    """This server does not offer that."""
+
+
+class StartError(ServiceError):
+    """The server can't start."""

@@ -1,0 +1,1 @@
+"""Made by proto/generate.py. Don't edit."""

@@ -1,0 +1,213 @@
+"""How the server listens, what it serves and what it allows."""
+
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from detector.errors import SettingsError
+
+__all__ = ["PREFIX", "FailMode", "Policy", "Settings"]
+
+PREFIX = "RELUGUARD_"
+Policy = Literal["annotate", "reject", "shadow"]
+FailMode = Literal["open", "closed"]
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every field can come from the environment: RELUGUARD_PORT, RELUGUARD_DRAIN_S, ...
+
+    Attributes:
+        model: ONNX file to serve; goes with `guard`.
+        guard: guard folder, a link to one, or a folder whose `CURRENT` file names one inside it.
+        name: what callers call the model; the ONNX file's stem if None.
+        models: instead of `model` and `guard`, a folder with one `NAME/model.onnx` and `NAME/guard`
+            for each model.
+        host: address to listen on.
+        port: gRPC port; 0 lets the system choose.
+        metrics_port: HTTP port for /metrics and the status page; None for none, 0 for any.
+        metrics_host: address of that port; `host` if None.
+        max_rows: most images in one request.
+        max_batch: most images in one model run.
+        max_delay_s: longest time the first request of a batch waits for company while a worker idles.
+        max_queue_rows: most images waiting per model.
+        max_wait_s: a request that would wait longer than this, by the measured speed, is refused.
+        max_in_flight: most calls being handled at once, over all models.
+        workers: model runs at the same time, per server.
+        threads: ONNX Runtime threads per run; None: the processors we may use over `workers`.
+        providers: ONNX Runtime execution providers, in order; None for its default.
+        max_message_bytes: largest request; None: `max_rows` tensors and 1 MiB, at least 16 MiB.
+        max_pixels: largest encoded image.
+        max_streams: most concurrent calls of one connection.
+        keepalive_s: idle time after which the server pings; None leaves gRPC's two hours.
+        min_ping_s: shortest time between a client's pings.
+        max_connection_age_s: connections are asked to reconnect after this, so that client-side
+            balancing sees new replicas; None for never.
+        tls_certificate: PEM chain; goes with `tls_key`. Read again when the files change.
+        tls_key: PEM private key.
+        tls_client_ca: PEM certificates that clients' certificates must lead to (mTLS).
+        tokens: TOML file of bearer tokens and scopes; None lets every caller do and see everything
+            but `repository_control`, so leave it None on a trusted network only.
+        policy: `annotate` adds verdicts, `reject` keeps adversarial answers back, `shadow` counts only.
+        fail: when scoring fails, `open` answers without a verdict, `closed` treats the row as
+            adversarial.
+        likelihood_step: unprivileged callers see the likelihood in steps of this size.
+        repository_control: serve RepositoryModelLoad and Unload (to admin tokens).
+        reload_s: how often guard pointers are looked at for a new guard; 0: on SIGHUP only.
+        drain_delay_s: time between NOT_SERVING and refusing new calls.
+        drain_s: longest wait for calls in flight at shutdown.
+        reflection: serve gRPC reflection.
+        log_level: DEBUG, INFO, WARNING or ERROR.
+    """
+
+    model: Path | None = None
+    guard: Path | None = None
+    name: str | None = None
+    models: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_port: int | None = 9464
+    metrics_host: str | None = None
+    max_rows: int = 256
+    max_batch: int = 32
+    max_delay_s: float = 0.001
+    max_queue_rows: int = 1024
+    max_wait_s: float = 2.0
+    max_in_flight: int = 1024
+    workers: int = 1
+    threads: int | None = None
+    providers: tuple[str, ...] | None = None
+    max_message_bytes: int | None = None
+    max_pixels: int = 16_777_216
+    max_streams: int = 1024
+    keepalive_s: float | None = None
+    min_ping_s: float = 10.0
+    max_connection_age_s: float | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens: Path | None = None
+    policy: Policy = "annotate"
+    fail: FailMode = "open"
+    likelihood_step: float = 0.25
+    repository_control: bool = False
+    reload_s: float = 5.0
+    drain_delay_s: float = 0.0
+    drain_s: float = 20.0
+    reflection: bool = False
+    log_level: str = "INFO"
+
+    def __post_init__(self) -> None:
+        self._check_sources()
+        self._check_security()
+        self._check_choices()
+        for name in ("port", "metrics_port"):
+            port = getattr(self, name)
+            if port is not None and not 0 <= port <= 65535:
+                raise SettingsError(f"expected {name} in 0..65535, got {port}")
+        for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
+                     "threads", "max_message_bytes", "max_pixels", "max_streams"):  # fmt: skip
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise SettingsError(f"expected {name} of 1 or more, got {number}")
+        for name in ("max_delay_s", "reload_s", "drain_delay_s", "drain_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SettingsError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+        for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < float("inf"):
+                raise SettingsError(f"expected {name} of more than 0, got {seconds}")
+        if self.max_queue_rows < self.max_rows:
+            raise SettingsError(
+                f"expected max_queue_rows of at least max_rows, {self.max_rows}, "
+                f"got {self.max_queue_rows}"
+            )
+
+    def _check_sources(self) -> None:
+        if self.models is not None and (self.model or self.guard or self.name):
+            raise SettingsError("expected either models, or model and guard: got both")
+        if (self.model is None) != (self.guard is None):
+            raise SettingsError("expected model and guard together: got only one of them")
+
+    def _check_security(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingsError("expected tls_certificate and tls_key together: got only one")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise SettingsError("tls_client_ca needs tls_certificate and tls_key")
+        if self.repository_control and self.tokens is None:
+            raise SettingsError("repository_control needs tokens: only an admin token may use it")
+
+    def _check_choices(self) -> None:
+        for name, allowed in (
+            ("policy", get_args(Policy)),
+            ("fail", get_args(FailMode)),
+            ("log_level", ("DEBUG", "INFO", "WARNING", "ERROR")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise SettingsError(
+                    f"expected {name} one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        if not 0 < self.likelihood_step <= 1:
+            raise SettingsError(
+                f"expected likelihood_step in (0, 1], got {self.likelihood_step}"
+            )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody who reaches the port may use the server."""
+        return self.tokens is None and self.tls_client_ca is None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> "Settings":
+        """Return settings from RELUGUARD_* variables; an override that isn't None wins.
+
+        Raises:
+            SettingsError: an unknown name, or a value of the wrong type or meaning.
+        """
+        environ = os.environ if environ is None else environ
+        known = {field.name: field for field in fields(cls)}
+        hints = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for variable, text in environ.items():
+            if not variable.startswith(PREFIX):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in known or variable != PREFIX + name.upper():
+                raise SettingsError(f"unknown environment variable {variable}")
+            values[name] = _parse(variable, text, hints[name])
+        unknown = sorted(set(overrides) - set(known))
+        if unknown:
+            raise SettingsError(f"unknown settings: {', '.join(unknown)}")
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        return cls(**values)
+
+
+def _parse(variable: str, text: str, hint: Any) -> Any:
+    if get_origin(hint) in {types.UnionType, typing.Union}:
+        if text.lower() in {"", "none"}:
+            return None
+        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
+    if hint is bool:
+        if text.lower() not in _WORDS:
+            raise SettingsError(f"expected true or false in {variable}, got {text!r}")
+        return _WORDS[text.lower()]
+    if get_origin(hint) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if hint is Path:
+        return Path(text)
+    if hint in {int, float}:
+        try:
+            return hint(text)
+        except ValueError as error:
+            what = "a whole number" if hint is int else "a number"
+            # Kubernetes sets NAME_PORT=tcp://... for every Service of that name in the namespace.
+            links = " (Kubernetes service links? set enableServiceLinks: false)"
+            raise SettingsError(
+                f"expected {what} in {variable}, got {text!r}{links if '://' in text else ''}"
+            ) from error
+    return text
