@@ -23,7 +23,9 @@ def pack(active: NDArray[np.bool_]) -> NDArray[np.uint8]:
         SettingsError: not a boolean matrix.
     """
     if active.dtype != np.bool_ or active.ndim != 2:
-        raise SettingsError(f"expected bool bits of shape (N, B), got {active.dtype} {active.shape}")
+        raise SettingsError(
+            f"expected bool bits of shape (N, B), got {active.dtype} {active.shape}"
+        )
     return np.packbits(active, axis=1)
 
 
@@ -35,7 +37,9 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.bool_]:
     """
     _check_packed(packed)
     if packed.shape[1] != -(-bits // 8):
-        raise SettingsError(f"expected {-(-bits // 8)} bytes for {bits} bits, got {packed.shape[1]}")
+        raise SettingsError(
+            f"expected {-(-bits // 8)} bytes for {bits} bits, got {packed.shape[1]}"
+        )
     return np.unpackbits(packed, axis=1, count=bits).astype(np.bool_)
 
 
@@ -53,7 +57,8 @@ def hamming(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
     _check_packed(b)
     if a.shape[1] != b.shape[1] or len(b) not in {1, len(a)}:
         raise SettingsError(f"expected patterns of one shape, got {a.shape} and {b.shape}")
-    return np.bitwise_count(a ^ b).sum(axis=1, dtype=np.int64)
+    counts: NDArray[np.int64] = np.bitwise_count(a ^ b).sum(axis=1, dtype=np.int64)
+    return counts
 
 
 def _check_packed(packed: NDArray[np.uint8]) -> None:

@@ -1,0 +1,236 @@
+"""Compiling a guard into a production model: one ONNX graph, one pass.
+
+Nothing of the original graph is touched. Added are operators that read the taps and outputs of
+their own, so the production outputs stay what they were, bit for bit. N images, D rates, F rates
+read, L taps, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from detector.errors import ModelError
+from detector.features import LOG_FLOOR, FeatureMap
+from detector.head import Head, threshold_at
+from detector.model import OUTPUT_PREFIX, Production
+from detector.taps import Tap
+
+__all__ = [
+    "EVIDENCE",
+    "IS_ADVERSARIAL",
+    "LIKELIHOOD",
+    "LOGITS",
+    "RATES",
+    "SCORE",
+    "compile_guard",
+    "compile_reader",
+]
+
+SCORE = f"{OUTPUT_PREFIX}score"
+LIKELIHOOD = f"{OUTPUT_PREFIX}likelihood"
+IS_ADVERSARIAL = f"{OUTPUT_PREFIX}is_adversarial"
+EVIDENCE = f"{OUTPUT_PREFIX}evidence"
+RATES = f"{OUTPUT_PREFIX}rates"
+LOGITS = f"{OUTPUT_PREFIX}logits"
+
+# HardSigmoid(x) = clip(slope * x) is the bit of x, and stays in ORT's blocked convolution layout,
+# where Sign or Greater would reorder the whole tensor.
+_STEP_SLOPE = 1e38
+
+
+def compile_reader(production: Production, taps: Sequence[Tap]) -> onnx.ModelProto:
+    """Return the model with two more outputs: every firing rate (N, D) and the logits (N, K).
+
+    This is what harvesting reads, so that fitting and serving see the same numbers.
+    """
+    graph = _Graph.over(production)
+    graph.output(RATES, graph.rates(taps), TensorProto.FLOAT, ["N", sum(t.channels for t in taps)])
+    graph.output(LOGITS, graph.logits(production), TensorProto.FLOAT, ["N", None])
+    return graph.proto
+
+
+def compile_guard(
+    production: Production, taps: Sequence[Tap], head: Head, *, fpr: float
+) -> onnx.ModelProto:
+    """Return the guarded model: the production outputs plus what the guard says.
+
+    Further outputs: `reluguard_score` and `reluguard_likelihood` float32 (N,),
+    `reluguard_is_adversarial` bool (N,) at the given false-positive rate, `reluguard_evidence`
+    float32 (N, L).
+
+    Raises:
+        ModelError: the head was made for other taps.
+        SettingsError: the head can't promise so low a false-positive rate.
+    """
+    rates = sum(tap.channels for tap in taps)
+    if head.features.taps != len(taps) or head.features.columns.max(initial=-1) >= rates:
+        raise ModelError(
+            f"expected a head for {len(taps)} taps of {rates} rates, "
+            f"got one for {head.features.taps} taps up to rate {head.features.columns.max()}"
+        )
+    graph = _Graph.over(production)
+    read = graph.rates(taps)
+    if not np.array_equal(head.features.columns, np.arange(rates)):
+        read = graph.add("Gather", read, graph.constant(head.features.columns), axis=1)
+    x = graph.features(head.features, read, graph.logits(production))
+    score = x
+    for i, (w, b) in enumerate(zip(head.weights, head.biases, strict=True)):
+        score = graph.add("Relu", score) if i else score
+        score = graph.gemm(score, w, b)
+    score = graph.add("Reshape", score, graph.constant(np.array([-1])))
+    graph.output(SCORE, score, TensorProto.FLOAT, ["N"])
+    logit = graph.add("Mul", score, graph.constant(np.float32(head.slope)))
+    logit = graph.add("Add", logit, graph.constant(np.float32(head.intercept)))
+    graph.output(LIKELIHOOD, graph.add("Sigmoid", logit), TensorProto.FLOAT, ["N"])
+    limit = graph.constant(np.float32(threshold_at(fpr, head.clean_scores)))
+    graph.output(IS_ADVERSARIAL, graph.add("Greater", score, limit), TensorProto.BOOL, ["N"])
+    by_tap = head.features.feature_taps[:, None] == np.arange(len(taps))
+    shares = (head.evidence_weights[:, None] * by_tap).astype(np.float32)
+    evidence = graph.gemm(x, shares, head.evidence_bias)
+    graph.output(EVIDENCE, evidence, TensorProto.FLOAT, ["N", len(taps)])
+    return graph.proto
+
+
+@dataclass(slots=True)
+class _Graph:
+    """A model being added to. Methods return the name of the tensor they made."""
+
+    proto: onnx.ModelProto
+    opset: int
+    _made: int = field(default=0)
+
+    @classmethod
+    def over(cls, production: Production) -> "_Graph":
+        proto = onnx.ModelProto()
+        proto.CopyFrom(production.proto)
+        return cls(proto, production.opset)
+
+    def _name(self, kind: str) -> str:
+        self._made += 1
+        return f"reluguard/{kind}_{self._made}"
+
+    def constant(self, value: NDArray[Any] | np.float32) -> str:
+        name = self._name("constant")
+        self.proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        name = self._name(op)
+        self.proto.graph.node.append(
+            helper.make_node(op, list(inputs), [name], name=name, **attributes)
+        )
+        return name
+
+    def gemm(self, x: str, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+        return self.add("Gemm", x, self.constant(weights), self.constant(bias))
+
+    def reduce(self, op: str, x: str, axes: list[int], *, keepdims: int) -> str:
+        # ONNX moved the axes from attribute to input, ReduceSum five versions before the others.
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            return self.add(op, x, self.constant(np.array(axes)), keepdims=keepdims)
+        return self.add(op, x, axes=axes, keepdims=keepdims)
+
+    def output(self, name: str, tensor: str, kind: int, shape: list[Any]) -> None:
+        self.proto.graph.node.append(helper.make_node("Identity", [tensor], [name], name=name))
+        self.proto.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+    def logits(self, production: Production) -> str:
+        return self.add("Cast", production.logits, to=TensorProto.FLOAT)
+
+    def rates(self, taps: Sequence[Tap]) -> str:
+        """Every tap's firing rates side by side: float32, (N, D)."""
+        parts = [self._tap_rates(tap) for tap in taps]
+        return self.add("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _tap_rates(self, tap: Tap) -> str:
+        value = tap.name
+        if tap.dtype != "float32":
+            value = self.add("Cast", value, to=TensorProto.FLOAT)
+        if tap.stride > 1:
+            # a pool of one pixel skips rows and columns without leaving the blocked layout
+            value = self.add("MaxPool", value, kernel_shape=[1, 1], strides=[tap.stride] * 2)
+        bits = self.add("HardSigmoid", value, alpha=_STEP_SLOPE, beta=0.0)
+        rank = len(tap.shape)
+        if rank == 1:
+            return bits
+        if tap.channel_axis == 0:
+            if tap.bits == tap.channels:
+                return self.add("Flatten", bits, axis=1)
+            return self.add("Flatten", self.add("GlobalAveragePool", bits), axis=1)
+        return self.reduce("ReduceMean", bits, list(range(1, rank)), keepdims=0)
+
+    def features(self, f: FeatureMap, rates: str, logits: str) -> str:
+        """Standardised features: float32, (N, X). Mirrors FeatureMap.transform."""
+        largest = self._made
+        top2 = self._name("top2")
+        node = helper.make_node(
+            "TopK",
+            [logits, self.constant(np.array([2]))],
+            [top2, f"reluguard/top2_indices_{largest}"],
+            name=top2,
+        )
+        self.proto.graph.node.append(node)
+        first, second = np.array([[1.0], [0.0]], np.float32), np.array([[0.0], [1.0]], np.float32)
+        top = self.add("MatMul", top2, self.constant(first))
+        runner_up = self.add("MatMul", top2, self.constant(second))
+        parts = [rates, *self._confidence(logits, top, runner_up)]
+        if f.classes:
+            parts += self._profile(f, rates, logits, (top, runner_up))
+        x = self.add("Concat", *parts, axis=1)
+        x = self.add("Sub", x, self.constant(f.center))
+        x = self.add("Div", x, self.constant(f.spread))
+        low, high = self.constant(np.float32(-f.limit)), self.constant(np.float32(f.limit))
+        return self.add("Clip", x, low, high)
+
+    def _confidence(self, logits: str, top: str, runner_up: str) -> list[str]:
+        energy = self.reduce("ReduceLogSumExp", logits, [1], keepdims=1)
+        weighted = self.add("Mul", self.add("Softmax", logits, axis=1), logits)
+        expected = self.reduce("ReduceSum", weighted, [1], keepdims=1)
+        return [
+            self.add("Sub", top, energy),
+            self.add("Sub", top, runner_up),
+            energy,
+            self.add("Sub", energy, expected),
+        ]
+
+    def _profile(
+        self, f: FeatureMap, rates: str, logits: str, largest: tuple[str, str]
+    ) -> list[str]:
+        flat = self.gemm(rates, *f.class_weights())
+        s = self.add("Reshape", flat, self.constant(np.array([-1, f.taps, f.classes])))
+        whitened = self.gemm(rates, f.whiten, f.whiten_bias)
+        by_tap = (f.whiten_taps[:, None] == np.arange(f.taps)).astype(np.float32)
+        squared = self.add("Mul", whitened, whitened)
+        length = self.add("MatMul", squared, self.constant(by_tap))
+        total = self.reduce("ReduceLogSumExp", s, [2], keepdims=1)
+        floor = self.constant(np.float32(LOG_FLOOR))
+        posterior = self.add("Max", self.add("Sub", s, total), floor)
+        masks = []
+        for value in largest:
+            same = self.add("Cast", self.add("Equal", logits, value), to=TensorProto.FLOAT)
+            shape = self.constant(np.array([-1, 1, f.classes]))
+            masks.append(self.add("Reshape", same, shape))
+        answer, runner_up = masks
+        s_answer = self.reduce("ReduceSum", self.add("Mul", s, answer), [2], keepdims=0)
+        s_nearest = self.reduce("ReduceMax", s, [2], keepdims=0)
+        return [
+            self._pick(posterior, answer),
+            self._pick(posterior, runner_up),
+            self._log_distance(length, s_answer),
+            self._log_distance(length, s_nearest),
+        ]
+
+    def _pick(self, values: str, mask: str) -> str:
+        return self.reduce("ReduceSum", self.add("Mul", values, mask), [2], keepdims=0)
+
+    def _log_distance(self, length: str, s: str) -> str:
+        """log(1 + max(0, |y|^2 - 2 s)): s is y.m - |m|^2 / 2, so this is log(1 + |y - m|^2)."""
+        twice = self.add("Mul", s, self.constant(np.float32(2)))
+        distance = self.add("Sub", length, twice)
+        positive = self.add("Relu", distance)
+        return self.add("Log", self.add("Add", positive, self.constant(np.float32(1))))

@@ -1,0 +1,251 @@
+"""The production model: an ONNX file, read and never changed. N images, K classes."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from detector.errors import ModelError
+from detector.images import InputSpec
+
+__all__ = [
+    "OUTPUT_PREFIX",
+    "Production",
+    "TensorInfo",
+    "constants",
+    "infer_spec",
+    "load_production",
+]
+
+OUTPUT_PREFIX = "reluguard_"
+MIN_OPSET = 11
+MAX_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """A model input or output: its NumPy dtype by name, and its shape, None where free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Production:
+    """A classifier as its owner runs it.
+
+    `sha256` is over the file and the external weight files it names. `logits` is the tensor the
+    class scores are read from: the classifier output itself, or what enters its final Softmax.
+    """
+
+    proto: onnx.ModelProto
+    sha256: str
+    input: TensorInfo
+    outputs: tuple[TensorInfo, ...]
+    answer: str
+    logits: str
+    opset: int
+
+
+def load_production(path: Path | str, *, output: str | None = None) -> Production:
+    """Return the classifier in an ONNX file, external weights included.
+
+    Args:
+        path: the ONNX file.
+        output: which output holds the class scores; by default the only float output of rank 2.
+
+    Raises:
+        ModelError: missing, unparsable, too large, without its external weights, with several
+            inputs, or without an output that looks like class scores.
+    """
+    path = Path(path)
+    proto, digest = _read(path)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    if opset < MIN_OPSET:
+        raise ModelError(f"expected an ONNX opset of {MIN_OPSET} or newer, {path} has {opset}")
+    graph = proto.graph
+    weights = {item.name for item in graph.initializer}
+    inputs = [_info(value) for value in graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(info.name for info in inputs) or "none"
+        raise ModelError(f"expected a model with exactly one input, {path} has {names}")
+    outputs = tuple(_info(value) for value in graph.output)
+    taken = [info.name for info in outputs if info.name.startswith(OUTPUT_PREFIX)]
+    if taken:
+        raise ModelError(f"expected a plain classifier, {path} is already guarded: {taken[0]}")
+    answer = _choose_output(outputs, output, path)
+    return Production(
+        proto=proto,
+        sha256=digest,
+        input=inputs[0],
+        outputs=outputs,
+        answer=answer,
+        logits=_before_softmax(graph, answer),
+        opset=opset,
+    )
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"can't read the model {path}: {error.strerror}") from error
+    try:
+        proto = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"expected an ONNX model, {path} does not parse as one") from error
+    if not proto.graph.node:
+        raise ModelError(f"expected an ONNX model, {path} holds no graph")
+    digest = hashlib.sha256(data)
+    external = _external_files(proto)
+    size = len(data)
+    for name in sorted(external):
+        file = path.parent / name
+        if not file.is_file() or not file.resolve().is_relative_to(path.parent.resolve()):
+            raise ModelError(f"{path} keeps weights in {name!r}, which is missing beside it")
+        size += file.stat().st_size
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    if size > MAX_BYTES:
+        raise ModelError(f"expected a model of at most 2 GiB with its weights, got {size} bytes")
+    if external:
+        try:
+            load_external_data_for_model(proto, str(path.parent))
+        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"the external weights of {path} can't be read") from error
+    return proto, digest.hexdigest()
+
+
+def _external_files(proto: onnx.ModelProto) -> set[str]:
+    return {
+        entry.value
+        for tensor in proto.graph.initializer
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    if tensor.elem_type == TensorProto.UNDEFINED:
+        raise ModelError(f"expected tensors at the model's edge, {value.name!r} is something else")
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        for dim in tensor.shape.dim
+    )
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return TensorInfo(name=value.name, dtype=dtype.name, shape=shape)
+
+
+def _choose_output(outputs: tuple[TensorInfo, ...], wanted: str | None, path: Path) -> str:
+    found = ", ".join(f"{info.name} {info.dtype} {info.shape}" for info in outputs)
+    if wanted is not None:
+        if wanted not in {info.name for info in outputs}:
+            raise ModelError(f"expected an output named {wanted!r}, {path} has {found}")
+        return wanted
+    scores = [o for o in outputs if o.dtype.startswith("float") and len(o.shape) in {0, 2}]
+    if len(scores) != 1:
+        raise ModelError(
+            f"expected one float output of shape (N, classes), {path} has {found}: "
+            "name the one that holds the class scores"
+        )
+    return scores[0].name
+
+
+def _before_softmax(graph: onnx.GraphProto, answer: str) -> str:
+    for node in graph.node:
+        if answer in node.output:
+            return node.input[0] if node.op_type in {"Softmax", "LogSoftmax"} else answer
+    return answer
+
+
+def constants(graph: onnx.GraphProto) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Return the graph's constant tensors by name: initializers and Constant nodes.
+
+    Lazy: a tensor is decoded only when it is asked for.
+    """
+    return _Constants(graph)
+
+
+class _Constants(Mapping[str, np.ndarray[Any, np.dtype[Any]]]):
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._tensors = {item.name: item for item in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self._tensors[node.output[0]] = attribute.t
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+        return numpy_helper.to_array(self._tensors[name])
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def infer_spec(
+    production: Production,
+    image_shape: tuple[int, int, int],
+    *,
+    scale: float | None = None,
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    bgr: bool = False,
+) -> InputSpec:
+    """Return how images of this size go into this model.
+
+    Args:
+        production: the classifier.
+        image_shape: (H, W, C) of the images at hand; fills in what the model leaves free.
+        scale: factor from pixels to the model's range; by default 1 / 255, or 1 for uint8 inputs.
+        mean: subtracted after scaling, per channel or one for all.
+        std: divided by after that.
+        bgr: whether the model wants blue first.
+
+    Raises:
+        ModelError: images of this size can't be laid into the model's input.
+    """
+    info = production.input
+    h, w, c = image_shape
+    layouts = {"NCHW": (c, h, w), "NHWC": (h, w, c), "flat": (c * h * w,)}
+    fitting = [
+        name
+        for name, shape in layouts.items()
+        if len(info.shape) == len(shape) + 1
+        and all(want in {None, have} for want, have in zip(info.shape[1:], shape, strict=True))
+    ]
+    if not fitting:
+        raise ModelError(
+            f"the model takes {info.dtype} {_text(info.shape)}, "
+            f"which images of {h} x {w} pixels and {c} channels don't fit"
+        )
+    return InputSpec(
+        name=info.name,
+        height=h,
+        width=w,
+        channels=c,
+        layout="NCHW" if "NCHW" in fitting else "NHWC" if "NHWC" in fitting else "flat",
+        dtype=info.dtype,
+        batch=info.shape[0],
+        scale=scale if scale is not None else 1.0 if info.dtype == "uint8" else 1 / 255,
+        mean=mean,
+        std=std,
+        bgr=bgr,
+    )
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"

@@ -1,0 +1,241 @@
+"""A guarded model in this process: tensors or images in, verdicts out. N images, L taps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from detector.artifact import GuardArtifact, check_model, read_guard
+from detector.compile import (
+    EVIDENCE,
+    LIKELIHOOD,
+    LOGITS,
+    RATES,
+    SCORE,
+    compile_guard,
+    compile_reader,
+)
+from detector.errors import ModelError
+from detector.head import conformal_p_values, threshold_at
+from detector.images import Images, InputSpec, check_images, decode_image
+from detector.model import Production, TensorInfo, load_production
+from detector.probe import check_golden
+from detector.session import open_session, run_session
+from detector.taps import Tap
+from detector.verdict import Verdicts
+
+__all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawOutputs:
+    """What one run of a guarded model gave: the production outputs by name, and the guard's own.
+
+    Attributes:
+        outputs: the production outputs, untouched.
+        prediction: int64, (N,).
+        score: float32, (N,).
+        likelihood: float32, (N,).
+        evidence: float32, (N, L).
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    prediction: NDArray[np.int64]
+    score: NDArray[np.float32]
+    likelihood: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+
+
+class Guard:
+    """A production model with its guard compiled in. Safe to call from several threads.
+
+    Example:
+        >>> guard = Guard.open("model.onnx", "guards/r20")  # doctest: +SKIP
+        >>> guard.inspect(images)[0].is_adversarial  # doctest: +SKIP
+        False
+    """
+
+    def __init__(
+        self,
+        production: Production,
+        artifact: GuardArtifact,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        fpr: float | None = None,
+        optimise: bool = True,
+    ) -> None:
+        check_model(artifact, production.sha256)
+        self.artifact = artifact
+        self.fpr = artifact.manifest.fpr if fpr is None else fpr
+        self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
+        self._production = production
+        taps = artifact.manifest.taps
+        self.compiled = compile_guard(production, taps, artifact.head, fpr=self.fpr)
+        self._session = open_session(
+            self.compiled, providers=providers, threads=threads, optimise=optimise
+        )
+        self._names = [info.name for info in production.outputs]
+        self.largest_golden_difference = check_golden(
+            artifact.golden, self.inspect(artifact.golden.images)
+        )
+
+    @classmethod
+    def open(
+        cls,
+        model: Path | str,
+        guard: Path | str,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        fpr: float | None = None,
+    ) -> "Guard":
+        """Return the guarded model, verified: hashes, model binding and golden replay.
+
+        Args:
+            model: the production ONNX file.
+            guard: the guard's folder.
+            providers: ONNX Runtime's execution providers; CPU by default.
+            threads: per run; the cores of the CPU affinity by default.
+            fpr: false-positive rate of the verdicts; the guard's own by default.
+
+        Raises:
+            ModelError: the model can't be read or run.
+            GuardError: the guard is damaged, of another format, or fails its golden replay.
+            ModelMismatchError: the guard was fitted to another model.
+            SettingsError: the guard has too few calibration images for this rate.
+        """
+        artifact = read_guard(guard)
+        production = load_production(model, output=artifact.manifest.answer)
+        return cls(production, artifact, providers=providers, threads=threads, fpr=fpr)
+
+    @property
+    def spec(self) -> InputSpec:
+        """How images go into the model."""
+        return self.artifact.manifest.input
+
+    @property
+    def production_inputs(self) -> tuple[TensorInfo, ...]:
+        """The model's own inputs."""
+        return (self._production.input,)
+
+    @property
+    def production_outputs(self) -> tuple[TensorInfo, ...]:
+        """The model's own outputs."""
+        return self._production.outputs
+
+    def run(self, tensor: NDArray[Any]) -> RawOutputs:
+        """Return everything one pass gives on the model's own input tensor.
+
+        Raises:
+            ImageError: wrong dtype or shape, not finite, or empty.
+            ModelError: the run failed.
+        """
+        self.spec.check_tensor(tensor)
+        fetch = [*self._names, SCORE, LIKELIHOOD, EVIDENCE]
+        values = in_batches(self._session, self.spec, tensor, fetch)
+        *outputs, score, likelihood, evidence = values
+        named = dict(zip(self._names, outputs, strict=True))
+        return RawOutputs(
+            outputs=named,
+            prediction=named[self._production.answer].argmax(axis=1),
+            score=score,
+            likelihood=likelihood,
+            evidence=evidence,
+        )
+
+    def verdicts(self, raw: RawOutputs) -> Verdicts:
+        """Return verdicts with their p-values on what `run` gave."""
+        return Verdicts(
+            prediction=raw.prediction,
+            score=raw.score,
+            likelihood=raw.likelihood,
+            p_value=conformal_p_values(raw.score, self.artifact.head.clean_scores),
+            is_adversarial=raw.score > np.float32(self.threshold),
+            evidence=raw.evidence,
+            outputs=raw.outputs,
+        )
+
+    def inspect(self, images: Images) -> Verdicts:
+        """Return verdicts on uint8 images of shape (N, H, W, C).
+
+        Raises:
+            ImageError: dtype, rank or size is not the model's.
+        """
+        return self.inspect_tensor(self.spec.to_tensor(images))
+
+    def inspect_tensor(self, tensor: NDArray[Any]) -> Verdicts:
+        """Return verdicts on the model's own input tensor.
+
+        Raises:
+            ImageError: wrong dtype or shape, not finite, or empty.
+        """
+        return self.verdicts(self.run(tensor))
+
+    def inspect_encoded(self, images: Sequence[bytes]) -> Verdicts:
+        """Return verdicts on encoded JPEG or PNG images, resized to the model's size.
+
+        Raises:
+            ImageError: one does not decode.
+            ImageTooLargeError: one is larger than the pixel limit.
+        """
+        return self.inspect(np.stack([decode_image(image, self.spec) for image in images]))
+
+    __call__ = inspect
+
+
+class Reader:
+    """A production model that also gives its firing rates and logits: what fitting reads."""
+
+    def __init__(
+        self,
+        production: Production,
+        spec: InputSpec,
+        taps: Sequence[Tap],
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.spec = spec
+        model = compile_reader(production, taps)
+        self._session = open_session(model, providers=providers, threads=threads)
+
+    def read(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return firing rates (N, D) and logits (N, K), float32.
+
+        Args:
+            images: uint8, (N, H, W, C).
+        """
+        check_images(images)
+        tensor = self.spec.to_tensor(images)
+        rates, logits = in_batches(self._session, self.spec, tensor, [RATES, LOGITS])
+        return rates, logits
+
+
+def in_batches(
+    session: ort.InferenceSession, spec: InputSpec, tensor: NDArray[Any], fetch: Sequence[str]
+) -> list[NDArray[Any]]:
+    """Return a session's outputs on any number of rows, whatever batch the model fixes.
+
+    Raises:
+        ModelError: the run failed, or an output does not have one row per image.
+    """
+    if spec.batch is None or spec.batch == len(tensor):
+        values = run_session(session, {spec.name: tensor}, fetch)
+    else:
+        missing = -len(tensor) % spec.batch
+        padding = [(0, missing)] + [(0, 0)] * (tensor.ndim - 1)
+        padded = np.pad(tensor, padding, mode="edge")
+        parts = [
+            run_session(session, {spec.name: padded[i : i + spec.batch]}, fetch)
+            for i in range(0, len(padded), spec.batch)
+        ]
+        values = [np.concatenate(part)[: len(tensor)] for part in zip(*parts, strict=True)]
+    for name, value in zip(fetch, values, strict=True):
+        if value.ndim == 0 or len(value) != len(tensor):
+            raise ModelError(f"expected {len(tensor)} rows in {name}, got shape {value.shape}")
+    return values

@@ -1,0 +1,92 @@
+"""ONNX Runtime sessions, opened one way: no spinning, threads from the CPU affinity."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from detector.errors import ModelError, SettingsError
+
+__all__ = ["available_cores", "open_session", "run_session"]
+
+_FAILURES = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def open_session(
+    model: onnx.ModelProto | bytes,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    optimise: bool = True,
+) -> ort.InferenceSession:
+    """Return a session for a model with its weights inside.
+
+    Args:
+        model: the model, or its serialised bytes.
+        providers: ONNX Runtime's names in order of preference; CPU by default.
+        threads: for one run; all cores of the CPU affinity by default.
+        optimise: whether ONNX Runtime may rewrite the graph.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+        SettingsError: a provider is not available here, or threads is not positive.
+    """
+    chosen = list(providers or ["CPUExecutionProvider"])
+    missing = sorted(set(chosen) - set(ort.get_available_providers()))
+    if missing:
+        there = ", ".join(ort.get_available_providers())
+        raise SettingsError(
+            f"no provider {', '.join(missing)} in this ONNX Runtime; it has {there}"
+        )
+    if threads is not None and threads < 1:
+        raise SettingsError(f"expected 1 or more threads, got {threads}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Spinning burns whole cores between requests for no throughput.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    try:
+        return ort.InferenceSession(data, options, providers=chosen)
+    except _FAILURES as error:
+        raise ModelError(f"ONNX Runtime can't load the model: {_first_line(error)}") from error
+
+
+def run_session(
+    session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+) -> list[NDArray[Any]]:
+    """Return the named outputs of one run, in that order.
+
+    Raises:
+        ModelError: the run failed.
+    """
+    try:
+        return [np.asarray(value) for value in session.run(list(outputs), dict(feeds))]
+    except _FAILURES as error:
+        raise ModelError(f"the model failed to run: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,227 @@
+"""Taps: the tensors whose sign says which gates of a network are open. N images.
+
+Every piecewise-linear gate counts: Relu, Clip from 0, ThresholdedRelu, LeakyRelu, PRelu, their
+fused forms, and quantised tensors whose zero point is the least value, which is a Relu folded into
+the rounding. A site is a node of the graph, so a module called twice gives two taps.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from detector.errors import ModelError, NoTapsError
+from detector.images import InputSpec
+from detector.model import Production, constants
+from detector.session import open_session, run_session
+
+__all__ = ["Tap", "check_taps", "find_taps", "gates"]
+
+_CHANNELS_FIRST = {"Conv", "BatchNormalization", "FusedConv", "ConvTranspose", "QLinearConv"}
+_CHANNELS_LAST = {"Gemm", "MatMul", "FusedGemm", "LayerNormalization"}
+_ACTIVATIONS = {"Relu", "LeakyRelu", "Clip"}
+_AFFINE = {"Add", "BatchNormalization", "Conv", "Gemm", "MatMul"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """One gate to read: ONNX tensor `name`, of `shape` per image; its bit is `value > 0`.
+
+    `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
+    over every `stride`-th row and column.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    channel_axis: int = 0
+    dtype: str = "float32"
+    stride: int = 1
+
+    @property
+    def channels(self) -> int:
+        """How many firing rates the tap gives."""
+        return self.shape[self.channel_axis]
+
+    @property
+    def bits(self) -> int:
+        """How many bits it has per image."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def gates(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return the tensors whose sign is a gate's state, in order: {tensor name: operator}."""
+    values = constants(graph)
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    found: dict[str, str] = {}
+    for node in graph.node:
+        # a quantised image or pooled map has its least value as zero point without being a gate
+        if node.op_type == "QuantizeLinear" and makers.get(node.input[0]) not in _AFFINE:
+            continue
+        tensor = _gate_tensor(node, values, users)
+        if tensor is not None:
+            found.setdefault(tensor, node.op_type)
+    return found
+
+
+def _gate_tensor(  # noqa: C901 - one case per kind of gate
+    node: onnx.NodeProto,
+    values: Mapping[str, NDArray[Any]],
+    users: Mapping[str, list[onnx.NodeProto]],
+) -> str | None:
+    """Return the tensor whose sign is this node's gate, None if the node is no gate."""
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    open_by_output = False
+    match node.op_type:
+        case "Relu":
+            open_by_output = True
+        case "Clip":
+            open_by_output = _clip_minimum(node, attributes, values) == 0
+        case "ThresholdedRelu":
+            open_by_output = attributes.get("alpha", 1.0) >= 0
+        case "LeakyRelu":
+            if attributes.get("alpha", 0.01) < 0:
+                return node.input[0]
+            open_by_output = True
+        case "PRelu":
+            slope = values.get(node.input[1])
+            if slope is None or (slope < 0).any():
+                return node.input[0]
+            open_by_output = True
+        case "FusedConv" | "FusedGemm" | "NhwcFusedConv":
+            open_by_output = attributes.get("activation", b"").decode() in _ACTIVATIONS
+        case "QuantizeLinear":
+            return _quantised_gate(node, values, users)
+    if not open_by_output:
+        return None
+    return _after_quantisation(node.output[0], users) or node.output[0]
+
+
+def _clip_minimum(
+    node: onnx.NodeProto, attributes: Mapping[str, Any], values: Mapping[str, NDArray[Any]]
+) -> float | None:
+    if "min" in attributes:
+        return float(attributes["min"])
+    if len(node.input) > 1 and node.input[1] in values:
+        return float(values[node.input[1]])
+    return None
+
+
+def _quantised_gate(
+    node: onnx.NodeProto,
+    values: Mapping[str, NDArray[Any]],
+    users: Mapping[str, list[onnx.NodeProto]],
+) -> str | None:
+    """A zero point at the least value cuts everything negative: a Relu folded into the rounding."""
+    zero = values.get(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
+    if zero is None or zero.dtype.kind not in "iu" or (zero != np.iinfo(zero.dtype).min).any():
+        return None
+    return _dequantised(node.output[0], users)
+
+
+def _after_quantisation(tensor: str, users: Mapping[str, list[onnx.NodeProto]]) -> str | None:
+    # ORT folds Conv+Relu+QuantizeLinear only while the Relu has that one reader: read the sign
+    # after DequantizeLinear instead, or the production outputs would change.
+    readers = users.get(tensor, [])
+    if len(readers) == 1 and readers[0].op_type == "QuantizeLinear":
+        return _dequantised(readers[0].output[0], users)
+    return None
+
+
+def _dequantised(tensor: str, users: Mapping[str, list[onnx.NodeProto]]) -> str | None:
+    for reader in users.get(tensor, []):
+        if reader.op_type == "DequantizeLinear":
+            return str(reader.output[0])
+    return None
+
+
+def find_taps(production: Production, spec: InputSpec) -> tuple[Tap, ...]:
+    """Return every tap of the model, in the order of its graph.
+
+    The model runs once on a blank input to learn the shapes, so nothing depends on what shape
+    inference can prove.
+
+    Raises:
+        NoTapsError: no gate, or none whose tensor has the batch first.
+        ModelError: the model doesn't run.
+    """
+    found = gates(production.proto.graph)
+    if not found:
+        counts = Counter(node.op_type for node in production.proto.graph.node)
+        listed = ", ".join(f"{op} x {n}" for op, n in counts.most_common(8))
+        raise NoTapsError(
+            "expected a network with Relu, Clip from 0, LeakyRelu or PRelu, "
+            f"found none of them but {listed}"
+        )
+    probe = onnx.ModelProto()
+    probe.CopyFrom(production.proto)
+    existing = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in found if name not in existing
+    )
+    rows = spec.batch or 2
+    blank = np.zeros((rows, *spec.tensor_shape), spec.dtype)
+    values = run_session(open_session(probe, optimise=False), {spec.name: blank}, list(found))
+    layouts = _channel_layouts(production.proto.graph)
+    taps = tuple(
+        Tap(
+            name=name,
+            op=op,
+            shape=value.shape[1:],
+            channel_axis=_channel_axis(value.ndim - 1, layouts.get(name)),
+            dtype=value.dtype.name,
+        )
+        for (name, op), value in zip(found.items(), values, strict=True)
+        if value.ndim >= 2 and value.shape[0] == rows
+    )
+    if not taps:
+        shapes = ", ".join(
+            f"{name} {value.shape}" for name, value in zip(found, values, strict=True)
+        )
+        raise NoTapsError(f"expected gates with the batch of {rows} first, found {shapes}")
+    return taps
+
+
+def _channel_axis(rank: int, layout: str | None) -> int:
+    """Return the axis of (channels) among a tap's `rank` axes after the batch."""
+    if rank == 1 or layout == "first":
+        return 0
+    return rank - 1 if layout == "last" or rank == 2 else 0
+
+
+def _channel_layouts(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return "first" or "last" per tensor, by the nearest producer that settles it."""
+    layouts: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in _CHANNELS_FIRST:
+            layout: str | None = "first"
+        elif node.op_type in _CHANNELS_LAST:
+            layout = "last"
+        elif node.op_type in {"Transpose", "Reshape", "Flatten"}:
+            layout = None
+        else:
+            layout = next((layouts[name] for name in node.input if name in layouts), None)
+        if layout is not None:
+            layouts.update(dict.fromkeys(node.output, layout))
+    return layouts
+
+
+def check_taps(taps: tuple[Tap, ...], names: list[str]) -> tuple[Tap, ...]:
+    """Return the taps of these names, in the graph's order.
+
+    Raises:
+        ModelError: the model has no such tap.
+    """
+    missing = sorted(set(names) - {tap.name for tap in taps})
+    if missing:
+        known = ", ".join(tap.name for tap in taps)
+        raise ModelError(f"the model has no tap {', '.join(missing)}; it has {known}")
+    return tuple(tap for tap in taps if tap.name in set(names))
