@@ -1,0 +1,52 @@
+"""Recipes: what a guard is fitted on, as typed values. One file per recipe, its results beside it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from training.errors import DataError
+from training.fit import HeadSettings
+
+__all__ = ["Portion", "Recipe", "recipe_named"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """One attack or benign change by its slug, on a share of the source images of each split."""
+
+    slug: str
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise DataError(f"expected a share of sources in (0, 1], got {self.share}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What to attack, what to leave harmless, how to split and how to fit."""
+
+    name: str
+    attacks: tuple[Portion, ...]
+    benign: tuple[Portion, ...]
+    head: HeadSettings = field(default_factory=HeadSettings)
+    fit: float = 0.55
+    calibrate: float = 0.30
+    test: float = 0.15
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return a shipped recipe.
+
+    Raises:
+        DataError: there is none of this name.
+    """
+    from training.recipes import default, digits, quick
+
+    known: Mapping[str, Callable[[], Recipe]] = {
+        "default": default.recipe,
+        "quick": quick.recipe,
+        "digits": digits.recipe,
+    }
+    if name not in known:
+        raise DataError(f"expected a recipe among {', '.join(known)}, got {name!r}")
+    return known[name]()

@@ -1,0 +1,145 @@
+"""The user's case, opened and checked: model, taps, images and how they are split.
+
+N images, H rows, W columns, C channels, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.head import images_needed
+from detector.images import Images, InputSpec
+from detector.model import Production, infer_spec, load_production
+from detector.runtime import Reader
+from detector.taps import Tap, find_taps
+from training.data import Dataset, check_classes, check_labels, load_data, split_sources
+from training.errors import DataError
+from training.recipes import Recipe
+
+__all__ = ["Case", "Preprocessing", "open_case", "predict"]
+
+CHUNK = 256
+GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How pixels become the model's input: tensor = (pixel * scale - mean) / std.
+
+    `scale` is 1 / 255 by default, or 1 for a model that takes uint8.
+    """
+
+    scale: float | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    bgr: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What every step of fitting shares.
+
+    Attributes:
+        path: the production ONNX file.
+        production: what is in it.
+        spec: how images go into it.
+        taps: the gates that are read.
+        dataset: the images.
+        splits: disjoint source images by part: "fit", "calibrate" and "test".
+        accuracy: of the model on all of them.
+        right: bool, (N,). Which images the model answers right.
+    """
+
+    path: Path
+    production: Production
+    spec: InputSpec
+    taps: tuple[Tap, ...]
+    dataset: Dataset
+    splits: Mapping[str, NDArray[np.int64]]
+    accuracy: float
+    right: NDArray[np.bool_]
+
+
+def open_case(
+    model: Path,
+    data: str,
+    recipe: Recipe,
+    *,
+    preprocessing: Preprocessing,
+    output: str | None,
+    fpr: float,
+    seed: int,
+    threads: int | None,
+) -> tuple[Case, Reader]:
+    """Return the case and a reader of its firing rates.
+
+    Raises:
+        ModelError: the model can't be read or run, or images of this size don't fit it.
+        NoTapsError: it has no gate to read.
+        DataError: labels out of range, one class only, too few images for the false-positive rate,
+            or a model that all but guesses on these images.
+    """
+    production = load_production(model, output=output)
+    dataset = load_data(data, size=_size(production))
+    check_classes(dataset)
+    h, w, c = dataset.images.shape[1:]
+    spec = infer_spec(
+        production,
+        (h, w, c),
+        scale=preprocessing.scale,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        bgr=preprocessing.bgr,
+    )
+    taps = find_taps(production, spec)
+    reader = Reader(production, spec, taps, threads=threads)
+    classes = predict(reader, dataset.images[:1]).shape[1]
+    if classes < 2:
+        raise DataError(f"expected a model of at least 2 classes, got {classes} output")
+    check_labels(dataset, classes)
+    shares = {"fit": recipe.fit, "calibrate": recipe.calibrate, "test": recipe.test}
+    splits = split_sources(dataset.labels, shares, seed)
+    needed = images_needed(fpr)
+    if len(splits["calibrate"]) < needed:
+        raise DataError(
+            f"a false-positive rate of {fpr} needs {needed} calibration images, which is "
+            f"{int(np.ceil(needed / recipe.calibrate))} images in all; {data} has {len(dataset)}"
+        )
+    right = predict(reader, dataset.images).argmax(axis=1) == dataset.labels
+    accuracy = float(right.mean())
+    if accuracy < GUESSING / classes and accuracy < 0.5:
+        raise DataError(
+            f"the model answers {accuracy:.1%} of these images right, of {classes} classes: labels "
+            "or pixels are not what it was trained on. See --scale, --mean, --std and --bgr"
+        )
+    case = Case(
+        path=model,
+        production=production,
+        spec=spec,
+        taps=taps,
+        dataset=dataset,
+        splits=splits,
+        accuracy=accuracy,
+        right=right,
+    )
+    return case, reader
+
+
+def _size(production: Production) -> tuple[int, int] | None:
+    """Return (H, W) where the model fixes them, for images of another size."""
+    shape = production.input.shape
+    if len(shape) != 4:
+        return None
+    h, w = shape[2:] if shape[1] in {1, 3} else shape[1:3]
+    return (h, w) if h is not None and w is not None else None
+
+
+def predict(reader: Reader, images: Images) -> NDArray[np.float32]:
+    """Return logits, float32 (N, K), in chunks of bounded memory."""
+    parts = [reader.read(images[i : i + CHUNK])[1] for i in range(0, len(images), CHUNK)]
+    logits: NDArray[Any] = np.concatenate(parts)
+    return logits

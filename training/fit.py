@@ -1,0 +1,332 @@
+"""Fitting and calibrating a head on harvested readings. N images, X features, L taps.
+
+The head is a small ensemble of one-hidden-layer networks. Averaging their scores is one wider
+network, so an ensemble costs the graph two products like a single net does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detector.features import FeatureMap
+from detector.head import Head, images_needed
+from detector.taps import Tap
+from training.errors import DataError
+from training.metrics import auroc
+from training.profile import fit_feature_map, select_columns, standardise
+
+__all__ = ["HeadSettings", "Readings", "calibrate", "fit_head"]
+
+Floats = NDArray[np.float32]
+MIN_FOLDS = 5
+
+Kind = Literal["clean", "benign", "attack"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """What the compiled model gave on one kind of images: rates (N, D), logits (N, K) and whence.
+
+    Attributes:
+        name: "clean", or the slug of the attack or benign change.
+        kind: which side it is on: only "attack" is positive.
+        rates: float16, (N, D).
+        logits: float32, (N, K).
+        sources: int64, (N,). Index of the image it was made from.
+        labels: int64, (N,). True class of the source.
+    """
+
+    name: str
+    kind: Kind
+    rates: NDArray[np.float16]
+    logits: Floats
+    sources: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """int64, (N,)."""
+        return self.logits.argmax(axis=1)
+
+    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Readings":
+        """Return these rows only."""
+        return replace(
+            self,
+            rates=self.rates[chosen],
+            logits=self.logits[chosen],
+            sources=self.sources[chosen],
+            labels=self.labels[chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSettings:
+    """How the head is fitted."""
+
+    members: int = 5
+    units: int = 48
+    dropout: float = 0.1
+    weight_decay: float = 1e-3
+    learning_rate: float = 1e-3
+    batch: int = 512
+    epochs: int = 40
+    benign_share: float = 0.5  # of the weight of all negatives
+
+
+def fit_head(
+    groups: Sequence[Readings],
+    *,
+    taps: Sequence[Tap],
+    settings: HeadSettings,
+    seed: int,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Head:
+    """Return a head that tells attacked from clean and benignly changed images, uncalibrated.
+
+    Each member stops early on a fold of source images of its own, at the epoch with the best mean
+    AUROC over the attacks.
+
+    Args:
+        groups: of the fitting sources only; one is "clean", attacks hold successes only.
+        taps: the taps the rates were read at.
+        settings: of the networks and their optimiser.
+        seed: of folds, initial weights and batches.
+        progress: called with the share done.
+
+    Raises:
+        DataError: no clean group, or no attack succeeded.
+    """
+    clean = next((group for group in groups if group.kind == "clean"), None)
+    attacks = [group for group in groups if group.kind == "attack" and len(group)]
+    if clean is None or not attacks:
+        raise DataError("expected clean images and at least one attack that succeeded on some")
+    features = _fit_features(clean, attacks, taps)
+    groups = [group for group in groups if len(group)]
+    inputs = np.concatenate([features.transform(g.rates, g.logits) for g in groups])
+    rows = _Rows(
+        x=torch.from_numpy(inputs),
+        y=torch.from_numpy(np.concatenate([np.full(len(g), g.kind == "attack") for g in groups])),
+        weight=torch.from_numpy(_weights(groups, settings.benign_share)),
+        group=np.concatenate([np.full(len(g), i) for i, g in enumerate(groups)]),
+        sources=np.concatenate([g.sources for g in groups]),
+        is_attack=np.array([g.kind == "attack" for g in groups]),
+    )
+    members = []
+    out_of_fold = np.full(len(inputs), np.nan, np.float32)
+    folds = _folds(rows.sources, max(settings.members, MIN_FOLDS), seed)
+    for k in range(settings.members):
+        held = folds == k
+        member = _fit_member(rows, held, settings, seed + k)
+        out_of_fold[held] = _scores(member, rows.x[held])
+        members.append(member)
+        progress((k + 1) / (settings.members + 1))
+    weights, biases = _join(members)
+    slope, intercept = _fit_logistic(out_of_fold, rows)
+    evidence_weights, evidence_bias = _fit_evidence(features, rows, settings, seed)
+    progress(1.0)
+    return Head(
+        features=features,
+        weights=weights,
+        biases=biases,
+        slope=slope,
+        intercept=intercept,
+        evidence_weights=evidence_weights,
+        evidence_bias=evidence_bias,
+        clean_scores=np.zeros(0, np.float32),
+    )
+
+
+def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence: float) -> Head:
+    """Return the head with its clean scores and its likelihood at a prevalence.
+
+    Args:
+        head: as fitted, its likelihood at even odds.
+        clean: readings of clean images that no step of fitting saw.
+        rates: the false-positive rates it must be able to promise.
+        prevalence: the share of attacks among requests that the likelihood assumes, in (0, 1).
+
+    Raises:
+        DataError: too few clean images for the lowest rate; says how many are needed.
+    """
+    needed = images_needed(min(rates))
+    if len(clean) < needed:
+        raise DataError(
+            f"a false-positive rate of {min(rates)} needs {needed} clean calibration images, "
+            f"got {len(clean)}"
+        )
+    scores = np.sort(head.score(clean.rates, clean.logits).score)
+    odds = float(np.log(prevalence / (1 - prevalence)))
+    return replace(head, clean_scores=scores, intercept=head.intercept + odds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The training table: x (N, X), y, weight (N,), and which group and source each row is from."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    weight: torch.Tensor
+    group: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    is_attack: NDArray[np.bool_]
+
+
+def _fit_features(clean: Readings, attacks: Sequence[Readings], taps: Sequence[Tap]) -> FeatureMap:
+    right = clean.rows(clean.predictions == clean.labels)
+    columns = select_columns(
+        clean.rates.astype(np.float32), [g.rates.astype(np.float32) for g in attacks]
+    )
+    fitted = fit_feature_map(
+        right.rates.astype(np.float32),
+        right.labels,
+        taps=taps,
+        columns=columns,
+        classes=clean.logits.shape[1],
+    )
+    return standardise(fitted, clean.rates.astype(np.float32), clean.logits)
+
+
+def _weights(groups: Sequence[Readings], benign_share: float) -> Floats:
+    """Both sides weigh the same; within a side every group does, but for clean against benign."""
+    count = {kind: sum(g.kind == kind for g in groups) for kind in ("clean", "benign", "attack")}
+    share = {
+        "attack": 1.0,
+        "clean": 1.0 - benign_share if count["benign"] else 1.0,
+        "benign": benign_share,
+    }
+    parts = [np.full(len(g), share[g.kind] / count[g.kind] / len(g)) for g in groups]
+    weights = np.concatenate(parts)
+    return (weights / weights.mean()).astype(np.float32)
+
+
+def _folds(sources: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold of each row, all rows of one source in the same."""
+    unique, index = np.unique(sources, return_inverse=True)
+    return np.random.default_rng(seed).permutation(len(unique))[index] % folds
+
+
+def _network(inputs: int, settings: HeadSettings, generator: torch.Generator) -> torch.nn.Module:
+    network = torch.nn.Sequential(
+        torch.nn.Linear(inputs, settings.units),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(settings.dropout),
+        torch.nn.Linear(settings.units, 1),
+    )
+    for name, parameter in network.named_parameters():
+        bound = 1 / np.sqrt(inputs if name.startswith("0") else settings.units)
+        torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return network
+
+
+def _fit_member(
+    rows: _Rows, held: NDArray[np.bool_], settings: HeadSettings, seed: int
+) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    network = _network(rows.x.shape[1], settings, generator)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    train = torch.from_numpy(np.flatnonzero(~held))
+    steps = settings.epochs * -(-len(train) // settings.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=settings.learning_rate, total_steps=steps
+    )
+    best, best_state = -np.inf, network.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout draws from global state: lent and given back
+        for _ in range(settings.epochs):
+            network.train()
+            order = train[torch.randperm(len(train), generator=generator)]
+            for batch in order.split(settings.batch):
+                loss = _loss(network(rows.x[batch])[:, 0], rows, batch)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+            quality = _quality(_scores(network, rows.x[held]), rows, held)
+            if quality > best:
+                best = quality
+                best_state = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(best_state)
+    return network
+
+
+def _loss(logits: torch.Tensor, rows: _Rows, batch: torch.Tensor) -> torch.Tensor:
+    target = rows.y[batch].to(logits.dtype)
+    weight = rows.weight[batch]
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weight)
+
+
+def _scores(network: torch.nn.Module, x: torch.Tensor) -> Floats:
+    network.eval()
+    with torch.no_grad():
+        scores: Floats = network(x)[:, 0].numpy()
+    return scores
+
+
+def _quality(scores: Floats, rows: _Rows, held: NDArray[np.bool_]) -> float:
+    """Mean AUROC over the attacks against all negatives of the held fold."""
+    group = rows.group[held]
+    negative = scores[~rows.is_attack[group]]
+    values = [
+        auroc(negative, scores[group == i])
+        for i in np.flatnonzero(rows.is_attack)
+        if (group == i).any() and len(negative)
+    ]
+    return float(np.mean(values)) if values else 0.0
+
+
+def _join(members: Sequence[torch.nn.Module]) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
+    """Return the members' mean score as one network, its large matrix in half precision."""
+    states = [{k: v.numpy() for k, v in member.state_dict().items()} for member in members]
+    first = np.concatenate([s["0.weight"].T for s in states], axis=1)
+    last = np.concatenate([s["3.weight"].T for s in states]) / len(states)
+    bias = np.concatenate([s["0.bias"] for s in states])
+    last_bias = np.mean([s["3.bias"] for s in states], axis=0)
+    rounded = first.astype(np.float16).astype(np.float32)
+    return (rounded, last.astype(np.float32)), (bias, last_bias.astype(np.float32))
+
+
+def _fit_logistic(scores: Floats, rows: _Rows) -> tuple[float, float]:
+    """Return slope and intercept of the likelihood at even odds, from out-of-fold scores.
+
+    Source: Platt 1999, Probabilistic outputs for support vector machines.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    seen = ~np.isnan(scores)  # fewer members than folds leave some rows unscored
+    model = LogisticRegression(C=1e6)
+    model.fit(scores[seen, None], rows.y.numpy()[seen], sample_weight=rows.weight.numpy()[seen])
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def _fit_evidence(
+    features: FeatureMap, rows: _Rows, settings: HeadSettings, seed: int
+) -> tuple[Floats, Floats]:
+    """Return one logistic regression per tap over that tap's features, all fitted in one pass."""
+    generator = torch.Generator().manual_seed(seed)
+    by_tap = torch.from_numpy(
+        (features.feature_taps[:, None] == np.arange(features.taps)).astype(np.float32)
+    )
+    weights = torch.zeros(features.width, requires_grad=True)
+    bias = torch.zeros(features.taps, requires_grad=True)
+    optimiser = torch.optim.AdamW([weights, bias], lr=5e-3, weight_decay=1e-2)
+    for _ in range(3):
+        order = torch.randperm(len(rows.x), generator=generator)
+        for batch in order.split(settings.batch):
+            evidence = (rows.x[batch] * weights) @ by_tap + bias
+            target = rows.y[batch].to(evidence.dtype)[:, None].expand_as(evidence)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                evidence, target, weight=rows.weight[batch][:, None]
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return weights.detach().numpy().copy(), bias.detach().numpy().copy()

@@ -1,0 +1,306 @@
+"""The main job: from a production model and images to a guard on disk."""
+
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.artifact import Golden, GuardArtifact, Manifest, write_guard
+from detector.head import Head
+from detector.images import Images
+from detector.runtime import Guard, Reader
+from training.attacks import attack_named
+from training.attacks.base import Victim
+from training.attacks.benign import benign_named
+from training.case import Case, Preprocessing, open_case, predict
+from training.errors import AttackError
+from training.fit import Readings, calibrate, fit_head
+from training.harvest import Changed, Job, Workspace, harvest, plan_jobs
+from training.html import report_page
+from training.recipes import Portion, Recipe, recipe_named
+from training.report import promised_rates, report_card
+from training.twin import Twin, load_twin
+
+__all__ = ["FitSettings", "Progress", "fit_guard", "work_folder"]
+
+GOLDEN_BYTES = 200_000
+GOLDEN_IMAGES = 8
+CLEAN = "clean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    """What a fit is asked for. `work` keeps the shards; by default it lies beside the guard."""
+
+    model: Path
+    data: str
+    out: Path
+    recipe: str | Recipe = "default"
+    twin: str = "auto"
+    output: str | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    fpr: float = 0.05
+    prevalence: float = 0.5
+    seed: int = 0
+    threads: int | None = None
+    work: Path | None = None
+
+
+class Progress:
+    """What happens meanwhile. This one stays silent; the command line draws bars."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A step of so many units begins."""
+
+    def advance(self, units: int) -> None:
+        """Units of the current step are done."""
+
+
+def work_folder(settings: FitSettings) -> Path:
+    """Return where the shards lie."""
+    return settings.work or settings.out.with_name(f"{settings.out.name}.work")
+
+
+def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardArtifact:
+    """Fit a guard, write it to `settings.out` and return it.
+
+    What the work folder holds already is not made again, so a fit that was killed goes on.
+
+    Raises:
+        DataError: the data don't fit the model, or are too few for the rate asked for.
+        TwinError: the twin can't be made, or does not match the model.
+        ModelError: the model can't be read, run or guarded.
+        OSError: the disk is full; nothing half-written is left.
+    """
+    progress = progress or Progress()
+    started = perf_counter()
+    recipe = settings.recipe
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    progress.stage("model and data", 1)
+    case, reader = open_case(
+        settings.model,
+        settings.data,
+        recipe,
+        preprocessing=settings.preprocessing,
+        output=settings.output,
+        fpr=settings.fpr,
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    twin = load_twin(
+        settings.model,
+        case.spec,
+        settings.twin,
+        output=settings.output,
+        images=case.dataset.images[case.splits["fit"][:8]],
+    )
+    progress.advance(1)
+    workspace = Workspace(work_folder(settings), _plan(case, recipe, settings))
+    jobs = _harvest(case, recipe, twin, reader, workspace, settings.seed, progress)
+    head = _fit(case, recipe, jobs, workspace, settings, progress)
+    head = calibrate(
+        head,
+        _readings(case, reader, case.splits["calibrate"]),
+        rates=[settings.fpr],
+        prevalence=settings.prevalence,
+    )
+    manifest = _manifest(case, head, recipe, settings)
+    golden = _golden(case, head, reader, jobs, workspace)
+    progress.stage("report card", 1)
+    draft = GuardArtifact(path=settings.out, digest="", manifest=manifest, head=head, golden=golden)
+    guard = Guard(case.production, draft, threads=settings.threads)
+    card = report_card(
+        guard,
+        workspace,
+        {slug: _of_split(made, "test") for slug, made in jobs.items()},
+        thresholds=manifest.thresholds,
+        seed=settings.seed,
+    )
+    card["seconds"] = perf_counter() - started
+    progress.advance(1)
+    return write_guard(
+        settings.out,
+        manifest=replace(manifest, metrics=card),
+        head=head,
+        golden=golden,
+        reports={
+            "report.json": json.dumps(card, indent=2).encode(),
+            "report.html": report_page(card, manifest).encode(),
+        },
+    )
+
+
+def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
+    """Everything that a shard's content depends on."""
+    return {
+        "model": case.production.sha256,
+        "data": case.dataset.digest,
+        "input": case.spec.to_json(),
+        "output": case.production.answer,
+        "twin": settings.twin,
+        "splits": {"fit": recipe.fit, "calibrate": recipe.calibrate, "test": recipe.test},
+        "attacks": [asdict(portion) for portion in recipe.attacks],
+        "benign": [asdict(portion) for portion in recipe.benign],
+        "seed": settings.seed,
+    }
+
+
+def _of_split(jobs: Sequence[Job], split: str) -> list[Job]:
+    return [job for job in jobs if job.split == split]
+
+
+def _harvest(
+    case: Case,
+    recipe: Recipe,
+    twin: Twin | None,
+    reader: Reader,
+    workspace: Workspace,
+    seed: int,
+    progress: Progress,
+) -> dict[str, list[Job]]:
+    """Make every shard of the recipe; return the jobs by slug, clean first."""
+    victim = Victim(predict=lambda images: predict(reader, images), twin=twin)
+    fitted = {split: case.splits[split] for split in ("fit", "test")}
+    jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted)}
+    for index, portion in enumerate(recipe.benign):
+        jobs[portion.slug] = plan_jobs(
+            portion.slug, "benign", _portion(fitted, portion, seed + index)
+        )
+    # an attack has nothing to do where the model is wrong already
+    right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
+    for index, portion in enumerate(recipe.attacks):
+        if twin is None and attack_named(portion.slug).needs_gradients:
+            continue
+        jobs[portion.slug] = plan_jobs(
+            portion.slug, "attack", _portion(right, portion, seed + 1000 + index)
+        )
+    if not any(made[0].kind == "attack" for made in jobs.values()):
+        raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
+    for slug, made in jobs.items():
+        progress.stage(slug, sum(len(job.sources) for job in made))
+        harvest(
+            made,
+            workspace=workspace,
+            images=case.dataset.images,
+            labels=case.dataset.labels,
+            change=lambda job, images, labels: _change(job, images, labels, victim, seed),
+            reader=reader,
+            progress=lambda job: progress.advance(len(job.sources)),
+        )
+    return jobs
+
+
+def _portion(
+    splits: Mapping[str, NDArray[np.int64]], portion: Portion, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Return a share of each split's sources, other ones for each attack."""
+    rng = np.random.default_rng(seed)
+    return {
+        split: np.sort(rng.permutation(sources)[: max(1, round(portion.share * len(sources)))])
+        for split, sources in splits.items()
+    }
+
+
+def _change(
+    job: Job, images: Images, labels: NDArray[np.int64], victim: Victim, seed: int
+) -> Changed:
+    """Attack or change one shard's images, its randomness its own."""
+    if job.kind == "clean":
+        return Changed(images=images, success=np.ones(len(images), np.bool_))
+    own = int(np.random.SeedSequence([seed, job.number, len(job.split)]).generate_state(1)[0])
+    if job.kind == "benign":
+        changed = benign_named(job.slug)(images, seed=own)
+        return Changed(images=changed, success=np.ones(len(images), np.bool_))
+    result = attack_named(job.slug)(images, labels, victim, seed=own)
+    return Changed(images=result.images, success=result.success)
+
+
+def _fit(
+    case: Case,
+    recipe: Recipe,
+    jobs: Mapping[str, Sequence[Job]],
+    workspace: Workspace,
+    settings: FitSettings,
+    progress: Progress,
+) -> Head:
+    groups = [workspace.readings(_of_split(made, "fit")) for made in jobs.values()]
+    progress.stage("head", 100)
+    done = 0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        progress.advance(round(100 * share) - done)
+        done = round(100 * share)
+
+    return fit_head(
+        groups, taps=case.taps, settings=recipe.head, seed=settings.seed, progress=advance
+    )
+
+
+def _readings(case: Case, reader: Reader, sources: NDArray[np.int64]) -> Readings:
+    """Return clean readings in full precision, as serving sees them."""
+    parts = [
+        reader.read(case.dataset.images[sources[i : i + 256]]) for i in range(0, len(sources), 256)
+    ]
+    return Readings(
+        name=CLEAN,
+        kind="clean",
+        rates=np.concatenate([rates for rates, _ in parts]),
+        logits=np.concatenate([logits for _, logits in parts]),
+        sources=sources,
+        labels=case.dataset.labels[sources],
+    )
+
+
+def _golden(
+    case: Case,
+    head: Head,
+    reader: Reader,
+    jobs: Mapping[str, Sequence[Job]],
+    workspace: Workspace,
+) -> Golden:
+    """Return a few clean and attacked images with what the guard must say of them."""
+    room = max(1, min(GOLDEN_IMAGES, GOLDEN_BYTES // case.dataset.images[0].nbytes))
+    images = [case.dataset.images[case.splits["calibrate"][: -(-room // 2)]]]
+    attacked = next(made for made in jobs.values() if made[0].kind == "attack")
+    shard = workspace.read(attacked[0])
+    if shard.images is not None:
+        images.append(shard.images[shard.success][: room // 2])
+    chosen = np.concatenate(images)
+    rates, logits = reader.read(chosen)
+    return Golden(
+        images=chosen,
+        rates=rates,
+        score=head.score(rates, logits).score,
+        prediction=logits.argmax(axis=1),
+    )
+
+
+def _manifest(case: Case, head: Head, recipe: Recipe, settings: FitSettings) -> Manifest:
+    packages = ("numpy", "onnxruntime", "torch", "adversarial-robustness-toolbox")
+    return Manifest(
+        model_sha256=case.production.sha256,
+        input=case.spec,
+        answer=case.production.answer,
+        taps=case.taps,
+        fpr=settings.fpr,
+        thresholds=promised_rates(head.clean_scores, settings.fpr),
+        calibration_images=len(head.clean_scores),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        provenance={
+            "recipe": asdict(recipe),
+            "seed": settings.seed,
+            "twin": settings.twin,
+            "prevalence": settings.prevalence,
+            "data": {"source": case.dataset.source, "sha256": case.dataset.digest},
+            "images": {split: len(sources) for split, sources in case.splits.items()},
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+        },
+    )

@@ -1,0 +1,129 @@
+"""The report card: what a guard does on images that no step of fitting saw.
+
+Headline figures are on attacks that succeeded from sources the model answers right, with thresholds
+from clean calibration images alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.features import confidence
+from detector.head import threshold_at
+from detector.runtime import Guard
+from training.fit import Kind, Readings
+from training.harvest import Job, Workspace
+from training.metrics import auroc_interval, rate_above, rate_interval
+
+__all__ = ["REPORTED_RATES", "prevalence_table", "promised_rates", "report_card"]
+
+REPORTED_RATES = (0.001, 0.01, 0.05)
+PREVALENCES = (1e-2, 1e-3, 1e-5)
+
+
+def promised_rates(clean_scores: NDArray[np.float32], own: float) -> dict[str, float]:
+    """Return the thresholds a guard's calibration images suffice for, keyed by the rate."""
+    rates = sorted({*REPORTED_RATES, own})
+    enough = [rate for rate in rates if np.floor(rate * (len(clean_scores) + 1) + 1e-9) >= 1]
+    return {f"{rate:g}": threshold_at(rate, clean_scores) for rate in enough}
+
+
+def report_card(
+    guard: Guard,
+    workspace: Workspace,
+    jobs: Mapping[str, Sequence[Job]],
+    *,
+    thresholds: Mapping[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    """Return the report card as plain values.
+
+    Every score comes from the compiled guard's arithmetic on the harvested readings of the test
+    split.
+
+    Args:
+        guard: the finished guard.
+        workspace: holds the shards.
+        jobs: the shards of the test split by slug.
+        thresholds: by false-positive rate.
+        seed: of the bootstrap.
+    """
+    kinds: dict[str, Kind] = {slug: made[0].kind for slug, made in jobs.items()}
+    readings = {slug: workspace.readings(made) for slug, made in jobs.items()}
+    scores = {slug: _scores(guard, group) for slug, group in readings.items()}
+    clean = next(slug for slug, kind in kinds.items() if kind == "clean")
+    right = readings[clean].predictions == readings[clean].labels
+    card: dict[str, Any] = {
+        "clean": {
+            "images": len(right),
+            "accuracy": rate_interval(int(right.sum()), len(right)).to_json(),
+            "false_positive_rate": _rates(scores[clean], thresholds),
+            "misclassified_flagged": (
+                _rates(scores[clean][~right], thresholds) if (~right).any() else {}
+            ),
+        },
+        "attacks": {},
+        "benign": {},
+    }
+    baseline = -confidence(readings[clean].logits)[:, 1]
+    for slug, group in readings.items():
+        if kinds[slug] == "benign":
+            card["benign"][slug] = {
+                "images": len(group),
+                "flagged": _rates(scores[slug], thresholds),
+            }
+        if kinds[slug] == "attack":
+            tried = sum(len(job.sources) for job in jobs[slug])
+            entry: dict[str, Any] = {"tried": tried, "succeeded": len(group)}
+            if len(group):
+                entry |= _detection(
+                    (scores[clean], readings[clean]), (scores[slug], group), thresholds, seed
+                )
+                entry["confidence_only_auroc"] = auroc_interval(
+                    baseline,
+                    readings[clean].sources,
+                    -confidence(group.logits)[:, 1],
+                    group.sources,
+                    seed=seed,
+                    draws=1,
+                ).value
+            card["attacks"][slug] = entry
+    found = [entry["auroc"]["value"] for entry in card["attacks"].values() if "auroc" in entry]
+    card["summary"] = {
+        "mean_auroc": float(np.mean(found)) if found else None,
+        "worst_auroc": float(np.min(found)) if found else None,
+        "attacks": len(found),
+    }
+    return card
+
+
+def _scores(guard: Guard, group: Readings) -> NDArray[np.float32]:
+    if not len(group):
+        return np.zeros(0, np.float32)
+    return guard.artifact.head.score(group.rates, group.logits).score
+
+
+def _rates(scores: NDArray[np.float32], thresholds: Mapping[str, float]) -> dict[str, Any]:
+    return {rate: rate_above(scores, limit).to_json() for rate, limit in thresholds.items()}
+
+
+def _detection(
+    clean: tuple[NDArray[np.float32], Readings],
+    attacked: tuple[NDArray[np.float32], Readings],
+    thresholds: Mapping[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    interval = auroc_interval(
+        clean[0], clean[1].sources, attacked[0], attacked[1].sources, seed=seed
+    )
+    return {"auroc": interval.to_json(), "detected": _rates(attacked[0], thresholds)}
+
+
+def prevalence_table(detected: float, fpr: float) -> dict[str, float]:
+    """Return the positive predictive value at each prevalence of attacks among requests."""
+    return {
+        f"{p:g}": detected * p / (detected * p + fpr * (1 - p)) if detected else 0.0
+        for p in PREVALENCES
+    }
