@@ -1,0 +1,1 @@
+"""Understanding the network: analyses of which ReLUs fire, arrays in and arrays out."""
