@@ -43,6 +43,7 @@ __all__ = [
     "check_model",
     "folder_aside",
     "read_guard",
+    "write_file",
     "write_guard",
 ]
 
@@ -156,6 +157,20 @@ def folder_aside(path: Path) -> Iterator[Path]:
             aside.replace(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_file(
+    path: Path, data: bytes = b"", *, npz: Mapping[str, NDArray[Any]] | None = None
+) -> None:
+    """Write a file, whole or not at all: these bytes, or these arrays as an npz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_durably(aside, data if npz is None else _npz(npz))
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
         raise
 
 

@@ -53,7 +53,8 @@ class Readings:
     @property
     def predictions(self) -> NDArray[np.int64]:
         """int64, (N,)."""
-        return self.logits.argmax(axis=1)
+        answers: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return answers
 
     def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Readings":
         """Return these rows only."""
@@ -209,7 +210,8 @@ def _weights(groups: Sequence[Readings], benign_share: float) -> Floats:
 def _folds(sources: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
     """Return the fold of each row, all rows of one source in the same."""
     unique, index = np.unique(sources, return_inverse=True)
-    return np.random.default_rng(seed).permutation(len(unique))[index] % folds
+    dealt: NDArray[np.int64] = np.random.default_rng(seed).permutation(len(unique))[index] % folds
+    return dealt
 
 
 def _network(inputs: int, settings: HeadSettings, generator: torch.Generator) -> torch.nn.Module:

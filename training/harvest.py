@@ -1,13 +1,12 @@
 """Harvest: attack or change images, read them through the compiled graph, keep it in shards.
 
 A shard is one attack on one run of source images; it is written aside and renamed, so that
-whatever is there is whole and a fit that was killed goes on where it was. N images, D rates, K classes.
+whatever is there is whole and a fit that was killed goes on where it was. N images, D rates, K
+classes.
 """
 
 import hashlib
-import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.artifact import write_file
 from detector.images import Images
 from detector.runtime import Reader
 from training.errors import DataError
@@ -90,7 +90,7 @@ class Workspace:
                 )
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(file, text.encode())
+            write_file(file, text.encode())
 
     def has(self, job: Job) -> bool:
         """Whether the shard is there."""
@@ -98,9 +98,7 @@ class Workspace:
 
     def write(self, job: Job, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep a shard, whole or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        _write(self.folder / job.file, buffer.getvalue())
+        write_file(self.folder / job.file, npz=arrays)
 
     def read(self, job: Job) -> Shard:
         """Return a shard.
@@ -132,20 +130,6 @@ class Workspace:
     def images(self, jobs: Sequence[Job]) -> Iterator[Shard]:
         """Yield the shards of the jobs one by one."""
         return (self.read(job) for job in jobs)
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def plan_jobs(slug: str, kind: Kind, splits: Mapping[str, NDArray[np.int64]]) -> list[Job]:

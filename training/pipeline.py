@@ -1,6 +1,6 @@
 """The main job: from a production model and images to a guard on disk."""
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,12 @@ from training.errors import AttackError
 from training.fit import Readings, calibrate, fit_head
 from training.harvest import Changed, Job, Workspace, harvest, plan_jobs
 from training.html import report_page
+from training.progress import Progress
 from training.recipes import Portion, Recipe, recipe_named
 from training.report import promised_rates, report_card
 from training.twin import Twin, load_twin
 
-__all__ = ["FitSettings", "Progress", "fit_guard", "work_folder"]
+__all__ = ["FitSettings", "fit_guard", "work_folder"]
 
 GOLDEN_BYTES = 200_000
 GOLDEN_IMAGES = 8
@@ -51,16 +52,6 @@ class FitSettings:
     seed: int = 0
     threads: int | None = None
     work: Path | None = None
-
-
-class Progress:
-    """What happens meanwhile. This one stays silent; the command line draws bars."""
-
-    def stage(self, title: str, total: int) -> None:
-        """A step of so many units begins."""
-
-    def advance(self, units: int) -> None:
-        """Units of the current step are done."""
 
 
 def work_folder(settings: FitSettings) -> Path:
@@ -293,7 +284,7 @@ def _manifest(case: Case, head: Head, recipe: Recipe, settings: FitSettings) -> 
         fpr=settings.fpr,
         thresholds=promised_rates(head.clean_scores, settings.fpr),
         calibration_images=len(head.clean_scores),
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         provenance={
             "recipe": asdict(recipe),
             "seed": settings.seed,

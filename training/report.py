@@ -17,7 +17,7 @@ from training.fit import Kind, Readings
 from training.harvest import Job, Workspace
 from training.metrics import auroc_interval, rate_above, rate_interval
 
-__all__ = ["REPORTED_RATES", "prevalence_table", "promised_rates", "report_card"]
+__all__ = ["REPORTED_RATES", "prevalence_table", "print_card", "promised_rates", "report_card"]
 
 REPORTED_RATES = (0.001, 0.01, 0.05)
 PREVALENCES = (1e-2, 1e-3, 1e-5)
@@ -127,3 +127,33 @@ def prevalence_table(detected: float, fpr: float) -> dict[str, float]:
         f"{p:g}": detected * p / (detected * p + fpr * (1 - p)) if detected else 0.0
         for p in PREVALENCES
     }
+
+
+def print_card(card: Mapping[str, Any]) -> None:
+    """Print the report card as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    rate = next(iter(reversed(card["clean"]["false_positive_rate"])))
+    clean = card["clean"]
+    console.print(f"clean accuracy {_text(clean['accuracy'])} on {clean['images']} unseen images")
+    for fpr, value in clean["false_positive_rate"].items():
+        console.print(f"clean images flagged at the {fpr} threshold: {_text(value)}")
+    attacks = Table("attack", "succeeded", "AUROC", f"detected at {rate}", "confidence alone")
+    for slug, entry in card["attacks"].items():
+        share = f"{entry['succeeded']} / {entry['tried']}"
+        if "auroc" in entry:
+            detected, alone = entry["detected"][rate], f"{entry['confidence_only_auroc']:.3f}"
+            attacks.add_row(slug, share, _text(entry["auroc"]), _text(detected), alone)
+        else:
+            attacks.add_row(slug, share, "-", "-", "-")
+    console.print(attacks)
+    benign = Table("harmless change", "images", f"flagged at {rate}")
+    for slug, entry in card["benign"].items():
+        benign.add_row(slug, str(entry["images"]), _text(entry["flagged"][rate]))
+    console.print(benign)
+
+
+def _text(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

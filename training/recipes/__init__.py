@@ -40,12 +40,14 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         DataError: there is none of this name.
     """
-    from training.recipes import default, digits, quick
+    from training.recipes.default import default
+    from training.recipes.digits import digits
+    from training.recipes.quick import quick
 
     known: Mapping[str, Callable[[], Recipe]] = {
-        "default": default.recipe,
-        "quick": quick.recipe,
-        "digits": digits.recipe,
+        "default": default,
+        "quick": quick,
+        "digits": digits,
     }
     if name not in known:
         raise DataError(f"expected a recipe among {', '.join(known)}, got {name!r}")

@@ -1,0 +1,270 @@
+"""reluguard: how likely is this image an adversarial example? Read from which ReLUs fired.
+
+The public names, and the command `reluguard`. Everything is loaded when it is used: importing this
+module is free, and serving never imports torch.
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from service.client import AsyncClient, Client
+
+    from detector.errors import DetectorError
+    from detector.runtime import Guard
+    from detector.verdict import Verdict, Verdicts
+    from training.progress import Progress
+
+__all__ = ["AsyncClient", "Client", "DetectorError", "Guard", "Verdict", "Verdicts", "main"]
+
+_HOMES = {
+    "AsyncClient": "service.client",
+    "Client": "service.client",
+    "DetectorError": "detector.errors",
+    "Guard": "detector.runtime",
+    "Verdict": "detector.verdict",
+    "Verdicts": "detector.verdict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reluguard' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+app = typer.Typer(
+    name="reluguard",
+    help="Tells, per request and in the same forward pass, how likely an image is adversarial.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[Path, typer.Option("--model", help="The production model, an ONNX file.")]
+GuardFolder = Annotated[Path, typer.Option("--guard", help="The guard's folder.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Labelled images: an .npz with `images` uint8 (N, H, W, C) and `labels`, a folder "
+        "per class, or torchvision:NAME:ROOT.",
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="Threads per run; by default the usable cores.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
+
+
+@app.command()
+def demo(
+    *,
+    as_json: Json = False,
+    out: Annotated[Path, typer.Option("--out", help="Where pictures and files go.")] = Path(
+        "out/demo"
+    ),
+    seed: Seed = 0,
+) -> None:
+    """Run the whole main job on handwritten digits: train, attack, fit, serve, ask."""
+    from training.demo import print_demo, run_demo
+
+    with _progress(quiet=as_json) as progress:
+        result = run_demo(out, seed=seed, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(result.summary))
+    else:
+        print_demo(result)
+
+
+@app.command()
+def fit(
+    *,
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The guard's folder to write.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="What to attack with: default, quick or digits.")
+    ] = "default",
+    twin: Annotated[
+        str,
+        typer.Option(
+            "--twin",
+            help="Where gradients come from: auto converts the ONNX file, package.module:function "
+            "gives your torch module, none leaves only black-box attacks.",
+        ),
+    ] = "auto",
+    output: Annotated[
+        str | None, typer.Option("--output", help="The model output with the class scores.")
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option("--scale", help="Factor from pixels to the model's range. [default: 1/255]"),
+    ] = None,
+    mean: Annotated[
+        str, typer.Option("--mean", help="Subtracted after scaling: one value or one per channel.")
+    ] = "0",
+    std: Annotated[
+        str, typer.Option("--std", help="Divided by after that: one value or one per channel.")
+    ] = "1",
+    bgr: Annotated[bool, typer.Option("--bgr", help="The model wants blue first.")] = False,
+    target_fpr: Annotated[
+        float, typer.Option("--target-fpr", help="Share of clean images that may be flagged.")
+    ] = 0.05,
+    prevalence: Annotated[
+        float, typer.Option("--prevalence", help="Share of attacks the likelihood assumes.")
+    ] = 0.5,
+    seed: Seed = 0,
+    threads: Threads = None,
+    work: Annotated[
+        Path | None,
+        typer.Option("--work", help="Where harvested shards are kept. [default: OUT.work]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a guard: attack clean images, read which ReLUs fire, fit and calibrate a head."""
+    from training.case import Preprocessing
+    from training.pipeline import FitSettings, fit_guard
+    from training.report import print_card
+
+    preprocessing = Preprocessing(scale=scale, mean=_floats(mean), std=_floats(std), bgr=bgr)
+    settings = FitSettings(
+        model=model,
+        data=data,
+        out=out,
+        recipe=recipe,
+        twin=twin,
+        output=output,
+        preprocessing=preprocessing,
+        fpr=target_fpr,
+        prevalence=prevalence,
+        seed=seed,
+        threads=threads,
+        work=work,
+    )
+    with _progress(quiet=as_json) as progress:
+        artifact = fit_guard(settings, progress)
+    if as_json:
+        document = {"guard": str(out), "digest": artifact.digest, **artifact.manifest.metrics}
+        typer.echo(json.dumps(document))
+    else:
+        print_card(artifact.manifest.metrics)
+        typer.echo(f"\nguard: {out}\nreport: {out / 'report.html'}")
+
+
+@app.command()
+def score(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The .npz file of verdicts to write.")],
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Write offline verdicts: prediction, score, likelihood, p_value, is_adversarial, evidence."""
+    from training.score import score_data
+
+    with _progress(quiet=as_json) as progress:
+        summary = score_data(model, guard, data, out, threads=threads, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        flagged = f"{summary['flagged']} of {summary['images']} images flagged"
+        typer.echo(f"{flagged} ({summary['flagged'] / summary['images']:.2%}), written to {out}")
+
+
+@app.command()
+def export(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    out: Annotated[Path, typer.Option("--out", help="The guarded ONNX file to write.")],
+    target_fpr: Annotated[
+        float | None,
+        typer.Option("--target-fpr", help="Rate of reluguard_is_adversarial. [the guard's own]"),
+    ] = None,
+) -> None:
+    """Write one self-contained guarded ONNX file, for any ONNX runtime."""
+    from detector.artifact import write_file
+    from detector.runtime import Guard
+
+    opened = Guard.open(model, guard, fpr=target_fpr)
+    write_file(out, opened.compiled.SerializeToString())
+    names = ", ".join(value.name for value in opened.compiled.graph.output)
+    typer.echo(f"{out}: outputs {names}")
+
+
+@app.command()
+def bench(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Batch size; may be repeated. [1, 8, 32]")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed pairs per batch size.")] = 200,
+    threads: Annotated[int, typer.Option("--threads", help="Threads per run.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the guarded model against the plain one, run by run in turn."""
+    from detector.bench import bench_guard
+
+    result = bench_guard(model, guard, batches=batch or [1, 8, 32], rounds=rounds, threads=threads)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for row in result["batches"]:
+        low, high = row["overhead_quartiles"]
+        typer.echo(
+            f"batch {row['batch']:>3}: plain {row['plain_p50_s'] * 1e3:8.3f} ms, guarded "
+            f"{row['guarded_p50_s'] * 1e3:8.3f} ms, ratio {row['overhead_p50']:.3f} "
+            f"[{low:.3f}, {high:.3f}]"
+        )
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers with commas between, got {text!r}") from error
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator["Progress"]:
+    """Give progress bars on standard error, or silence."""
+    from training.progress import Bars, Progress
+
+    with Progress() if quiet else Bars() as progress:
+        yield progress
+
+
+def main() -> None:
+    """Run the command line: exit code 0 good, 1 failed with one clear line, 2 wrong usage."""
+    from detector.errors import DetectorError
+
+    try:
+        app()
+    except DetectorError as error:
+        typer.echo(f"reluguard: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        typer.echo(f"reluguard: {error.strerror or error}: {error.filename or ''}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("reluguard: interrupted; what is in the work folder is kept", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Telling people what happens meanwhile: silence, or bars on standard error."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+__all__ = ["Bars", "Progress"]
+
+
+class Progress:
+    """Stays silent; a context manager."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A step of so many units begins."""
+
+    def advance(self, units: int) -> None:
+        """Units of the current step are done."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to end."""
+
+
+class Bars(Progress):
+    """One bar per stage."""
+
+    def __init__(self) -> None:
+        self._bars = RichProgress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._current = self._bars.add_task("start", visible=False)
+
+    def stage(self, title: str, total: int) -> None:
+        """Start a bar."""
+        self._current = self._bars.add_task(title, total=total)
+
+    def advance(self, units: int) -> None:
+        """Move the current bar."""
+        self._bars.advance(self._current, units)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the bars on the screen as they are."""
+        self._bars.stop()
