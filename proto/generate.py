@@ -41,7 +41,9 @@ def generate(target: Path) -> None:
             descriptors = target / f"{module}.binpb"
             _protoc(source, f"--descriptor_set_out={descriptors}", f"--pyi_out={scratch}")
             stub = (Path(scratch) / source).with_name(f"{Path(source).stem}_pb2.pyi")
-            (target / f"{module}.pyi").write_text(stub.read_text(encoding="utf-8"), encoding="utf-8")
+            (target / f"{module}.pyi").write_text(
+                stub.read_text(encoding="utf-8"), encoding="utf-8"
+            )
             (file,) = FileDescriptorSet.FromString(descriptors.read_bytes()).file
             names = [
                 f'{message.name} = message_class("{file.package}.{message.name}")'

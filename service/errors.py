@@ -11,10 +11,14 @@ ServiceError
 ├── UnauthenticatedError  no token, or a token we don't know
 ├── ForbiddenError        the token lacks the scope
 ├── DisabledError         this server does not offer that
+├── CallError             client side: the server refused a call, or could not be reached
 └── StartError            the server can't start: port, certificate, token file
 """
 
+import grpc
+
 __all__ = [
+    "CallError",
     "DisabledError",
     "ExpiredError",
     "ForbiddenError",
@@ -76,6 +80,20 @@ class ForbiddenError(ServiceError):
 
 class DisabledError(ServiceError):
     """This server does not offer that."""
+
+
+class CallError(ServiceError):
+    """The server refused a call, or could not be reached.
+
+    Attributes:
+        code: why, as gRPC says it.
+        request_id: names the call in the server's log; empty if it never got there.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, *, request_id: str = "") -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.request_id = request_id
 
 
 class StartError(ServiceError):

@@ -153,9 +153,7 @@ class Settings:
                     f"expected {name} one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
         if not 0 < self.likelihood_step <= 1:
-            raise SettingsError(
-                f"expected likelihood_step in (0, 1], got {self.likelihood_step}"
-            )
+            raise SettingsError(f"expected likelihood_step in (0, 1], got {self.likelihood_step}")
 
     @property
     def is_open(self) -> bool:

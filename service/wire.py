@@ -82,9 +82,7 @@ def read_tensor(data: bytes, *, name: str, datatype: str, shape: Sequence[int]) 
         raise RequestError(f"expected a datatype of {known} for {name!r}, got {datatype[:32]!r}")
     expected = check_shape(shape, name=name) * dtype.itemsize
     if len(data) != expected:
-        raise RequestError(
-            f"byte size mismatch for {name!r}: expected {expected}, got {len(data)}"
-        )
+        raise RequestError(f"byte size mismatch for {name!r}: expected {expected}, got {len(data)}")
     if expected == 0:
         return _empty(shape, dtype)
     return np.frombuffer(data, dtype).reshape(shape)

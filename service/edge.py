@@ -1,0 +1,304 @@
+"""What every call goes through: admission, tokens, request ids, counting, and the error table."""
+
+import asyncio
+import contextvars
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from service.errors import NotReadyError, OverloadedError, RequestError
+from service.metrics import Metrics
+from service.security import ANYBODY, Caller, Scope, Tokens
+from service.status import INTERNAL, Status, status_of
+
+__all__ = ["Call", "Edge", "request_id"]
+
+_log = logging.getLogger(__name__)
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NO_DEADLINE_S = 10**8  # gRPC says 9e18 s for none
+_PUSHBACK_S = 0.1
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+
+Request = TypeVar("Request", bound=Message)
+Context = Any  # grpc.aio.ServicerContext is generic over messages that we parse ourselves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asks, and until when the answer is of use (event loop time, None for no deadline)."""
+
+    caller: Caller
+    deadline: float | None
+
+
+class Edge:
+    """Wraps our methods into gRPC handlers.
+
+    Attributes:
+        stopping: set when calls in flight should finish and streams should end.
+    """
+
+    def __init__(self, *, metrics: Metrics, tokens: Tokens | None, max_in_flight: int) -> None:
+        self._metrics = metrics
+        self._tokens = tokens
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
+        self.stopping = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many calls are being handled."""
+        return self._in_flight
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count one call in, and out again.
+
+        Raises:
+            OverloadedError: too many calls are being handled.
+        """
+        if self._in_flight >= self._max_in_flight:
+            self._metrics.call_refused("too_many_calls")
+            raise OverloadedError(
+                f"expected at most {self._max_in_flight} calls at once", retry_after_s=_PUSHBACK_S
+            )
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+
+    def call(self, context: Context, scope: Scope | None) -> Call:
+        """Return who asks.
+
+        Raises:
+            UnauthenticatedError: the token is missing or unknown.
+            ForbiddenError: the token lacks the scope.
+        """
+        caller = ANYBODY
+        if self._tokens is not None and scope is not None:
+            caller = self._tokens.caller(_metadata(context).get("authorization"))
+        if scope is not None:
+            caller.require(scope)
+        left = context.time_remaining()
+        unlimited = left is None or left > _NO_DEADLINE_S
+        deadline = None if unlimited else asyncio.get_running_loop().time() + left
+        return Call(caller=caller, deadline=deadline)
+
+    def unary(
+        self,
+        path: tuple[str, str],
+        request_class: type[Request],
+        method: Callable[[Call, Request], Awaitable[Message]],
+        *,
+        scope: Scope | None = Scope.INFER,
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return the handler of one request, one answer.
+
+        Args:
+            path: service and method.
+            request_class: what the bytes hold.
+            method: answers; whatever it raises goes through the table in `status`.
+            scope: what the caller's token must allow; None leaves the method open to all.
+        """
+        labels = self._labels("unary", path)
+
+        async def handle(data: bytes, context: Context) -> bytes:
+            _name_request(context)
+            with self._counted(labels) as outcome:
+                self._metrics.rpc.received.labels(*labels).inc()
+                try:
+                    with self.admitted():
+                        call = self.call(context, scope)
+                        answer = await method(call, parse(request_class, data))
+                        encoded = answer.SerializeToString()
+                except asyncio.CancelledError:
+                    raise
+                except Exception as error:
+                    await _abort(context, outcome, error)
+                    raise AssertionError("abort raises") from error
+                self._metrics.rpc.sent.labels(*labels).inc()
+                outcome.code = grpc.StatusCode.OK
+                return encoded
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def stream(
+        self,
+        path: tuple[str, str],
+        request_class: type[Request],
+        method: Callable[[Call, Request], Awaitable[Message]],
+        failed: Callable[[Request, Status], Message],
+        *,
+        scope: Scope = Scope.INFER,
+        window: int = 8,
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Return the handler of a stream of requests, each answered in order.
+
+        Args:
+            path: service and method.
+            request_class: what each message holds.
+            method: answers one message.
+            failed: makes the answer to a message that failed, so that its neighbours go on.
+            scope: looked at again for each message: a revoked token ends the stream.
+            window: most messages of one stream being handled; reading stops beyond it.
+        """
+        labels = self._labels("bidi_stream", path)
+
+        async def answer(context: Context, data: bytes) -> bytes:
+            request = request_class()
+            try:
+                with self.admitted():
+                    request = parse(request_class, data)
+                    message = await method(self.call(context, scope), request)
+            except Exception as error:
+                status = _log_unexpected(status_of(error), error)
+                if status.code in {
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    grpc.StatusCode.PERMISSION_DENIED,
+                }:
+                    raise
+                message = failed(request, status)
+            return message.SerializeToString()
+
+        async def handle(_: Any, context: Context) -> None:
+            _name_request(context)
+            with self._counted(labels) as outcome:
+                try:
+                    self.call(context, scope)
+                    await self._pump(context, labels, answer, window)
+                    if self.stopping.is_set():
+                        raise NotReadyError("the server is shutting down")
+                except asyncio.CancelledError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
+                    await _abort(context, outcome, error)
+                outcome.code = grpc.StatusCode.OK
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _pump(
+        self,
+        context: Context,
+        labels: tuple[str, str, str],
+        answer: Callable[[Context, bytes], Awaitable[bytes]],
+        window: int,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(maxsize=window)
+        tasks: set[asyncio.Future[bytes]] = set()
+
+        async def read() -> None:
+            stopping = loop.create_task(self.stopping.wait())
+            try:
+                while not self.stopping.is_set():
+                    reading = loop.create_task(context.read())
+                    await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if not reading.done():
+                        reading.cancel()
+                        break
+                    data = reading.result()
+                    if data is grpc.aio.EOF:
+                        break
+                    self._metrics.rpc.received.labels(*labels).inc()
+                    task = asyncio.ensure_future(answer(context, data))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                    await answers.put(task)
+            finally:
+                stopping.cancel()
+                await answers.put(None)
+
+        reader = loop.create_task(read())
+        try:
+            while (task := await answers.get()) is not None:
+                await context.write(await task)
+                self._metrics.rpc.sent.labels(*labels).inc()
+        finally:
+            reader.cancel()
+            for task in list(tasks):
+                task.cancel()
+
+    def _labels(self, kind: str, path: tuple[str, str]) -> tuple[str, str, str]:
+        labels = (kind, *path)
+        rpc = self._metrics.rpc
+        for metric in (rpc.started, rpc.received, rpc.sent, rpc.seconds):
+            metric.labels(*labels)
+        rpc.handled.labels(*labels, "OK")
+        return labels
+
+    @contextmanager
+    def _counted(self, labels: tuple[str, str, str]) -> Iterator["_Outcome"]:
+        outcome = _Outcome()
+        rpc = self._metrics.rpc
+        rpc.started.labels(*labels).inc()
+        with rpc.seconds.labels(*labels).time():
+            try:
+                yield outcome
+            finally:
+                rpc.handled.labels(*labels, _go_name(outcome.code)).inc()
+
+
+@dataclass(slots=True)
+class _Outcome:
+    code: grpc.StatusCode = grpc.StatusCode.CANCELLED
+
+
+def parse(request_class: type[Request], data: bytes) -> Request:
+    """Return the message these bytes hold.
+
+    Raises:
+        RequestError: they hold none.
+    """
+    try:
+        return request_class.FromString(data)
+    except DecodeError as error:
+        name = request_class.DESCRIPTOR.full_name
+        raise RequestError(f"expected a {name} message, got bytes that are none") from error
+
+
+async def _abort(context: Context, outcome: _Outcome, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    status = _log_unexpected(status_of(error), error)
+    outcome.code = status.code
+    trailing = [("x-request-id", request_id.get())]
+    if status.retry_after_s is not None:
+        trailing.append(("grpc-retry-pushback-ms", str(int(status.retry_after_s * 1000))))
+    await context.abort(status.code, status.message, tuple(trailing))
+
+
+def _log_unexpected(status: Status, error: Exception) -> Status:
+    if status is INTERNAL:
+        _log.error("request %s failed", request_id.get(), exc_info=error)
+    return status
+
+
+def _name_request(context: Context) -> None:
+    """Take the caller's request id, or a new one if it sent none that is fit for a log."""
+    sent = _metadata(context).get("x-request-id", "")
+    name = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    request_id.set(name)
+    context.set_trailing_metadata((("x-request-id", name),))
+
+
+def _metadata(context: Context) -> Mapping[str, str]:
+    pairs = context.invocation_metadata() or ()
+    return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+def _go_name(code: grpc.StatusCode) -> str:
+    """Return the code as go-grpc-prometheus writes it: InvalidArgument, Canceled, OK."""
+    if code is grpc.StatusCode.OK:
+        return "OK"
+    return code.name.title().replace("_", "").replace("Cancelled", "Canceled")

@@ -1,0 +1,151 @@
+"""One request's way through the server, whatever protocol it came by: decode, queue, model, policy."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.errors import ImageTooLargeError
+from detector.images import InputSpec, decode_image
+from service.edge import Call
+from service.errors import RequestError
+from service.models import Model, Version
+from service.policy import Rules, View
+from service.security import Scope
+
+__all__ = ["Encoded", "Inspection", "Inspector", "Limits", "PixelArray", "TensorArray"]
+
+_INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArray:
+    """The model's own input tensor."""
+
+    array: NDArray[Any]
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.array) if self.array.ndim else 0
+
+    def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:  # noqa: ARG002 - as its peers
+        """Return the checked tensor."""
+        spec.check_tensor(self.array)
+        return self.array
+
+
+@dataclass(frozen=True, slots=True)
+class PixelArray:
+    """Images as uint8 (N, H, W, C)."""
+
+    array: NDArray[Any]
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.array) if self.array.ndim else 0
+
+    def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:  # noqa: ARG002 - as its peers
+        """Return the model's tensor for these pixels."""
+        return spec.to_tensor(self.array)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Whole JPEG or PNG files."""
+
+    images: Sequence[bytes]
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.images)
+
+    def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:
+        """Return the model's tensor for these files."""
+        pixels = [decode_image(image, spec, max_pixels=limits.max_pixels) for image in self.images]
+        return spec.to_tensor(np.stack(pixels))
+
+
+Input = TensorArray | PixelArray | Encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may bring."""
+
+    max_rows: int
+    max_message_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What the caller may see, who answered, and where the time went."""
+
+    view: View
+    version: Version
+    decode_s: float
+    queue_s: float
+    model_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspector:
+    """Takes requests to the models.
+
+    Attributes:
+        decoder: a thread pool for what is too slow for the event loop.
+        limits: of one request.
+        rules: the server's policy.
+    """
+
+    decoder: Executor
+    limits: Limits
+    rules: Rules
+
+    async def inspect(
+        self, model: Model, call: Call, given: Input, *, rules: Rules | None = None
+    ) -> Inspection:
+        """Return one request's answer.
+
+        Raises:
+            ImageError: the images don't fit the model.
+            ImageTooLargeError: too many of them.
+            OverloadedError, ExpiredError, NotReadyError: as `Batcher.submit`.
+        """
+        version = model.version
+        if given.rows > self.limits.max_rows:
+            raise ImageTooLargeError(
+                f"expected at most {self.limits.max_rows} images in one request, got {given.rows}"
+            )
+        if given.rows == 0:
+            raise RequestError("expected at least one image, got an empty batch")
+        started = time.perf_counter()
+        tensor = await self._tensor(given, version.guard.spec)
+        decode_s = time.perf_counter() - started
+        model.metrics.stage("decode", decode_s)
+        answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
+        model.metrics.verdicts(answer.verdicts)
+        view = (rules or self.rules).view(
+            answer.verdicts, privileged=call.caller.may(Scope.PRIVILEGED)
+        )
+        return Inspection(
+            view=view,
+            version=version,
+            decode_s=decode_s,
+            queue_s=answer.queue_s,
+            model_s=answer.model_s,
+        )
+
+    async def _tensor(self, given: Input, spec: InputSpec) -> NDArray[Any]:
+        if not isinstance(given, Encoded) and given.array.nbytes <= _INLINE_BYTES:
+            return given.tensor(spec, self.limits)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.decoder, given.tensor, spec, self.limits)

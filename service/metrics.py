@@ -1,0 +1,292 @@
+"""What Prometheus sees. Every metric hangs on the registry passed in; no label comes from a caller.
+
+The RPC set has go-grpc-prometheus's names, which public dashboards expect. Everything else starts with
+`reluguard_` and carries the model's configured name.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from detector.verdict import Verdicts
+from service.settings import Policy
+
+__all__ = ["Hour", "Metrics", "ModelMetrics", "ReloadOutcome", "RpcMetrics", "Stage"]
+
+Stage = Literal["decode", "queue", "model", "encode"]
+Rejection = Literal[
+    "queue_full", "wait_too_long", "expired", "cancelled", "too_many_calls", "draining"
+]
+ReloadOutcome = Literal["swapped", "refused"]
+Outcome = Literal["clean", "adversarial", "unscored"]
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SCORES = (-20, -10, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 10, 20)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MINUTES = 60
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # `_created` gauges double the number of series and nobody reads them
+        disable_created_metrics()
+        self.registry = registry
+        self.rpc = RpcMetrics(registry)
+        model = ["model"]
+        self._score = Histogram(
+            "reluguard_score", "Score of each image, log-odds.", model,
+            buckets=_SCORES, registry=registry,
+        )  # fmt: skip
+        self._verdicts = Counter(
+            "reluguard_verdicts_total", "Images by verdict and policy.",
+            ["model", "verdict", "policy"], registry=registry,
+        )  # fmt: skip
+        self._stage = Histogram(
+            "reluguard_stage_duration_seconds", "Time per stage: of a request, `model` of a run.",
+            ["model", "stage"], buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._batch = Histogram(
+            "reluguard_batch_size", "Images per model run.", model,
+            buckets=_BATCHES, registry=registry,
+        )  # fmt: skip
+        self._depth = Gauge("reluguard_queue_depth", "Images waiting.", model, registry=registry)
+        self._rejected = Counter(
+            "reluguard_rejected_total", "Requests refused before the model ran, by reason.",
+            ["model", "reason"], registry=registry,
+        )  # fmt: skip
+        self._reloads = Counter(
+            "reluguard_reload_total", "Attempts to take a new guard or model.",
+            ["model", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._refused_calls = Counter(
+            "reluguard_refused_calls_total", "Calls refused before they were read, by reason.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self.in_flight = Gauge("reluguard_in_flight", "Calls being handled.", registry=registry)
+        self.draining = Gauge(
+            "reluguard_draining", "1 while the server shuts down.", registry=registry
+        )
+        self._guards = _Guards()
+        registry.register(self._guards)
+        for reason in ("too_many_calls", "draining"):
+            self._refused_calls.labels(reason)
+
+    def call_refused(self, reason: Literal["too_many_calls", "draining"]) -> None:
+        """Count a call that was refused before it was read."""
+        self._refused_calls.labels(reason).inc()
+
+    def model(self, name: str, policy: Policy) -> "ModelMetrics":
+        """Return the metrics of one configured model."""
+        return ModelMetrics(
+            name=name,
+            hour=Hour(),
+            _score=self._score.labels(name),
+            _verdicts={
+                outcome: self._verdicts.labels(name, outcome, policy)
+                for outcome in get_args(Outcome)
+            },
+            _stages={stage: self._stage.labels(name, stage) for stage in get_args(Stage)},
+            _batch=self._batch.labels(name),
+            _depth=self._depth.labels(name),
+            _rejected={
+                reason: self._rejected.labels(name, reason) for reason in get_args(Rejection)[:4]
+            },
+            _reloads={
+                outcome: self._reloads.labels(name, outcome) for outcome in get_args(ReloadOutcome)
+            },
+            _guards=self._guards,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelMetrics:
+    """The metrics of one model. Safe to call from any thread."""
+
+    name: str
+    hour: "Hour"
+    _score: Histogram
+    _verdicts: dict[Outcome, Counter]
+    _stages: dict[Stage, Histogram]
+    _batch: Histogram
+    _depth: Gauge
+    _rejected: dict[Rejection, Counter]
+    _reloads: dict[ReloadOutcome, Counter]
+    _guards: "_Guards"
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Record how long one stage took."""
+        self._stages[stage].observe(seconds)
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """Record one model run."""
+        self._batch.observe(rows)
+        self.stage("model", seconds)
+
+    def queue_depth(self, rows: int) -> None:
+        """Record how many images wait."""
+        self._depth.set(rows)
+
+    def rejected(self, reason: Rejection) -> None:
+        """Count one refused request."""
+        self._rejected[reason].inc()
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """Count one attempt to take a new guard."""
+        self._reloads[outcome].inc()
+
+    def guard(self, digest: str, model_sha256: str, created: float, threshold: float) -> None:
+        """Show which guard is live."""
+        self._guards.show(
+            self.name,
+            _Guard(digest=digest, model_sha256=model_sha256, created=created, threshold=threshold),
+        )
+
+    def unloaded(self) -> None:
+        """Show that no guard is live."""
+        self._guards.hide(self.name)
+
+    def verdicts(self, verdicts: Verdicts) -> None:
+        """Count the verdicts on one request."""
+        scored = np.isfinite(verdicts.score)
+        for score in verdicts.score[scored].tolist():
+            self._score.observe(score)
+        unscored = int((~scored).sum())
+        adversarial = int((verdicts.is_adversarial & scored).sum())
+        clean = len(verdicts) - unscored - adversarial
+        counts: dict[Outcome, int] = {
+            "clean": clean, "adversarial": adversarial, "unscored": unscored
+        }  # fmt: skip
+        for outcome, count in counts.items():
+            if count:
+                self._verdicts[outcome].inc(count)
+        self.hour.add(verdicts.score[scored].tolist(), adversarial=adversarial, unscored=unscored)
+
+
+class RpcMetrics:
+    """The set that go-grpc-prometheus exports, for methods we declare."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["grpc_type", "grpc_service", "grpc_method"]
+        self.started = Counter(
+            "grpc_server_started_total", "RPCs started.", labels, registry=registry
+        )
+        self.handled = Counter(
+            "grpc_server_handled_total", "RPCs completed, by code.",
+            [*labels, "grpc_code"], registry=registry,
+        )  # fmt: skip
+        self.received = Counter(
+            "grpc_server_msg_received_total", "Messages received.", labels, registry=registry
+        )
+        self.sent = Counter(
+            "grpc_server_msg_sent_total", "Messages sent.", labels, registry=registry
+        )
+        self.seconds = Histogram(
+            "grpc_server_handling_seconds", "Time to handle an RPC.",
+            labels, buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Guard:
+    digest: str
+    model_sha256: str
+    created: float
+    threshold: float
+
+
+class _Guards(Collector):
+    """Which guard is live per model: what was swapped out leaves no series behind."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: dict[str, _Guard] = {}
+
+    def show(self, model: str, guard: _Guard) -> None:
+        with self._lock:
+            self._live[model] = guard
+
+    def hide(self, model: str) -> None:
+        with self._lock:
+            self._live.pop(model, None)
+
+    def collect(self) -> Sequence[Metric]:
+        info = GaugeMetricFamily(
+            "reluguard_guard_info", "1 for the live guard.",
+            labels=["model", "guard", "model_sha256"],
+        )  # fmt: skip
+        age = GaugeMetricFamily(
+            "reluguard_guard_age_seconds", "Time since the live guard was fitted.", labels=["model"]
+        )
+        threshold = GaugeMetricFamily(
+            "reluguard_threshold", "Score above which an image is adversarial.", labels=["model"]
+        )
+        with self._lock:
+            live = dict(self._live)
+        for model, guard in live.items():
+            info.add_metric([model, guard.digest, guard.model_sha256], 1)
+            age.add_metric([model], max(0.0, time.time() - guard.created))
+            threshold.add_metric([model], guard.threshold)
+        return [info, age, threshold]
+
+
+@dataclass(slots=True)
+class _Minute:
+    minute: int
+    images: int = 0
+    adversarial: int = 0
+    unscored: int = 0
+    scores: list[int] = field(default_factory=lambda: [0] * (len(_SCORES) + 1))
+
+
+@dataclass(slots=True)
+class Hour:
+    """What the last hour's verdicts were, for the status page. Sixty minutes, fixed memory."""
+
+    _minutes: deque[_Minute] = field(default_factory=lambda: deque(maxlen=_MINUTES))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, scores: Sequence[float], *, adversarial: int, unscored: int) -> None:
+        """Count one request's verdicts."""
+        now = int(time.monotonic() // 60)
+        with self._lock:
+            if not self._minutes or self._minutes[-1].minute != now:
+                self._minutes.append(_Minute(minute=now))
+            minute = self._minutes[-1]
+            minute.images += len(scores) + unscored
+            minute.adversarial += adversarial
+            minute.unscored += unscored
+            for score in scores:
+                minute.scores[int(np.searchsorted(_SCORES, score))] += 1
+
+    def _recent(self) -> list[_Minute]:
+        oldest = int(time.monotonic() // 60) - _MINUTES
+        with self._lock:
+            return [minute for minute in self._minutes if minute.minute > oldest]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return images, adversarial images and unscored images of the last hour."""
+        recent = self._recent()
+        return (
+            sum(minute.images for minute in recent),
+            sum(minute.adversarial for minute in recent),
+            sum(minute.unscored for minute in recent),
+        )
+
+    def histogram(self) -> list[tuple[float, int]]:
+        """Return (upper bound, images) per score bucket, the last bound infinite."""
+        bounds = [*map(float, _SCORES), math.inf]
+        recent = self._recent()
+        return [
+            (bound, sum(minute.scores[i] for minute in recent)) for i, bound in enumerate(bounds)
+        ]

@@ -1,0 +1,483 @@
+"""The server: wires the parts, listens, follows guards, drains.
+
+`serve` is the process; `running` is the same server on a background thread, for demos and tests.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from detector.images import InputSpec
+from detector.runtime import Guard
+from detector.session import available_cores
+from service import logs, open_inference, servicers
+from service.batching import Batcher
+from service.descriptors import pool
+from service.edge import Edge
+from service.errors import NotFoundError, ReloadError, StartError
+from service.health import SERVICE as HEALTH
+from service.health import Health
+from service.inspection import Inspector, Limits
+from service.metrics import Metrics
+from service.models import Model, Repository, Source, Version, sources_in
+from service.policy import Rules
+from service.security import Certificates, Tokens
+from service.settings import Settings
+from service.web import ModelStatus, WebServer
+
+__all__ = ["Running", "Server", "on_loop", "running", "serve"]
+
+_log = logging.getLogger(__name__)
+_SERVICES = (servicers.SERVICE, open_inference.SERVICE)
+_MIB = 2**20
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+T = TypeVar("T")
+
+
+class Server:
+    """One server. Everything in it belongs to one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        guard: Guard | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(registry or CollectorRegistry())
+        self._given = guard
+        # built on the loop, by start()
+        self.address = ""
+        self.metrics_address: str | None = None
+        self._stack = contextlib.AsyncExitStack()
+        self._workers: ThreadPoolExecutor
+        self._decoder: ThreadPoolExecutor
+        self._loader: ThreadPoolExecutor
+        self._slots: asyncio.Semaphore
+        self._edge: Edge
+        self._health: Health
+        self._grpc: Any
+        self.repository: Repository
+
+    async def start(self) -> None:
+        """Load every model, listen, and say SERVING.
+
+        Raises:
+            StartError: a port is in use, a file can't be used, or no model could be loaded.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self._workers = self._pool("model", settings.workers)
+        self._decoder = self._pool("decode", available_cores())
+        self._loader = self._pool("load", 1)
+        self._slots = asyncio.Semaphore(settings.workers)
+        tokens = None if settings.tokens is None else Tokens(settings.tokens)
+        credentials = _certificates(settings)
+        self.repository = Repository(await self._models())
+        self._edge = Edge(metrics=self.metrics, tokens=tokens, max_in_flight=settings.max_in_flight)
+        self._health = Health([*_SERVICES, *(model.name for model in self.repository)])
+        limits = self._limits()
+        inspector = Inspector(
+            decoder=self._decoder,
+            limits=limits,
+            rules=Rules(
+                policy=settings.policy,
+                fail=settings.fail,
+                likelihood_step=settings.likelihood_step,
+            ),
+        )
+        self._grpc = grpc.aio.server(options=_options(settings, limits))
+        self._stack.push_async_callback(self._grpc.stop, None)
+        control = open_inference.RepositoryControl(
+            self._load, self._unload, enabled=settings.repository_control
+        )
+        self._grpc.add_generic_rpc_handlers(
+            (
+                servicers.GuardServicer(self.repository, inspector).handlers(self._edge),
+                open_inference.OpenInferenceServicer(
+                    self.repository, inspector, self._health, control
+                ).handlers(self._edge),
+            )
+        )
+        await self._health.start(self._grpc)
+        if settings.reflection:
+            _reflect(self._grpc)
+        port = _bind(self._grpc, settings, credentials)
+        self.address = f"{_bracket(settings.host)}:{port}"
+        web = self._web()
+        await self._grpc.start()
+        if web is not None:
+            web.start()
+            self._stack.callback(web.close)
+            self.metrics_address = web.address
+        await self._show_health()
+        if settings.reload_s and any(model.source for model in self.repository):
+            self._background(self._follow())
+        _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
+        if settings.is_open and settings.host not in _LOOPBACK:
+            _log.warning(
+                "anybody who reaches %s may ask and sees raw scores: set tokens or tls_client_ca",
+                self.address,
+            )
+
+    def _pool(self, name: str, size: int) -> ThreadPoolExecutor:
+        executor = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+        return executor
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._stack.push_async_callback(end)
+
+    async def _models(self) -> list[Model]:
+        settings = self.settings
+        if self._given is not None:
+            model = self._model(settings.name or "model", None)
+            model.show(Version(guard=self._given))
+            return [model]
+        models = [self._model(source.name, source) for source in self._sources().values()]
+        if not models:
+            raise StartError("expected at least one model to serve, got none")
+        refused: list[ReloadError] = []
+        for model in models:
+            try:
+                await model.load(self._loader)
+            except ReloadError as error:
+                refused.append(error)
+        if len(refused) == len(models):
+            cause = refused[0].__cause__ or refused[0]
+            raise StartError(str(cause)) from cause
+        return models
+
+    def _sources(self) -> dict[str, Source]:
+        settings = self.settings
+        threads = settings.threads or max(1, available_cores() // settings.workers)
+        if settings.models is not None:
+            return sources_in(settings.models, providers=settings.providers, threads=threads)
+        if settings.model is None or settings.guard is None:
+            return {}
+        name = settings.name or settings.model.stem
+        source = Source(
+            name=name,
+            model=settings.model,
+            guard=settings.guard,
+            providers=settings.providers,
+            threads=threads,
+        )
+        return {name: source}
+
+    def _model(self, name: str, source: Source | None) -> Model:
+        settings = self.settings
+        metrics = self.metrics.model(name, settings.policy)
+        batcher = Batcher(
+            max_batch=settings.max_batch,
+            max_delay_s=settings.max_delay_s,
+            max_queue_rows=settings.max_queue_rows,
+            max_wait_s=settings.max_wait_s,
+            executor=self._workers,
+            slots=self._slots,
+            metrics=metrics,
+        )
+        batcher.start()
+        self._stack.push_async_callback(batcher.close)
+        return Model(name=name, source=source, batcher=batcher, metrics=metrics)
+
+    def _limits(self) -> Limits:
+        settings = self.settings
+        largest = max(
+            _tensor_bytes(model.version.guard.spec) for model in self.repository if model.is_ready
+        )
+        computed = max(16 * _MIB, settings.max_rows * largest + _MIB)
+        return Limits(
+            max_rows=settings.max_rows,
+            max_message_bytes=settings.max_message_bytes or min(computed, 2**31 - 1),
+            max_pixels=settings.max_pixels,
+        )
+
+    def _web(self) -> WebServer | None:
+        settings = self.settings
+        if settings.metrics_port is None:
+            return None
+        host = settings.metrics_host or settings.host
+        return WebServer(host, settings.metrics_port, self.metrics.registry, self._status)
+
+    def _status(self) -> tuple[str, Sequence[ModelStatus]]:
+        state = "serving" if self._health.is_serving else "not serving"
+        return state, [_model_status(model) for model in self.repository]
+
+    async def _show_health(self) -> None:
+        ready = {model.name: model.is_ready for model in self.repository}
+        for name, is_ready in ready.items():
+            await self._health.set(name, serving=is_ready)
+        for name in ("", *_SERVICES):
+            await self._health.set(name, serving=any(ready.values()))
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.reload_s)
+            for model in self.repository:
+                try:
+                    await model.follow(self._loader)
+                except Exception:
+                    _log.exception("looking for a new guard of %s failed", model.name)
+
+    async def reload(self) -> None:
+        """Look at every loaded model's files now and take what changed."""
+        for model in self.repository:
+            await model.follow(self._loader)
+
+    async def _load(self, name: str) -> None:
+        try:
+            model = self.repository.get(name)
+        except NotFoundError:
+            sources = await asyncio.get_running_loop().run_in_executor(self._loader, self._sources)
+            if name not in sources:  # only names that lie in the folder, never a path
+                raise
+            model = self._model(name, sources[name])
+            await model.load(self._loader)
+            self.repository.add(model)
+        else:
+            await model.load(self._loader)
+        await self._show_health()
+
+    async def _unload(self, name: str) -> None:
+        self.repository.get(name).unload()
+        await self._show_health()
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, wait for balancers to notice, finish what is in flight, close."""
+        settings = self.settings
+        self.metrics.draining.set(1)
+        await self._health.drain()
+        _log.info("draining: %d calls in flight", self._edge.in_flight)
+        await asyncio.sleep(settings.drain_delay_s)
+        self._edge.stopping.set()
+        await self._grpc.stop(settings.drain_s)
+        # stop() may return before the last handler did (grpc #37239)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while self._edge.in_flight:
+                    await asyncio.sleep(0.01)
+        await self._stack.aclose()
+        _log.info("stopped")
+
+
+def _certificates(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(
+        settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    ).credentials()
+
+
+def _options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
+    options = {
+        # on by default on Linux: a second server would silently share the port
+        "grpc.so_reuseport": 0,
+        "grpc.max_receive_message_length": limits.max_message_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_concurrent_streams": settings.max_streams,
+        "grpc.http2.min_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
+        "grpc.http2.min_recv_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.max_metadata_size": 16 * 1024,
+        "grpc.absolute_max_metadata_size": 32 * 1024,
+    }
+    if settings.keepalive_s is not None:
+        options["grpc.keepalive_time_ms"] = int(settings.keepalive_s * 1000)
+    if settings.max_connection_age_s is not None:
+        options["grpc.max_connection_age_ms"] = int(settings.max_connection_age_s * 1000)
+        options["grpc.max_connection_age_grace_ms"] = int(settings.drain_s * 1000)
+    return list(options.items())
+
+
+def _bind(server: Any, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
+    address = f"{_bracket(settings.host)}:{settings.port}"
+    try:
+        port: int = (
+            server.add_insecure_port(address)
+            if credentials is None
+            else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError as error:
+        raise StartError(
+            f"can't listen on {address}: the port is in use, or the address is not this machine's"
+        ) from error
+    return port
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _reflect(server: Any) -> None:
+    from grpc_health.v1 import health_pb2
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    names = pool()
+    for module in (health_pb2, reflection_pb2):
+        names.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    reflection.enable_server_reflection(
+        (*_SERVICES, HEALTH, reflection.SERVICE_NAME), server, pool=names
+    )
+
+
+def _tensor_bytes(spec: InputSpec) -> int:
+    import math
+
+    import numpy as np
+
+    return math.prod(spec.tensor_shape) * np.dtype(spec.dtype).itemsize
+
+
+def _model_status(model: Model) -> ModelStatus:
+    images, adversarial, unscored = model.metrics.hour.counts()
+    guard = model.version.guard if model.is_ready else None
+    return ModelStatus(
+        name=model.name,
+        state="ready" if guard else model.reason,
+        is_ready=guard is not None,
+        guard=guard.artifact.digest if guard else "",
+        created_at=guard.artifact.manifest.created_at if guard else "",
+        threshold=guard.threshold if guard else float("nan"),
+        target_fpr=guard.fpr if guard else float("nan"),
+        images=images,
+        adversarial=adversarial,
+        unscored=unscored,
+        histogram=model.metrics.hour.histogram(),
+    )
+
+
+def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT and return the exit code. A second signal ends at once.
+
+    Args:
+        settings: what and how.
+        ready: called once the server is SERVING.
+
+    Raises:
+        StartError: the server could not start.
+    """
+    logs.set_up(settings.log_level)
+    return asyncio.run(_serve(settings, ready))
+
+
+async def _serve(settings: Settings, ready: Callable[[Server], None] | None) -> int:
+    loop = asyncio.get_running_loop()
+    server = Server(settings)
+    stop = asyncio.Event()
+    second = asyncio.Event()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def ask_to_stop() -> None:
+        (second if stop.is_set() else stop).set()
+
+    def ask_to_reload() -> None:
+        task = loop.create_task(server.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask_to_stop)
+    starting = loop.create_task(server.start())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    await starting
+    loop.add_signal_handler(signal.SIGHUP, ask_to_reload)
+    if ready is not None:
+        ready(server)
+    await stopping
+    drained = loop.create_task(server.stop())
+    impatient = loop.create_task(second.wait())
+    await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    if not drained.done():
+        _log.warning("a second signal: ending at once")
+        # model threads can't be interrupted, so leave without waiting for them
+        logging.shutdown()
+        import os
+
+        os._exit(1)
+    impatient.cancel()
+    await drained
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A server on a background thread."""
+
+    address: str
+    metrics_address: str | None
+    server: Server
+
+
+class _Background:
+    """The one event loop of this process that `running` servers share.
+
+    grpc.aio wants one loop per process: with more, their pollers wake each other (grpc #25364).
+    """
+
+    _lock = threading.Lock()
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def loop(cls) -> asyncio.AbstractEventLoop:
+        with cls._lock:
+            if cls._loop is None:
+                cls._loop = asyncio.new_event_loop()
+                threading.Thread(target=cls._loop.run_forever, name="grpc", daemon=True).start()
+            return cls._loop
+
+
+def on_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Return what this coroutine gives on the background loop that `running` servers share."""
+    return asyncio.run_coroutine_threadsafe(work, _Background.loop()).result()
+
+
+@contextlib.contextmanager
+def running(what: Guard | Settings, **changes: Any) -> Iterator[Running]:
+    """Run a real server on a background thread until the block ends, on free ports.
+
+    Args:
+        what: a guard to serve under the name "model", or settings.
+        changes: settings to go with a guard.
+
+    Raises:
+        StartError: the server could not start.
+    """
+    if isinstance(what, Settings):
+        server = Server(what)
+    else:
+        free = {"port": 0, "metrics_port": 0, "drain_s": 5.0}
+        server = Server(Settings(**(free | changes)), guard=what)
+    on_loop(server.start())
+    try:
+        yield Running(address=server.address, metrics_address=server.metrics_address, server=server)
+    finally:
+        on_loop(server.stop())
