@@ -1,0 +1,229 @@
+"""Shared fixtures: a real tiny network as an ONNX file and a real guard made for it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from detector.artifact import Golden, Manifest, write_guard
+from detector.features import CONFIDENCE, PROFILE, FeatureMap
+from detector.head import Head, threshold_at
+from detector.images import Images
+from detector.model import infer_spec, load_production
+from detector.runtime import Reader
+from detector.taps import Tap, find_taps
+
+SIZE = 8
+CLASSES = 4
+FPR = 0.05
+
+
+def network(
+    *,
+    channels: int = 1,
+    size: int = SIZE,
+    classes: int = CLASSES,
+    batch: int | None = None,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """Return a CNN of two convolutions, each with a Relu, and a linear layer, opset 17."""
+    rng = np.random.default_rng(seed)
+
+    def weights(name: str, shape: tuple[int, ...]) -> onnx.TensorProto:
+        values = rng.normal(0, 1.5 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
+        return numpy_helper.from_array(values, name)
+
+    def bias(name: str, units: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(rng.normal(0, 0.3, units).astype(np.float32), name)
+
+    rows = batch or "N"
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["c1"], ["r1"]),
+            helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], strides=[2, 2]),
+            helper.make_node("Relu", ["c2"], ["r2"]),
+            helper.make_node("GlobalAveragePool", ["r2"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "w3", "b3"], ["logits"], transB=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [rows, channels, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [rows, classes])],
+        [
+            weights("w1", (8, channels, 3, 3)),
+            bias("b1", 8),
+            weights("w2", (12, 8, 3, 3)),
+            bias("b2", 12),
+            weights("w3", (classes, 12)),
+            bias("b3", classes),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def images(count: int, *, size: int = SIZE, channels: int = 1, seed: int = 0) -> Images:
+    """Return random images with some structure: uint8, (count, size, size, channels)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200, (count, -(-size // 4), -(-size // 4), channels))
+    smooth = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, :size, :size]
+    return (smooth + rng.integers(0, 56, (count, size, size, channels))).astype(np.uint8)
+
+
+def random_head(
+    taps: Sequence[Tap],
+    rates: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    *,
+    seed: int = 0,
+    profile: bool = True,
+) -> Head:
+    """Return a head of random weights, standardised and calibrated on these readings.
+
+    Args:
+        taps: L of them.
+        rates: (N, D).
+        logits: (N, K).
+        seed: of every weight.
+        profile: whether it has the class profile.
+    """
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 1 / np.sqrt(max(shape[0], 1)), shape).astype(np.float32)
+
+    classes = logits.shape[1] if profile else 0
+    of_column = np.repeat(np.arange(len(taps)), [tap.channels for tap in taps])
+    directions = [min(4, tap.channels) if profile else 0 for tap in taps]
+    of_direction = np.repeat(np.arange(len(taps)), directions)
+    columns, width = len(of_column), sum(directions)
+    inputs = columns + len(CONFIDENCE) + (len(PROFILE) * len(taps) if profile else 0)
+    features = FeatureMap(
+        columns=np.arange(columns),
+        column_taps=of_column,
+        taps=len(taps),
+        classes=classes,
+        whiten=normal(columns, width) * (of_column[:, None] == of_direction),
+        whiten_bias=normal(width),
+        whiten_taps=of_direction,
+        class_means=normal(width, classes) * 2,
+        center=np.zeros(inputs, np.float32),
+        spread=np.ones(inputs, np.float32),
+        limit=1e30,
+    )
+    raw = features.transform(rates, logits)
+    features = replace(
+        features,
+        center=raw.mean(axis=0),
+        spread=np.maximum(raw.std(axis=0), np.float32(0.05)),
+        limit=8.0,
+    )
+    units = 16
+    head = Head(
+        features=features,
+        weights=(normal(inputs, units), normal(units, 1)),
+        biases=(normal(units), normal(1)),
+        slope=1.5,
+        intercept=-0.5,
+        evidence_weights=normal(inputs),
+        evidence_bias=normal(len(taps)),
+        clean_scores=np.zeros(0, np.float32),
+    )
+    return replace(head, clean_scores=np.sort(head.score(rates, logits).score))
+
+
+def guard_for(
+    model: Path | str,
+    folder: Path | str,
+    *,
+    image_shape: tuple[int, int, int] = (SIZE, SIZE, 1),
+    seed: int = 0,
+    fpr: float = FPR,
+) -> Path:
+    """Write a guard with a random head for this model and return its folder."""
+    production = load_production(model)
+    spec = infer_spec(production, image_shape)
+    taps = find_taps(production, spec)
+    reader = Reader(production, spec, taps, threads=1)
+    size, _, channels = image_shape
+    rates, logits = reader.read(images(199, size=size, channels=channels, seed=seed + 1))
+    head = random_head(taps, rates, logits, seed=seed)
+    golden_images = images(5, size=size, channels=channels, seed=seed + 2)
+    golden_rates, golden_logits = reader.read(golden_images)
+    artifact = write_guard(
+        folder,
+        manifest=Manifest(
+            model_sha256=production.sha256,
+            input=spec,
+            answer=production.answer,
+            taps=taps,
+            fpr=fpr,
+            thresholds={str(rate): threshold_at(rate, head.clean_scores) for rate in (0.01, fpr)},
+            calibration_images=len(head.clean_scores),
+            created_at="2026-01-01T00:00:00+00:00",
+            provenance={"recipe": "random", "seed": seed},
+        ),
+        head=head,
+        golden=Golden(
+            images=golden_images,
+            rates=golden_rates,
+            score=head.score(golden_rates, golden_logits).score,
+            prediction=golden_logits.argmax(axis=1),
+        ),
+        reports={"report.json": b"{}", "report.html": b"<html></html>"},
+    )
+    return artifact.path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX file of a tiny CNN on 8 x 8 grey images, batch free."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    onnx.save(network(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_guard(tiny_model: Path) -> Path:
+    """The folder of a guard made for `tiny_model`."""
+    return guard_for(tiny_model, tiny_model.parent / "guard")
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., onnx.ModelProto]:
+    """`network`: builds a tiny CNN of another size, batch or seed."""
+    return network
+
+
+@pytest.fixture(scope="session")
+def make_images() -> Callable[..., Images]:
+    """`images`: draws random images."""
+    return images
+
+
+@pytest.fixture(scope="session")
+def make_head() -> Callable[..., Head]:
+    """`random_head`: a head of random weights over given taps."""
+    return random_head
+
+
+@pytest.fixture(scope="session")
+def make_guard() -> Callable[..., Path]:
+    """`guard_for`: writes a guard with a random head for a model file."""
+    return guard_for
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared models and data, outside the repository."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip("needs ../shared with its models and data, which is not here")
+    return path
