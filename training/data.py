@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,4 +282,4 @@ def split_sources(
             f"expected enough images for every part, got {len(labels)} and none for "
             f"{', '.join(empty)}"
         )
-    return cast("dict[str, NDArray[np.int64]]", split)
+    return split
