@@ -18,6 +18,7 @@ from detector.errors import ModelError
 from detector.features import LOG_FLOOR, FeatureMap
 from detector.head import Head, threshold_at
 from detector.model import OUTPUT_PREFIX, Production
+from detector.quantised import with_unsigned_pairs
 from detector.taps import Tap
 
 __all__ = [
@@ -108,6 +109,7 @@ class _Graph:
     def over(cls, production: Production) -> "_Graph":
         proto = onnx.ModelProto()
         proto.CopyFrom(production.proto)
+        with_unsigned_pairs(proto)
         return cls(proto, production.opset)
 
     def _name(self, kind: str) -> str:
@@ -151,6 +153,8 @@ class _Graph:
         value = tap.name
         if tap.dtype != "float32":
             value = self.add("Cast", value, to=TensorProto.FLOAT)
+        if tap.dtype == "int8":
+            value = self.add("Add", value, self.constant(np.float32(128)))
         if tap.stride > 1:
             # a pool of one pixel skips rows and columns without leaving the blocked layout
             value = self.add("MaxPool", value, kernel_shape=[1, 1], strides=[tap.stride] * 2)

@@ -170,7 +170,7 @@ def _before_softmax(graph: onnx.GraphProto, answer: str) -> str:
 
 
 def constants(graph: onnx.GraphProto) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Return the graph's constant tensors by name: initializers and Constant nodes.
+    """Return the graph's constant tensors by name: initializers, Constant nodes and their copies.
 
     Lazy: a tensor is decoded only when it is asked for.
     """
@@ -185,6 +185,12 @@ class _Constants(Mapping[str, np.ndarray[Any, np.dtype[Any]]]):
                 for attribute in node.attribute:
                     if attribute.name == "value":
                         self._tensors[node.output[0]] = attribute.t
+                    elif attribute.name == "value_float":
+                        value = np.float32(attribute.f)
+                        self._tensors[node.output[0]] = numpy_helper.from_array(np.asarray(value))
+            elif node.op_type == "Identity" and node.input[0] in self._tensors:
+                # torch's exporter shares equal weights through an Identity
+                self._tensors[node.output[0]] = self._tensors[node.input[0]]
 
     def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
         return numpy_helper.to_array(self._tensors[name])

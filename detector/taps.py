@@ -1,8 +1,8 @@
 """Taps: the tensors whose sign says which gates of a network are open. N images.
 
 Every piecewise-linear gate counts: Relu, Clip from 0, ThresholdedRelu, LeakyRelu, PRelu, their
-fused forms, and quantised tensors whose zero point is the least value, which is a Relu folded into
-the rounding. A site is a node of the graph, so a module called twice gives two taps.
+fused forms, Max with 0, and quantised tensors whose zero point is the least value, which is a Relu
+folded into the rounding. A site is a node of the graph, so a module called twice gives two taps.
 """
 
 from collections import Counter
@@ -25,11 +25,15 @@ _CHANNELS_FIRST = {"Conv", "BatchNormalization", "FusedConv", "ConvTranspose", "
 _CHANNELS_LAST = {"Gemm", "MatMul", "FusedGemm", "LayerNormalization"}
 _ACTIVATIONS = {"Relu", "LeakyRelu", "Clip"}
 _AFFINE = {"Add", "BatchNormalization", "Conv", "Gemm", "MatMul"}
+# where operators on integers keep the zero point of their output
+_INTEGER_ZERO = {"QLinearConv": 7, "QLinearMatMul": 7, "QLinearAdd": 7, "QGemm": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
     """One gate to read: ONNX tensor `name`, of `shape` per image; its bit is `value > 0`.
+
+    An int8 or uint8 tensor is off at the least value of its type.
 
     `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
     over every `stride`-th row and column.
@@ -98,8 +102,16 @@ def _gate_tensor(  # noqa: C901 - one case per kind of gate
             open_by_output = True
         case "FusedConv" | "FusedGemm" | "NhwcFusedConv":
             open_by_output = attributes.get("activation", b"").decode() in _ACTIVATIONS
-        case "QuantizeLinear":
-            return _quantised_gate(node, values, users)
+        case "Max":
+            open_by_output = any(name in values and not values[name].any() for name in node.input)
+        case "QuantizeLinear" if _cuts_negatives(node, 2, values):
+            return _dequantised(node.output[0], users)
+        case "QLinearConv" | "QLinearMatMul" | "QLinearAdd" | "QGemm":
+            return (
+                node.output[0]
+                if _cuts_negatives(node, _INTEGER_ZERO[node.op_type], values)
+                else None
+            )
     if not open_by_output:
         return None
     return _after_quantisation(node.output[0], users) or node.output[0]
@@ -115,16 +127,18 @@ def _clip_minimum(
     return None
 
 
-def _quantised_gate(
-    node: onnx.NodeProto,
-    values: Mapping[str, NDArray[Any]],
-    users: Mapping[str, list[onnx.NodeProto]],
-) -> str | None:
+def _cuts_negatives(
+    node: onnx.NodeProto, position: int, values: Mapping[str, NDArray[Any]]
+) -> bool:
     """A zero point at the least value cuts everything negative: a Relu folded into the rounding."""
-    zero = values.get(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
-    if zero is None or zero.dtype.kind not in "iu" or (zero != np.iinfo(zero.dtype).min).any():
-        return None
-    return _dequantised(node.output[0], users)
+    if len(node.input) <= position or not node.input[position]:
+        return node.op_type == "QuantizeLinear"  # its default is uint8 zero
+    zero = values.get(node.input[position])
+    return (
+        zero is not None
+        and zero.dtype.kind in "iu"
+        and not (zero != np.iinfo(zero.dtype).min).any()
+    )
 
 
 def _after_quantisation(tensor: str, users: Mapping[str, list[onnx.NodeProto]]) -> str | None:
