@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from training.analysis.checks import Floats, Ints, check_labels, check_rows, check_square
 from training.analysis.errors import ConstantError, LabelError, ShapeError
-from training.analysis.intervals import Estimate, class_pair_mean
+from training.analysis.intervals import class_pair_mean
+from training.metrics import Interval
 
 __all__ = [
     "DENSE",
@@ -232,7 +233,7 @@ def pair_accuracies(
     return table
 
 
-def pair_estimate(table: Floats, *, seed: int = 0) -> Estimate:
+def pair_estimate(table: Floats, *, seed: int = 0) -> Interval:
     """Return the mean over class pairs with its interval over classes."""
     return class_pair_mean(table, seed=seed)
 

@@ -164,7 +164,8 @@ def cosine_similarity(
     both = overlaps(counts, on_a, on_b)
     norms = np.sqrt(on_a.astype(np.float64))[:, None] * np.sqrt(other.astype(np.float64))[None, :]
     cosine = np.divide(both, norms, out=np.zeros(both.shape), where=norms > 0)
-    return cosine.astype(np.float32)
+    narrowed: NDArray[np.float32] = cosine.astype(np.float32)
+    return narrowed
 
 
 def class_weights(packed: Packed, bits: int, labels: Ints) -> Floats:

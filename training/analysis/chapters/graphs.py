@@ -1,0 +1,134 @@
+"""Chapter 5: graph-based similarity and CKA."""
+
+import numpy as np
+
+from training.analysis.material import Material
+from training.analysis.page import Section, figure, paragraph
+from training.analysis.plots import (
+    AMBER,
+    BLUE,
+    RED,
+    Line,
+    canvas,
+    depth_lines,
+    heat_map,
+    svg,
+)
+from training.analysis.seeds import SeedStudy
+from training.analysis.studies.graphs import GraphStudy
+
+__all__ = ["graphs_chapter"]
+
+
+def graphs_chapter(
+    study: GraphStudy, material: Material, other: str | None, seeds: SeedStudy | None
+) -> Section:
+    """Return the chapter."""
+    lowest = int(np.argmin(study.lsim_attack)) + 1
+    text = (
+        "A layer is the graph of how alike it finds the images (cosine of bits); LSim compares two "
+        "layers by the neighbourhoods of every image, CKA by their centred Gram matrices. "
+        f"The attack {material.main} changes the graph most at tap {lowest} "
+        f"(LSim {study.lsim_attack[lowest - 1]:.3f}; harmless noise of that size there "
+        f"{study.lsim_noise[lowest - 1]:.3f}). In the graph of five nearest neighbours "
+        f"{study.same_clean[0]:.0%} of the triangles lie within one class at the first tap, "
+        f"{study.same_clean[-1]:.0%} at the last, and {study.same_attacked[-1]:.0%} there for "
+        "attacked images by what they show."
+    )
+    body = paragraph(text)
+    body += figure(
+        _tables(study),
+        "Similarity of all pairs of taps. Graph-based and two kinds of CKA on bits; last, unbiased "
+        "minibatch CKA on feature-map means.",
+    )
+    body += figure(
+        _attack(study, material),
+        "Left: each tap before against after the attack. Right: triangles of the neighbour graph "
+        "that lie within one class.",
+    )
+    if other is not None:
+        body += figure(_other(study), f"Taps of this network (rows) against {other} (columns).")
+    if seeds is not None:
+        body += paragraph(
+            f"The sanity check: {seeds.networks} small networks of {seeds.layers} layers, started "
+            f"from different seeds (accuracy {seeds.accuracy.min():.2f} to "
+            f"{seeds.accuracy.max():.2f}). A layer's most similar layer in another network is its "
+            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka.mean():.0%} by linear CKA and "
+            f"{seeds.gbs_bits.mean():.0%} by GBS on bits alone."
+        )
+        body += figure(_seeds(seeds), "Mean similarity between layers of two networks.")
+    return Section(title="Graphs and CKA", body=body)
+
+
+def _tables(study: GraphStudy) -> str:
+    panels = (
+        ("Graph-based (LSim)", study.lsim),
+        ("Linear CKA", study.cka),
+        ("Gaussian CKA", study.cka_rbf),
+        ("Minibatch CKA, unbiased", study.cka_minibatch),
+    )
+    with canvas(10, 8.4, 2, 2) as (drawing, grid):
+        for axes, (title, values) in zip(grid.flat, panels, strict=True):
+            heat_map(drawing, axes, values, title=title, unit="similarity")
+        return svg(drawing, "Similarity of all pairs of taps by four measures")
+
+
+def _attack(study: GraphStudy, material: Material) -> str:
+    with canvas(10, 4, 1, 2) as (drawing, grid):
+        depth_lines(
+            grid[0, 0],
+            [
+                Line(label=f"LSim, {material.main}", values=study.lsim_attack, color=RED),
+                Line(label=f"CKA, {material.main}", values=study.cka_attack, color=AMBER),
+                Line(
+                    label="LSim, noise as large", values=study.lsim_noise, color=BLUE, dashed=True
+                ),
+            ],
+            title="Before against after",
+            unit="similarity",
+            limits=(None, 1.01),
+        )
+        depth_lines(
+            grid[0, 1],
+            [
+                Line(label="clean", values=100 * study.same_clean, color=BLUE),
+                Line(
+                    label=f"{material.main}, by what is shown",
+                    values=100 * study.same_attacked,
+                    color=RED,
+                ),
+            ],
+            title="Triangles within one class",
+            unit="% of triangles",
+            limits=(0, None),
+        )
+        return svg(drawing, "Similarity before and after the attack, and motifs")
+
+
+def _other(study: GraphStudy) -> str:
+    with canvas(10, 4, 1, 2) as (drawing, grid):
+        for axes, (title, values) in zip(
+            grid.flat,
+            (("Graph-based (LSim)", study.other_lsim), ("Linear CKA", study.other_cka)),
+            strict=True,
+        ):
+            heat_map(
+                drawing, axes, values, title=title, unit="similarity", xlabel="the other's tap"
+            )
+        return svg(drawing, "Similarity to the taps of another network")
+
+
+def _seeds(seeds: SeedStudy) -> str:
+    with canvas(10, 4, 1, 2) as (drawing, grid):
+        panels = (("Graph-based (LSim)", seeds.gbs_table), ("Linear CKA", seeds.cka_table))
+        for axes, (title, values) in zip(grid.flat, panels, strict=True):
+            heat_map(
+                drawing,
+                axes,
+                values,
+                title=title,
+                unit="similarity",
+                xlabel="layer, other seed",
+                ylabel="layer",
+            )
+        return svg(drawing, "Similarity of layers between networks of different seeds")

@@ -1,0 +1,197 @@
+"""Networks of one architecture and several seeds, for the layer-matching check. S nets, L layers.
+
+A similarity measure worth its name finds, for a layer of one network, the same layer in another
+that was only started from other random weights.
+
+Source: Kornblith et al. 2019, section 6; Chen et al., arXiv 2111.11165, section 4.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.images import Images
+from training.analysis.checks import Floats, Ints, check_labels, check_rows
+from training.analysis.cka import center_gram
+from training.analysis.errors import ShapeError
+from training.analysis.gbs import layer_graph, lsim_table, match_layers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["SeedStudy", "study_seeds"]
+
+_WIDTHS = (16, 16, 32, 32, 32, 64, 64, 64)
+_HALVED = (2, 5)  # layers that halve the picture
+_SIDE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedStudy:
+    """How often layers of twin networks find each other; one value per ordered pair of networks.
+
+    Attributes:
+        networks: S.
+        layers: L.
+        accuracy: (S,). Of the networks on the images they are compared on.
+        gbs: (S (S - 1),). Share of layers matched by LSim of cosine graphs, full features.
+        cka: (S (S - 1),). By linear CKA on the same features.
+        gbs_bits: (S (S - 1),). By LSim of graphs of the bits alone.
+        gbs_table: (L, L). Mean LSim between layers of two networks.
+        cka_table: (L, L).
+    """
+
+    networks: int
+    layers: int
+    accuracy: Floats
+    gbs: Floats
+    cka: Floats
+    gbs_bits: Floats
+    gbs_table: Floats
+    cka_table: Floats
+
+
+def study_seeds(
+    train: tuple[Images, Ints],
+    test: tuple[Images, Ints],
+    *,
+    networks: int = 3,
+    steps: int = 400,
+    batch: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> SeedStudy:
+    """Train small convolutional networks from several seeds and match their layers.
+
+    Args:
+        train: uint8 (N, H, W, C) and int64 (N,).
+        test: other images, on which layers are compared; 500 of them at most.
+        networks: S.
+        steps: of training, per network.
+        batch: images per step.
+        seed: of the first network; the others count on.
+        progress: told how many steps were just done.
+
+    Raises:
+        LabelError: fewer than two classes.
+        ShapeError: fewer than two networks.
+    """
+    if networks < 2:
+        raise ShapeError(f"expected two or more networks to compare, got {networks}")
+    check_rows(*train)
+    classes = int(check_labels(train[1]).max()) + 1
+    images, labels = test[0][:500], test[1][:500]
+    graphs, grams, bit_graphs, accuracies = [], [], [], []
+    for index in range(networks):
+        network = _train(*train, classes, steps, batch, seed + index, progress)
+        features, answers = _features(network, images)
+        accuracies.append(float((answers == labels).mean()))
+        graphs.append(np.stack([layer_graph(_cosine(x)) for x in features]))
+        grams.append(np.stack([_unit_gram(x) for x in features]))
+        bit_graphs.append(
+            np.stack([layer_graph(_cosine((x > 0).astype(np.float32))) for x in features])
+        )
+    pairs = [(a, b) for a in range(networks) for b in range(networks) if a != b]
+    gbs = [lsim_table(graphs[a], graphs[b]) for a, b in pairs]
+    cka = [_inner(grams[a], grams[b]) for a, b in pairs]
+    bits = [lsim_table(bit_graphs[a], bit_graphs[b]) for a, b in pairs]
+    return SeedStudy(
+        networks=networks,
+        layers=len(_WIDTHS),
+        accuracy=np.array(accuracies),
+        gbs=np.array([match_layers(t) for t in gbs]),
+        cka=np.array([match_layers(t) for t in cka]),
+        gbs_bits=np.array([match_layers(t) for t in bits]),
+        gbs_table=np.mean(gbs, axis=0),
+        cka_table=np.mean(cka, axis=0),
+    )
+
+
+def _cosine(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(norms, 1e-8)
+    cosine: NDArray[np.float32] = unit @ unit.T
+    return cosine
+
+
+def _unit_gram(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    centred = center_gram((features @ features.T).astype(np.float64))
+    return (centred / max(float(np.linalg.norm(centred)), 1e-300)).astype(np.float32)
+
+
+def _inner(a: NDArray[np.float32], b: NDArray[np.float32]) -> Floats:
+    return (a.reshape(len(a), -1) @ b.reshape(len(b), -1).T).astype(np.float64)
+
+
+def _build(channels: int, classes: int) -> "nn.Module":
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    for i, width in enumerate(_WIDTHS):
+        before = _WIDTHS[i - 1] if i else channels
+        stride = 2 if i in _HALVED else 1
+        layers.append(nn.Conv2d(before, width, 3, stride, 1, bias=False))
+        layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU())
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTHS[-1], classes)]
+    return nn.Sequential(*layers)
+
+
+def _tensor(images: Images) -> "Tensor":
+    import torch
+
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+    if max(images.shape[1:3]) > _SIDE:
+        x = torch.nn.functional.adaptive_avg_pool2d(x, _SIDE)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _train(
+    images: Images,
+    labels: Ints,
+    classes: int,
+    steps: int,
+    batch: int,
+    seed: int,
+    progress: Callable[[int], None],
+) -> Any:
+    import torch
+
+    generator = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _build(images.shape[3], classes).to(memory_format=torch.channels_last)
+    x, y = _tensor(images), torch.from_numpy(labels)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
+    for _ in range(steps):
+        rows = torch.from_numpy(generator.integers(0, len(x), batch))
+        flip = generator.random() < 0.5
+        part = x[rows].flip(3) if flip else x[rows]
+        loss = torch.nn.functional.cross_entropy(network(part), y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        progress(1)
+    return network.eval()
+
+
+def _features(network: Any, images: Images) -> tuple[list[NDArray[np.float32]], Ints]:
+    import torch
+
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in _WIDTHS]
+    answers = []
+    with torch.no_grad():
+        for x in _tensor(images).split(100):
+            index = 0
+            for layer in network:
+                x = layer(x)  # noqa: PLW2901 - the picture goes from layer to layer
+                if isinstance(layer, torch.nn.ReLU):
+                    parts[index].append(x.flatten(1).numpy())
+                    index += 1
+            answers.append(x.argmax(dim=1).numpy())
+    return [np.concatenate(part) for part in parts], np.concatenate(answers)
