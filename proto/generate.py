@@ -1,8 +1,8 @@
 """Regenerates service/pb from the .proto files: `python proto/generate.py [FOLDER]`.
 
 The messages live in a private descriptor pool, read from a serialised FileDescriptorSet, so that
-tritonclient, kserve and mlserver, which register the same `inference.*` names in the global pool, can
-be imported into the same process. Nothing generated carries a protobuf version.
+tritonclient, kserve and mlserver, which register the same `inference.*` names in the global pool,
+can be imported into the same process. Nothing generated carries a protobuf version.
 """
 
 import sys

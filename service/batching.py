@@ -1,9 +1,9 @@
 """Merges requests into model runs. N images.
 
 One `Batcher` belongs to one model and one event loop. The model runs in a thread of the executor,
-never on the loop. A request waits in a bounded queue; when a worker is free, as many requests as fit go
-together, in the order they came. What expired or was cancelled while waiting never runs. If a merged
-run fails, each of its requests runs again alone, so only the guilty one fails.
+never on the loop. A request waits in a bounded queue; when a worker is free, as many requests as
+fit go together, in the order they came. What expired or was cancelled meanwhile never runs. If a
+merged run fails, each of its requests runs again alone, so only the guilty one fails.
 """
 
 import asyncio
@@ -265,7 +265,7 @@ class Batcher:
             verdicts = await loop.run_in_executor(
                 self.executor, _run_merged, batch[0].runner, [item.tensor for item in batch]
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
             if len(batch) == 1:
                 self._fail(batch[0], error)
             else:

@@ -241,7 +241,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Hang up."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def inspect(self, images: Images, *, outputs: bool = False) -> Verdicts:
         """Return verdicts on uint8 images, as `Client.inspect`."""
@@ -324,7 +324,10 @@ def is_healthy(
         address: host:port.
         service: empty for the server as a whole, or a service's or model's name.
         deadline_s: longest time to wait.
-        ca, certificate, key, server_name: as `Client`.
+        ca: as `Client`.
+        certificate: as `Client`.
+        key: as `Client`.
+        server_name: as `Client`.
     """
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

@@ -1,7 +1,7 @@
 """Our message classes, in a descriptor pool of our own.
 
-The global pool can hold one `inference.ServerLiveRequest` only, and tritonclient, kserve and mlserver
-each bring theirs. A private pool lets all of them live in one process with us.
+The global pool can hold one `inference.ServerLiveRequest` only, and tritonclient, kserve and
+mlserver each bring theirs. A private pool lets all of them live in one process with us.
 """
 
 from functools import cache

@@ -44,6 +44,7 @@ class Edge:
 
     Attributes:
         stopping: set when calls in flight should finish and streams should end.
+        idle: set while no call is being handled.
     """
 
     def __init__(self, *, metrics: Metrics, tokens: Tokens | None, max_in_flight: int) -> None:
@@ -52,6 +53,8 @@ class Edge:
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self.stopping = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     @property
     def in_flight(self) -> int:
@@ -70,13 +73,19 @@ class Edge:
             raise OverloadedError(
                 f"expected at most {self._max_in_flight} calls at once", retry_after_s=_PUSHBACK_S
             )
-        self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
+        self._count(1)
         try:
             yield
         finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._metrics.in_flight.set(self._in_flight)
+        if self._in_flight:
+            self.idle.clear()
+        else:
+            self.idle.set()
 
     def call(self, context: Context, scope: Scope | None) -> Call:
         """Return who asks.
@@ -177,8 +186,6 @@ class Edge:
                 try:
                     self.call(context, scope)
                     await self._pump(context, labels, answer, window)
-                    if self.stopping.is_set():
-                        raise NotReadyError("the server is shutting down")
                 except asyncio.CancelledError:
                     raise
                 except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
@@ -208,7 +215,7 @@ class Edge:
                         reading.cancel()
                         break
                     data = reading.result()
-                    if data is grpc.aio.EOF:
+                    if data is grpc.aio.EOF:  # type: ignore[attr-defined] # missing in the stubs
                         break
                     self._metrics.rpc.received.labels(*labels).inc()
                     task = asyncio.ensure_future(answer(context, data))
@@ -228,6 +235,8 @@ class Edge:
             reader.cancel()
             for task in list(tasks):
                 task.cancel()
+        if self.stopping.is_set():
+            raise NotReadyError("the server is shutting down")
 
     def _labels(self, kind: str, path: tuple[str, str]) -> tuple[str, str, str]:
         labels = (kind, *path)

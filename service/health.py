@@ -18,7 +18,7 @@ class Health:
     """What balancers and probes are told. Nothing is SERVING until it is said so."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._servicer = health.aio.HealthServicer()
+        self._servicer = health.aio.HealthServicer()  # type: ignore[attr-defined] # missing in the stubs
         self._names = ("", *names)
         self._serving: dict[str, bool] = {}
         self._draining = False

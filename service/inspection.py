@@ -1,4 +1,4 @@
-"""One request's way through the server, whatever protocol it came by: decode, queue, model, policy."""
+"""One request's way through the server, whatever its protocol: decode, queue, model, policy."""
 
 import asyncio
 import time

@@ -1,14 +1,14 @@
 """What Prometheus sees. Every metric hangs on the registry passed in; no label comes from a caller.
 
-The RPC set has go-grpc-prometheus's names, which public dashboards expect. Everything else starts with
-`reluguard_` and carries the model's configured name.
+The RPC set has go-grpc-prometheus's names, which public dashboards expect. Everything else starts
+with `reluguard_` and carries the model's configured name.
 """
 
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -40,7 +40,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         # `_created` gauges double the number of series and nobody reads them
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library left it bare
         self.registry = registry
         self.rpc = RpcMetrics(registry)
         model = ["model"]
@@ -253,12 +253,13 @@ class _Minute:
 class Hour:
     """What the last hour's verdicts were, for the status page. Sixty minutes, fixed memory."""
 
+    clock: Callable[[], float] = time.monotonic
     _minutes: deque[_Minute] = field(default_factory=lambda: deque(maxlen=_MINUTES))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, scores: Sequence[float], *, adversarial: int, unscored: int) -> None:
         """Count one request's verdicts."""
-        now = int(time.monotonic() // 60)
+        now = int(self.clock() // 60)
         with self._lock:
             if not self._minutes or self._minutes[-1].minute != now:
                 self._minutes.append(_Minute(minute=now))
@@ -270,7 +271,7 @@ class Hour:
                 minute.scores[int(np.searchsorted(_SCORES, score))] += 1
 
     def _recent(self) -> list[_Minute]:
-        oldest = int(time.monotonic() // 60) - _MINUTES
+        oldest = int(self.clock() // 60) - _MINUTES
         with self._lock:
             return [minute for minute in self._minutes if minute.minute > oldest]
 

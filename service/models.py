@@ -1,7 +1,7 @@
 """The models being served: each a name, a live version and a queue. Reload swaps one pointer.
 
-A new version is loaded, verified and replayed beside the old one; requests finish on the version that
-decoded them; a version that is refused leaves the last good one in place.
+A new version is loaded, verified and replayed beside the old one; requests finish on the version
+that decoded them; a version that is refused leaves the last good one in place.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
-"""The Open Inference Protocol: an existing caller changes the address and gets its own outputs unchanged.
+"""The Open Inference Protocol: an existing caller changes the address and nothing else.
 
-A request that lists no outputs gets the production outputs only, so no caller is surprised by a tensor
-it doesn't know; the verdict rides along as response parameters. `reluguard_is_adversarial`,
+A request that lists no outputs gets the production outputs only, so no caller is surprised by a
+tensor it doesn't know; the verdict rides along as response parameters. `reluguard_is_adversarial`,
 `reluguard_likelihood` and, for privileged callers, `reluguard_score`, `reluguard_p_value` and
 `reluguard_evidence` are outputs a request may list.
 
-Where the protocol leaves room: a model has one version, "1"; a version that is a number but another one
-is NOT_FOUND, one that is no number is INVALID_ARGUMENT; an empty batch is INVALID_ARGUMENT. Answers
-are always raw, because clients read nothing else. N images, L taps.
+Where the protocol leaves room: a model has one version, "1"; a version that is a number but another
+one is NOT_FOUND, one that is no number is INVALID_ARGUMENT; an empty batch is INVALID_ARGUMENT.
+Answers are always raw, because clients read nothing else. N images, L taps.
 """
 
 import asyncio

@@ -4,9 +4,9 @@
 - `reject`: rows that look adversarial are withheld: prediction -1, outputs blanked.
 - `shadow`: verdicts are counted and nobody sees them.
 
-A score that is not a number means that scoring failed for that row, for example because finite inputs
-overflowed inside the network. `open` answers such a row without a verdict, `closed` treats it as
-adversarial. A run that fails as a whole is an error under both: there is no answer to give.
+A score that is not a number means that scoring failed for that row, for example because finite
+inputs overflowed inside the network. `open` answers such a row without a verdict, `closed` treats
+it as adversarial. A run that fails as a whole is an error under both: there is no answer to give.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,8 @@
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
@@ -61,6 +64,7 @@ class Server:
         self.address = ""
         self.metrics_address: str | None = None
         self._stack = contextlib.AsyncExitStack()
+        self._stopped = False
         self._workers: ThreadPoolExecutor
         self._decoder: ThreadPoolExecutor
         self._loader: ThreadPoolExecutor
@@ -69,6 +73,11 @@ class Server:
         self._health: Health
         self._grpc: Any
         self.repository: Repository
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many calls are being handled."""
+        return self._edge.in_flight
 
     async def start(self) -> None:
         """Load every model, listen, and say SERVING.
@@ -240,7 +249,7 @@ class Server:
             for model in self.repository:
                 try:
                     await model.follow(self._loader)
-                except Exception:
+                except Exception:  # noqa: BLE001 - one odd file must not end the watch
                     _log.exception("looking for a new guard of %s failed", model.name)
 
     async def reload(self) -> None:
@@ -268,6 +277,9 @@ class Server:
 
     async def stop(self) -> None:
         """Say NOT_SERVING, wait for balancers to notice, finish what is in flight, close."""
+        if self._stopped:
+            return
+        self._stopped = True
         settings = self.settings
         self.metrics.draining.set(1)
         await self._health.drain()
@@ -278,8 +290,7 @@ class Server:
         # stop() may return before the last handler did (grpc #37239)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                while self._edge.in_flight:
-                    await asyncio.sleep(0.01)
+                await self._edge.idle.wait()
         await self._stack.aclose()
         _log.info("stopped")
 
@@ -338,6 +349,7 @@ def _reflect(server: Any) -> None:
 
     names = pool()
     for module in (health_pb2, reflection_pb2):
+        # adding the same file again is allowed and changes nothing
         names.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     reflection.enable_server_reflection(
         (*_SERVICES, HEALTH, reflection.SERVICE_NAME), server, pool=names
@@ -345,10 +357,6 @@ def _reflect(server: Any) -> None:
 
 
 def _tensor_bytes(spec: InputSpec) -> int:
-    import math
-
-    import numpy as np
-
     return math.prod(spec.tensor_shape) * np.dtype(spec.dtype).itemsize
 
 
@@ -420,8 +428,6 @@ async def _serve(settings: Settings, ready: Callable[[Server], None] | None) -> 
         _log.warning("a second signal: ending at once")
         # model threads can't be interrupted, so leave without waiting for them
         logging.shutdown()
-        import os
-
         os._exit(1)
     impatient.cancel()
     await drained

@@ -34,7 +34,7 @@ class Settings:
         metrics_host: address of that port; `host` if None.
         max_rows: most images in one request.
         max_batch: most images in one model run.
-        max_delay_s: longest time the first request of a batch waits for company while a worker idles.
+        max_delay_s: longest time the first request of a batch waits for company.
         max_queue_rows: most images waiting per model.
         max_wait_s: a request that would wait longer than this, by the measured speed, is refused.
         max_in_flight: most calls being handled at once, over all models.
@@ -51,9 +51,10 @@ class Settings:
         tls_certificate: PEM chain; goes with `tls_key`. Read again when the files change.
         tls_key: PEM private key.
         tls_client_ca: PEM certificates that clients' certificates must lead to (mTLS).
-        tokens: TOML file of bearer tokens and scopes; None lets every caller do and see everything
-            but `repository_control`, so leave it None on a trusted network only.
-        policy: `annotate` adds verdicts, `reject` keeps adversarial answers back, `shadow` counts only.
+        tokens: TOML file of bearer tokens and scopes. None makes every caller privileged, so leave
+            it None on a trusted network only.
+        policy: `annotate` adds verdicts, `reject` keeps adversarial answers back, `shadow` only
+            counts.
         fail: when scoring fails, `open` answers without a verdict, `closed` treats the row as
             adversarial.
         likelihood_step: unprivileged callers see the likelihood in steps of this size.

@@ -24,8 +24,9 @@ _HEADERS = {
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
   color: #1b1b1b; background: #fff }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .75rem .25rem 0;
-  border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd;
+  font-variant-numeric: tabular-nums }
 code { font-size: .85em } .bar { background: #3465a4; height: .8rem; min-width: 1px }
 .ok { color: #1a6b1a } .bad { color: #a40000 }
 @media (prefers-color-scheme: dark) { body { color: #eee; background: #16181c }
@@ -69,7 +70,7 @@ class WebServer:
         except OSError as error:
             raise StartError(f"the metrics port {host}:{port} can't be used: {error}") from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
+            target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True
         )
 
     @property

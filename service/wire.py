@@ -1,6 +1,7 @@
-"""Between bytes on the wire and arrays. One look at the numbers before anything is allocated.
+"""Between bytes on the wire and arrays: claims are checked before anything is allocated.
 
-Every function takes what a caller sent and raises RequestError with what was expected and what came.
+Every function takes what a caller sent and raises RequestError that says what was expected and what
+came.
 """
 
 import math

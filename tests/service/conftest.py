@@ -26,7 +26,7 @@ FPR = 0.1
 
 
 def _network(seed: int, batch: int | None = None) -> onnx.ModelProto:
-    """Two convolutions with Relu, pooled, and a linear layer: logits (N, 5) and their argmax (N,)."""
+    """Two convolutions with Relu, pooled, and a linear layer: logits (N, 5), label (N,)."""
     rng = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int) -> onnx.TensorProto:
@@ -74,7 +74,7 @@ def smooth_images(count: int, seed: int) -> Images:
     rows, columns = np.meshgrid(axis, axis, indexing="ij")
     a, b, phase = rng.uniform(-3, 3, (3, count, 1, 1, 3))
     wave = np.sin(a * rows[None, :, :, None] + b * columns[None, :, :, None] + phase)
-    return np.clip(127 + 100 * wave, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(127 + 100 * wave, 0, 255), np.uint8)
 
 
 def rough_images(count: int, seed: int) -> Images:
@@ -82,7 +82,7 @@ def rough_images(count: int, seed: int) -> Images:
     rng = np.random.default_rng(seed + 1)
     images = smooth_images(count, seed)
     noise = rng.integers(-60, 61, images.shape)
-    return np.clip(images + noise, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(images + noise, 0, 255), np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +93,7 @@ class Pair:
     guard: Path
 
     def open(self) -> Guard:
+        """Return the guarded model."""
         return Guard.open(self.model, self.guard, threads=1)
 
 
@@ -232,6 +233,7 @@ class Gate:
         return getattr(self._guard, name)
 
     def run(self, tensor: NDArray[np.float32]) -> object:
+        """Run the real guard once the door is open."""
         self.rows.append(len(tensor))
         self.entered.release()
         assert self.opened.wait(30)

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+
+from detector.errors import SettingsError
+from service.settings import Settings
+
+
+def test_every_field_comes_from_the_environment() -> None:
+    """Names in upper case behind the prefix set the field with its type."""
+    environ = {
+        "RELUGUARD_MODEL": "m.onnx",
+        "RELUGUARD_GUARD": "g",
+        "RELUGUARD_PORT": "0",
+        "RELUGUARD_METRICS_PORT": "none",
+        "RELUGUARD_DRAIN_S": "2.5",
+        "RELUGUARD_REFLECTION": "true",
+        "RELUGUARD_PROVIDERS": "CUDAExecutionProvider, CPUExecutionProvider",
+        "RELUGUARD_POLICY": "reject",
+        "PATH": "/bin",
+    }
+    assert Settings.from_env(environ) == Settings(
+        model=Path("m.onnx"),
+        guard=Path("g"),
+        port=0,
+        metrics_port=None,
+        drain_s=2.5,
+        reflection=True,
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        policy="reject",
+    )
+
+
+def test_an_override_wins_unless_it_is_none() -> None:
+    """The command line stands above the environment."""
+    settings = Settings.from_env({"RELUGUARD_PORT": "1", "RELUGUARD_MAX_ROWS": "8"}, port=2,
+                                 max_rows=None)  # fmt: skip
+    assert (settings.port, settings.max_rows) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"RELUGUARD_PROT": "1"}, "unknown environment variable RELUGUARD_PROT"),
+        ({"RELUGUARD_PORT": "x"}, "expected a whole number in RELUGUARD_PORT, got 'x'"),
+        ({"RELUGUARD_PORT": "tcp://10.0.0.1:50051"}, "enableServiceLinks: false"),
+        ({"RELUGUARD_DRAIN_S": "soon"}, "expected a number in RELUGUARD_DRAIN_S, got 'soon'"),
+        ({"RELUGUARD_DRAIN_S": "nan"}, "expected drain_s of 0 or more, got nan"),
+        ({"RELUGUARD_REFLECTION": "maybe"}, "expected true or false in RELUGUARD_REFLECTION"),
+        ({"RELUGUARD_PORT": "65536"}, "expected port in 0..65535, got 65536"),
+        ({"RELUGUARD_POLICY": "block"}, "expected policy one of annotate, reject, shadow"),
+        ({"RELUGUARD_FAIL": "half"}, "expected fail one of open, closed, got 'half'"),
+        ({"RELUGUARD_MAX_ROWS": "0"}, "expected max_rows of 1 or more, got 0"),
+        ({"RELUGUARD_MAX_QUEUE_ROWS": "9"}, "expected max_queue_rows of at least max_rows, 256"),
+        ({"RELUGUARD_MAX_WAIT_S": "0"}, "expected max_wait_s of more than 0, got 0.0"),
+        ({"RELUGUARD_MODEL": "m"}, "expected model and guard together"),
+        ({"RELUGUARD_MODELS": "d", "RELUGUARD_NAME": "n"}, "either models, or model and guard"),
+        ({"RELUGUARD_TLS_KEY": "k"}, "expected tls_certificate and tls_key together"),
+        ({"RELUGUARD_TLS_CLIENT_CA": "c"}, "tls_client_ca needs tls_certificate"),
+        ({"RELUGUARD_REPOSITORY_CONTROL": "1"}, "repository_control needs tokens"),
+        ({"RELUGUARD_LIKELIHOOD_STEP": "2"}, r"expected likelihood_step in \(0, 1\], got 2.0"),
+    ],
+)
+def test_a_setting_without_meaning_is_named(environ: dict[str, str], message: str) -> None:
+    """Each refusal says what was expected and what came."""
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_env(environ)
+
+
+def test_an_unknown_override_is_an_error() -> None:
+    """A misspelt keyword is not passed over."""
+    with pytest.raises(SettingsError, match="unknown settings: prot"):
+        Settings.from_env({}, prot=1)
