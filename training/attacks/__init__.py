@@ -1,33 +1,91 @@
-"""Attacks by name. `ATTACKS` is the explicit list; `attack_named` also finds attacks of yours."""
+"""Attacks by name.
 
+`ATTACKS` is the explicit list. `attack_named` also finds what others registered under the entry
+point group `reluguard.attacks`, and a class of yours as `module:Class`.
+"""
+
+import importlib
+import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
 
+from training.attacks.auto_pgd import APGD
 from training.attacks.base import Attack, AttackResult, Goal
 from training.attacks.budget import Budget
+from training.attacks.carlini import CWL2
 from training.attacks.gradient import BIM, FGSM, MIFGSM, PGD
+from training.attacks.library import FromART
+from training.attacks.minimal import FMN, DeepFool
+from training.attacks.query import HopSkipJump, Square
+from training.attacks.sparse import Patch, SparsePGD
+from training.attacks.spatial import Spatial
+from training.attacks.transfer import Ensemble, Transfer
 from training.attacks.victim import Victim, open_victim
 from training.errors import AttackError
 
 __all__ = [
+    "APGD",
     "ATTACKS",
+    "BIM",
+    "CWL2",
+    "FGSM",
+    "FMN",
+    "MIFGSM",
+    "PGD",
     "Attack",
     "AttackResult",
     "Budget",
+    "DeepFool",
+    "Ensemble",
+    "FromART",
     "Goal",
+    "HopSkipJump",
+    "Patch",
+    "SparsePGD",
+    "Spatial",
+    "Square",
+    "Transfer",
     "Victim",
     "attack_named",
     "open_victim",
 ]
 
+GROUP = "reluguard.attacks"
+
 _MAKERS: tuple[Callable[[], Attack], ...] = (
-    *(lambda size=size: FGSM(size=size) for size in (1.0, 2.0, 4.0, 8.0)),
-    *(lambda size=size: PGD(size=size) for size in (1.0, 2.0, 4.0, 8.0)),
+    lambda: FGSM(size=1.0),
+    lambda: FGSM(size=2.0),
+    lambda: FGSM(size=4.0),
+    lambda: FGSM(size=8.0),
+    lambda: BIM(size=4.0),
+    lambda: MIFGSM(size=4.0),
+    lambda: PGD(size=1.0),
+    lambda: PGD(size=2.0),
+    lambda: PGD(size=4.0),
+    lambda: PGD(size=8.0),
+    lambda: PGD(size=4.0, steps=40),
+    lambda: PGD(size=4.0, early_stop=True),
     lambda: PGD(norm="l2", size=0.25),
     lambda: PGD(norm="l2", size=0.5),
     lambda: PGD(norm="l1", size=12.0),
-    lambda: BIM(size=4.0),
-    lambda: MIFGSM(size=4.0),
+    lambda: APGD(loss="ce", size=4.0),
+    lambda: APGD(loss="dlr", size=4.0),
+    DeepFool,
+    lambda: FMN(norm="l2"),
+    lambda: FMN(norm="linf"),
+    CWL2,
+    lambda: CWL2(confidence=10.0),
+    SparsePGD,
+    Patch,
+    Square,
+    HopSkipJump,
+    Spatial,
+    Transfer,
+    Ensemble,
+    lambda: Ensemble(with_twin=False),
+    lambda: FromART(attack="NewtonFool", arguments=(("max_iter", 20), ("verbose", False))),
 )
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = MappingProxyType(
@@ -36,11 +94,39 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = MappingProxyType(
 
 
 def attack_named(text: str) -> Attack:
-    """Return an attack by its name in `ATTACKS`.
+    """Return an attack by its name in `ATTACKS`, by entry point, or as `module:Class`.
 
     Raises:
-        AttackError: no such attack.
+        AttackError: there is none, or what is there is not an attack.
     """
-    if text not in ATTACKS:
-        raise AttackError(f"expected an attack of {', '.join(ATTACKS)}, got {text!r}")
-    return ATTACKS[text]()
+    if text in ATTACKS:
+        return ATTACKS[text]()
+    if ":" in text:
+        return _made(_imported(text), text)
+    for entry in entry_points(group=GROUP):
+        if entry.name == text:
+            return _made(entry.load(), text)
+    raise AttackError(
+        f"expected an attack of {', '.join(ATTACKS)}, or module:Class of yours, got {text!r}"
+    )
+
+
+def _imported(text: str) -> object:
+    module, _, name = text.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: object = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AttackError(f"can't find the attack {text}: {error}") from error
+    return found
+
+
+def _made(maker: object, text: str) -> Attack:
+    try:
+        attack = maker() if callable(maker) else maker
+    except TypeError as error:
+        raise AttackError(f"expected {text} to need no arguments: {error}") from error
+    if not isinstance(attack, Attack):
+        raise AttackError(f"expected {text} to be an Attack, got {type(attack).__name__}")
+    return attack

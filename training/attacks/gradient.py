@@ -35,8 +35,9 @@ def ascent(gradient: Tensor, norm: Norm) -> Tensor:
         count = max(1, flat.shape[1] // 5)
         least = flat.abs().topk(count, dim=1).values[:, -1:]
         flat = torch.where(flat.abs() >= least, flat.sign(), 0.0)
-        return (flat / flat.abs().sum(1, keepdim=True).clamp_min(1e-12)).reshape(gradient.shape)
-    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        length = flat.abs().sum(1, keepdim=True)
+        return (flat / length.clamp_min(1e-12)).reshape(gradient.shape)
+    length = flat.square().sum(1, keepdim=True).sqrt()
     return (flat / length.clamp_min(1e-12)).reshape(gradient.shape)
 
 

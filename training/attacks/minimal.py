@@ -1,0 +1,219 @@
+"""Attacks that look for the smallest change. N images, K classes.
+
+A smallest change in floats is mostly gone after rounding to 8 bits (of DeepFool's images 4 % still
+fool ResNet-20). So these judge what they find in whole pixels, and stretch it until it survives.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.attacks.base import Attack, Goal
+from training.attacks.budget import Budget, Norm
+from training.attacks.gradient import ascent
+from training.attacks.victim import Victim
+from training.errors import AttackError
+from training.twin import Twin
+
+__all__ = ["FMN", "DeepFool", "rounded", "survive"]
+
+# The twin and the ONNX model differ in the last digits of a logit.
+_CLEARLY = -1e-3
+
+
+def rounded(pixels: Tensor) -> Tensor:
+    """Return whole 8-bit pixels whose gradient is that of the pixels: straight-through."""
+    return pixels + (torch.round(pixels * 255) / 255 - pixels).detach()
+
+
+def survive(
+    clean: Tensor,
+    moved: Tensor,
+    goal: Goal,
+    twin: Twin,
+    budget: Budget,
+    *,
+    growth: float = 1.05,
+    most: float = 4.0,
+) -> Tensor:
+    """Return each change stretched just so far that it reaches its goal in whole pixels.
+
+    Changes that don't within `most` times their length come back as they were.
+
+    Args:
+        clean: float32, (N, C, H, W).
+        moved: the same, the change at the boundary.
+        goal: what to reach.
+        twin: judges.
+        budget: that the whole pixels keep.
+        growth: factor from one length to the next.
+        most: longest length.
+    """
+    best, pending, scale = moved.clone(), torch.arange(len(clean), device=clean.device), 1.0
+    while scale <= most and len(pending):
+        stretched = clean[pending] + scale * (moved - clean)[pending]
+        whole = budget.whole(clean[pending], stretched).float() / 255
+        with torch.no_grad():
+            reached = goal.take(pending).margin(twin.logits(whole)) < _CLEARLY
+        best[pending[reached]] = whole[reached]
+        pending = pending[~reached]
+        scale *= growth
+    return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool(Attack):
+    """Steps to the nearest boundary as if the network were linear, then just past it.
+
+    Past it means in whole pixels: the paper's fixed overshoot of 2 % is followed by a search along
+    the direction found. Own code: ART 1.20 takes 25 s for 32 images of ResNet-20, of which 3 %
+    survive rounding; this takes 1 s and 97 % survive.
+
+    Source: Moosavi-Dezfooli et al. 2016, arXiv 1511.04599, algorithm 2.
+    """
+
+    steps: int = 30
+    candidates: int = 5  # classes looked at, the likeliest
+    overshoot: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.candidates < 1 or self.overshoot < 0:
+            raise AttackError(
+                f"expected positive steps, candidates and overshoot, "
+                f"got {self.steps}, {self.candidates} and {self.overshoot}"
+            )
+
+    @property
+    def name(self) -> str:
+        """`deepfool-l2`."""
+        return "deepfool-l2"
+
+    @property
+    def budget(self) -> Budget:
+        """Free: the attack looks for the smallest change itself."""
+        return Budget("none")
+
+    def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
+        """Return whole pixels just behind the nearest boundary."""
+        del generator
+        twin = victim.differentiable
+        pixels, active = clean.clone(), torch.arange(len(clean), device=clean.device)
+        for _ in range(self.steps):
+            step, inside = self._step(twin, pixels[active], goal.take(active))
+            active, step = active[inside], step[inside]
+            if len(active) == 0:
+                break
+            moved = pixels[active] + (1 + self.overshoot) * step
+            pixels[active] = self.budget.project(clean[active], moved)
+        return survive(clean, pixels, goal, twin, self.budget)
+
+    def _step(self, twin: Twin, pixels: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+        """Return the step to the nearest linear boundary, and which images are still before it."""
+        pixels = pixels.detach().requires_grad_()
+        logits = twin.logits(pixels)
+        own = logits.gather(1, goal.labels[:, None]).squeeze(1)
+        others = logits.detach().scatter(1, goal.labels[:, None], -torch.inf)
+        count = min(self.candidates, logits.shape[1] - 1)
+        rivals = others.topk(count, dim=1).indices
+        best = torch.full_like(own, torch.inf).detach()
+        step = torch.zeros_like(pixels)
+        for k in range(count):
+            gap = logits.gather(1, rivals[:, k : k + 1]).squeeze(1) - own
+            (slope,) = torch.autograd.grad(gap.sum(), pixels, retain_graph=k < count - 1)
+            steepness = slope.square().flatten(1).sum(1).clamp_min(1e-12)
+            distance = (gap.detach().abs() + 1e-4) / steepness
+            length = distance * steepness.sqrt()
+            nearer = length < best
+            best = torch.where(nearer, length, best)
+            step = torch.where(
+                nearer[:, None, None, None], distance[:, None, None, None] * slope, step
+            )
+        return step.detach(), goal.margin(logits.detach()) >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FMN(Attack):
+    """Follows the boundary inwards: the ball shrinks while the answer is wrong, grows while right.
+
+    Each step is judged in whole pixels, its gradient passed straight through the rounding.
+
+    Source: Pintor et al. 2021, arXiv 2102.12827, algorithm 1.
+    """
+
+    norm: Norm = "l2"
+    steps: int = 40
+    step: float = 1.0
+    gamma: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.norm not in {"l2", "linf"} or self.steps < 2 or not 0 < self.gamma < 1:
+            raise AttackError(
+                f"expected FMN in l2 or linf, 2 or more steps and gamma in (0, 1), "
+                f"got {self.norm!r}, {self.steps} and {self.gamma}"
+            )
+
+    @property
+    def name(self) -> str:
+        """As `fmn-l2`."""
+        return f"fmn-{self.norm}"
+
+    @property
+    def budget(self) -> Budget:
+        """Free: the attack looks for the smallest change itself."""
+        return Budget("none")
+
+    def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
+        """Return the smallest change that reached the goal in whole pixels, or the last one."""
+        del generator
+        twin = victim.differentiable
+        change, best = torch.zeros_like(clean), torch.zeros_like(clean)
+        shortest = torch.full((len(clean),), torch.inf, device=clean.device)
+        reach = torch.full_like(shortest, torch.inf)
+        for i in range(self.steps):
+            cosine = (1 + math.cos(math.pi * i / self.steps)) / 2
+            gamma = 0.001 + (self.gamma - 0.001) * cosine
+            pixels = rounded(clean + change).detach().requires_grad_()
+            margin = goal.margin(twin.logits(pixels))
+            (gradient,) = torch.autograd.grad(-margin.sum(), pixels)
+            whole, margin = pixels.detach() - clean, margin.detach()
+            length = self._length(whole)
+            reached = margin < _CLEARLY
+            better = reached & (length < shortest)
+            best = torch.where(better[:, None, None, None], whole, best)
+            shortest = torch.where(better, length, shortest)
+            reach = self._reach(reach, change, gradient, margin, shortest, reached, gamma)
+            stride = self.step * (0.01 + 0.99 * cosine) * (1 if self.norm == "l2" else 1 / 32)
+            change = self._shrink(change + stride * ascent(gradient, "l2"), reach)
+            change = (clean + change).clamp(0, 1) - clean
+        found = torch.isfinite(shortest)[:, None, None, None]
+        return clean + torch.where(found, best, change)
+
+    def _reach(
+        self,
+        reach: Tensor,
+        change: Tensor,
+        gradient: Tensor,
+        margin: Tensor,
+        shortest: Tensor,
+        reached: Tensor,
+        gamma: float,
+    ) -> Tensor:
+        """Return the next radius: shrunk, grown, or before any success to the linear boundary."""
+        flat = gradient.flatten(1)
+        slope = flat.square().sum(1).sqrt() if self.norm == "l2" else flat.abs().sum(1)
+        linear = self._length(change) + margin.abs() / slope.clamp_min(1e-12)
+        grown = torch.where(torch.isfinite(shortest), reach * (1 + gamma), linear)
+        return torch.where(reached, torch.minimum(reach, shortest) * (1 - gamma), grown)
+
+    def _length(self, change: Tensor) -> Tensor:
+        flat = change.flatten(1)
+        return flat.square().sum(1).sqrt() if self.norm == "l2" else flat.abs().amax(1)
+
+    def _shrink(self, change: Tensor, reach: Tensor) -> Tensor:
+        limit = reach[:, None, None, None]
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(change, -limit), limit)
+        length = self._length(change).clamp_min(1e-12)[:, None, None, None]
+        return change * torch.clamp(limit / length, max=1.0)

@@ -1,0 +1,100 @@
+"""Attacks by someone who holds other models than this one. N images."""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from training.attacks.base import Attack, Goal
+from training.attacks.budget import Budget
+from training.attacks.gradient import MIFGSM
+from training.attacks.victim import Victim
+from training.errors import AttackError
+
+__all__ = ["Ensemble", "Transfer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Attack):
+    """Another attack's images, made on the first surrogate and tried on this model.
+
+    Source: Papernot et al. 2016, arXiv 1605.07277.
+    """
+
+    needs_gradients: ClassVar[bool] = False
+    needs_surrogates: ClassVar[bool] = True
+    inner: Attack = field(default_factory=lambda: MIFGSM(size=8.0))
+
+    def __post_init__(self) -> None:
+        if self.inner.needs_surrogates or self.inner.targeted:
+            raise AttackError(f"expected a plain attack to transfer, got {self.inner.name}")
+
+    @property
+    def name(self) -> str:
+        """As `transfer-mifgsm-linf-8`."""
+        return f"transfer-{self.inner.name}"
+
+    @property
+    def budget(self) -> Budget:
+        """The inner attack's."""
+        return self.inner.budget
+
+    def run(
+        self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what the inner attack finds on the surrogate."""
+        return self.inner.run(clean, goal, replace(victim, twin=victim.surrogates[0]), generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Attack):
+    """One image that all models, the surrogates and the twin if there is one, take for the target.
+
+    Minimises weight * mean squared change + mean cross-entropy to the target, by Adam.
+
+    Source: Dong, Su, Zhu & Bao 2017, arXiv 1708.05493 (ensemble-optimisation).
+    """
+
+    needs_gradients: ClassVar[bool] = False
+    needs_surrogates: ClassVar[bool] = True
+    targeted: ClassVar[bool] = True
+    steps: int = 20
+    rate: float = 5.0  # 8-bit steps
+    weight: float = 100.0  # of the mean squared change, pixels in [0, 1]
+    with_twin: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.rate <= 0 or self.weight < 0:
+            raise AttackError(
+                f"expected positive steps, rate and weight, "
+                f"got {self.steps}, {self.rate} and {self.weight}"
+            )
+
+    @property
+    def name(self) -> str:
+        """`ensemble-targeted`, or `ensemble-transfer` without the twin."""
+        return "ensemble-targeted" if self.with_twin else "ensemble-transfer"
+
+    @property
+    def budget(self) -> Budget:
+        """Free: the objective keeps the change small."""
+        return Budget("none")
+
+    def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
+        """Return the pixels after the last step."""
+        del generator
+        own = (victim.twin,) if self.with_twin and victim.twin is not None else ()
+        twins = (*victim.surrogates, *own)
+        pixels = clean.clone().requires_grad_()
+        optimiser = torch.optim.Adam([pixels], lr=self.rate / 255)
+        for _ in range(self.steps):
+            # `goal.loss` is to be raised; Adam lowers.
+            reach = -torch.stack([goal.loss(twin.logits(pixels)) for twin in twins]).mean(0)
+            change = (pixels - clean).square().flatten(1).mean(1)
+            optimiser.zero_grad()
+            (self.weight * change + reach).sum().backward()
+            optimiser.step()
+            with torch.no_grad():
+                pixels.clamp_(0, 1)
+        return pixels.detach()
