@@ -13,19 +13,24 @@ shapes against the sizes inside the archive, and only then arrays. A change that
 misread raises FORMAT; `tests/detector/test_artifact.py` keeps one abuse attempt per refusal.
 """
 
+import ctypes
 import hashlib
 import io
 import json
 import math
 import os
 import shutil
+import struct
 import tempfile
+import threading
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +46,7 @@ __all__ = [
     "GuardArtifact",
     "Manifest",
     "check_model",
+    "check_place",
     "folder_aside",
     "read_guard",
     "write_file",
@@ -51,6 +57,38 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 4 * 2**20
 _MAX_FILE_BYTES = 64 * 2**20
+_MAX_UNPACKED_BYTES = 256 * 2**20
+_MAX_CLASS_WEIGHTS = 2**27
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_KINDS: dict[str, type] = {
+    "model_sha256": str,
+    "input": dict,
+    "answer": str,
+    "taps": list,
+    "fpr": float,
+    "thresholds": dict,
+    "calibration_images": int,
+    "created_at": str,
+    "provenance": dict,
+    "metrics": dict,
+}
+# what zipfile, zlib and NumPy's header reader raise on bytes that are not what they should be
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +157,11 @@ def write_guard(
         reports: further files by name, kept beside and hashed.
 
     Raises:
+        GuardError: the place holds something else than a guard, or a value can't be stored.
         OSError: the disk is full or the place can't be written; what was there stays.
     """
     path = Path(path)
+    check_place(path)
     arrays = {"head.npz": head.to_arrays(), "golden.npz": asdict(golden)}
     contents = {name: _npz(values) for name, values in arrays.items()} | dict(reports or {})
     files: dict[str, dict[str, Any]] = {}
@@ -133,31 +173,58 @@ def write_guard(
                 for key, value in arrays[name].items()
             }
     document = {"format": FORMAT, **_manifest_json(manifest), "files": files}
-    text = json.dumps(document, indent=2, allow_nan=False, sort_keys=True).encode()
+    try:
+        text = json.dumps(document, indent=2, allow_nan=False, sort_keys=True).encode()
+    except (TypeError, ValueError) as error:
+        raise GuardError(f"expected a manifest of plain finite values: {error}") from error
     with folder_aside(path) as aside:
         for name, data in (contents | {MANIFEST: text}).items():
             _write_durably(aside / name, data)
-    return read_guard(path)
+        artifact = read_guard(aside)  # what can't be read back never takes the old one's place
+    return replace(artifact, path=path)
+
+
+def check_place(path: Path) -> None:
+    """Raise GuardError if a guard written here would take the place of something else."""
+    if path.is_dir() and not (path / MANIFEST).is_file() and any(path.iterdir()):
+        raise GuardError(f"expected no folder, or a guard to replace, {path} holds other files")
+    if path.exists() and not path.is_dir():
+        raise GuardError(f"expected no file, or a guard's folder to replace, {path} is a file")
 
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """Give a fresh folder beside `path` that takes its place when the block ends well."""
+    """Give a fresh folder beside `path` that takes its place when the block ends well.
+
+    What was there stays whole until that moment, whenever the process dies.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield aside
         aside.chmod(0o755)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            path.replace(retired / path.name)
-            aside.replace(path)
-            shutil.rmtree(retired)
+            _exchange(aside, path)
         else:
             aside.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # the unfinished, the replaced, or nothing
+
+
+def _exchange(aside: Path, path: Path) -> None:
+    """Swap two folders of one disk: in one step where the system can, else in two renames."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux, glibc 2.28
+    places = (_AT_FDCWD, os.fsencode(aside), _AT_FDCWD, os.fsencode(path))
+    if rename is not None and rename(*places, _RENAME_EXCHANGE) == 0:
+        return
+    retired = aside.with_name(f"{aside.name}.old")
+    path.replace(retired)
+    try:
+        aside.replace(path)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        retired.replace(path)
         raise
+    retired.replace(aside)
 
 
 def write_file(
@@ -165,11 +232,11 @@ def write_file(
 ) -> None:
     """Write a file, whole or not at all: these bytes, or these arrays as an npz."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         _write_durably(aside, data if npz is None else _npz(npz))
         aside.replace(path)
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
 
@@ -204,8 +271,8 @@ def read_guard(path: Path | str) -> GuardArtifact:
     path = Path(path)
     raw = _read_capped(path / MANIFEST, _MAX_MANIFEST_BYTES)
     try:
-        document = json.loads(raw)
-    except ValueError as error:
+        document = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise GuardError(f"expected JSON in {path / MANIFEST}, it is cut or changed") from error
     if not isinstance(document, dict) or "format" not in document:
         raise GuardError(f"expected a guard's manifest in {path / MANIFEST}, got other JSON")
@@ -220,33 +287,44 @@ def read_guard(path: Path | str) -> GuardArtifact:
     manifest = _manifest(document, path)
     head = Head.from_arrays(_arrays(contents["head.npz"], files["head.npz"], path / "head.npz"))
     golden = _arrays(contents["golden.npz"], files["golden.npz"], path / "golden.npz")
-    if set(golden) != set(Golden.__dataclass_fields__):
-        raise GuardError(f"expected the golden inputs in {path / 'golden.npz'}, got others")
-    if head.features.taps != len(manifest.taps):
-        raise GuardError(
-            f"expected a head for {len(manifest.taps)} taps, got one for {head.features.taps}"
-        )
+    _check_head(head, manifest)
     return GuardArtifact(
         path=path,
         digest=hashlib.sha256(raw).hexdigest(),
         manifest=manifest,
         head=head,
-        golden=Golden(**golden),
+        golden=_golden(golden, manifest, path / "golden.npz"),
     )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key comes twice")
+    return values
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"expected finite numbers, got {name}")
 
 
 def _read_capped(file: Path, limit: int) -> bytes:
     try:
-        size = file.stat().st_size
-        if size > limit:
-            raise GuardError(f"expected at most {limit} bytes in {file}, got {size}")
-        return file.read_bytes()
+        if not file.is_file():
+            raise GuardError(f"expected a guard in {file.parent}, it has no file {file.name}")
+        if not file.resolve().is_relative_to(file.parent.resolve()):
+            raise GuardError(f"expected files inside {file.parent}, {file.name} links out of it")
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
     except OSError as error:
         raise GuardError(f"expected a guard in {file.parent}: {file.name} can't be read") from error
+    if len(data) > limit:
+        raise GuardError(f"expected at most {limit} bytes in {file}, got more")
+    return data
 
 
 def _read_declared(folder: Path, name: str, entry: Any) -> bytes:
-    if not isinstance(entry, dict) or Path(name).name != name:
+    if not isinstance(entry, dict) or Path(name).name != name or "\0" in name:
         raise GuardError(f"the file list of {folder / MANIFEST} is damaged at {name!r}")
     data = _read_capped(folder / name, _MAX_FILE_BYTES)
     if len(data) != entry.get("bytes"):
@@ -257,35 +335,87 @@ def _read_declared(folder: Path, name: str, entry: Any) -> bytes:
 
 
 def _arrays(data: bytes, entry: Mapping[str, Any], file: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz, each checked against its declaration before it is unpacked."""
     try:
         declared = {
-            name: (np.dtype(item["dtype"]), tuple(map(int, item["shape"])))
+            name: (np.dtype(str(item["dtype"])), tuple(map(int, item["shape"])))
             for name, item in entry["arrays"].items()
         }
+        for name, (dtype, shape) in declared.items():
+            if dtype.kind not in "fiub" or min(shape, default=0) < 0:
+                raise GuardError(f"expected numbers in {name} of {file}, got {dtype} {shape}")
+        total = sum(dtype.itemsize * math.prod(shape) for dtype, shape in declared.values())
+        if total > _MAX_UNPACKED_BYTES:
+            raise GuardError(f"{file} unpacks to {total} bytes, more than {_MAX_UNPACKED_BYTES}")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            inside = {info.filename: info.file_size for info in archive.infolist()}
-    except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in declared):
+                raise GuardError(f"{file} holds other arrays than the manifest declares")
+            return {
+                name: _array(archive, name, dtype, shape, file)
+                for name, (dtype, shape) in declared.items()
+            }
+    except _DAMAGE as error:
         raise GuardError(f"{file} does not match what the manifest declares of it") from error
-    total = 0
-    for name, (dtype, shape) in declared.items():
-        if dtype.kind not in "fiub" or min(shape, default=0) < 0:
-            raise GuardError(f"expected numbers in {name} of {file}, got {dtype} {shape}")
-        total += dtype.itemsize * math.prod(shape)
-    headers = 1024 * len(declared)  # an npy header takes 128 bytes or a few times that
-    if set(inside) != {f"{name}.npy" for name in declared}:
-        raise GuardError(f"{file} holds other arrays than the manifest declares")
-    if total > _MAX_FILE_BYTES or sum(inside.values()) > total + headers:
-        raise GuardError(f"{file} unpacks to more than the manifest declares or {_MAX_FILE_BYTES}")
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in declared}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise GuardError(f"the arrays in {file} can't be read") from error
-    for name, (dtype, shape) in declared.items():
+
+
+def _array(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], file: Path
+) -> NDArray[Any]:
+    # np.load makes room for what an array's own header claims; here the header is compared first
+    with archive.open(f"{name}.npy") as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("expected npy format 1.0")
+        header = np.lib.format.read_array_header_1_0(stream)
+        if header != (shape, False, dtype) and header != (shape, len(shape) > 1, dtype):
+            got = f"{header[2]} {header[0]}"
+            raise GuardError(f"expected {name} of {dtype} {shape} in {file}, got {got}")
+        size = dtype.itemsize * math.prod(shape)
+        content = stream.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"expected {size} bytes in {name}")
+    order: Literal["F", "C"] = "F" if header[1] else "C"
+    return np.frombuffer(content, dtype).reshape(shape, order=order)
+
+
+def _golden(arrays: Mapping[str, NDArray[Any]], manifest: Manifest, file: Path) -> Golden:
+    spec = manifest.input
+    rows = len(arrays["score"]) if "score" in arrays and arrays["score"].ndim else 0
+    expected = {
+        "images": (np.uint8, (rows, spec.height, spec.width, spec.channels)),
+        "rates": (np.float32, (rows, sum(tap.channels for tap in manifest.taps))),
+        "score": (np.float32, (rows,)),
+        "prediction": (np.int64, (rows,)),
+    }
+    if rows < 1 or set(arrays) != set(expected):
+        raise GuardError(f"expected the golden inputs in {file}, got others")
+    for name, (dtype, shape) in expected.items():
         if arrays[name].dtype != dtype or arrays[name].shape != shape:
             got = f"{arrays[name].dtype} {arrays[name].shape}"
-            raise GuardError(f"expected {name} of {dtype} {shape} in {file}, got {got}")
-    return arrays
+            raise GuardError(f"expected golden {name} of {np.dtype(dtype)} {shape}, got {got}")
+    return Golden(**arrays)
+
+
+def _check_head(head: Head, manifest: Manifest) -> None:
+    f, taps = head.features, manifest.taps
+    if f.taps != len(taps):
+        raise GuardError(f"expected a head for {len(taps)} taps, got one for {f.taps}")
+    if len(head.clean_scores) != manifest.calibration_images:
+        raise GuardError(
+            f"expected {manifest.calibration_images} clean scores, got {len(head.clean_scores)}"
+        )
+    of_rate = np.repeat(np.arange(len(taps)), [tap.channels for tap in taps])
+    for name, index, limit in (
+        ("columns", f.columns, len(of_rate)),
+        ("whiten_taps", f.whiten_taps, len(taps)),
+    ):
+        if index.dtype != np.int64 or not ((index >= 0) & (index < limit)).all():
+            raise GuardError(f"expected {name} of the head in [0, {limit}), got others")
+    if not np.array_equal(f.column_taps, of_rate[f.columns]):
+        raise GuardError("expected each column of the head at the tap its rate is read from")
+    if not (f.classes >= 0 and len(f.columns) * f.taps * f.classes <= _MAX_CLASS_WEIGHTS):
+        raise GuardError(f"expected a class profile of less size than {f.classes} classes make")
+    if not ((f.spread > 0).all() and f.limit > 0):
+        raise GuardError("expected a positive spread and limit of the head's features")
 
 
 def _manifest(document: Mapping[str, Any], path: Path) -> Manifest:
@@ -293,17 +423,21 @@ def _manifest(document: Mapping[str, Any], path: Path) -> Manifest:
     missing = sorted(name for name, value in values.items() if value is None)
     if missing:
         raise GuardError(f"{path / MANIFEST} lacks {', '.join(missing)}")
+    for name, kind in _KINDS.items():
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            raise GuardError(f"{path / MANIFEST} is damaged: {name} is a {type(values[name])}")
+    if not 0 < values["fpr"] < 1:
+        raise GuardError(f"expected a false-positive rate in (0, 1), got {values['fpr']}")
+    if not all(isinstance(limit, float) for limit in values["thresholds"].values()):
+        raise GuardError(f"{path / MANIFEST} is damaged: expected a number per threshold")
     try:
         values["input"] = InputSpec.from_json(document["input"])
         values["taps"] = tuple(
             Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in document["taps"]
         )
-        manifest = Manifest(**values)
-        if not 0 < manifest.fpr < 1:
-            raise GuardError(f"expected a false-positive rate in (0, 1), got {manifest.fpr}")
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise GuardError(f"{path / MANIFEST} is damaged: {error}") from error
-    return replace(manifest, thresholds=dict(manifest.thresholds))
+    return Manifest(**values)
 
 
 def check_model(artifact: GuardArtifact, sha256: str) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from detector.errors import ModelError
 from detector.features import LOG_FLOOR, FeatureMap
-from detector.head import Head, threshold_at
+from detector.head import NO_SCORE, Head, threshold_at
 from detector.model import OUTPUT_PREFIX, Production
 from detector.quantised import with_unsigned_pairs
 from detector.taps import Tap
@@ -84,6 +84,7 @@ def compile_guard(
         score = graph.add("Relu", score) if i else score
         score = graph.gemm(score, w, b)
     score = graph.add("Reshape", score, graph.constant(np.array([-1])))
+    score = graph.instead_of_nan(score, NO_SCORE)
     graph.output(SCORE, score, TensorProto.FLOAT, ["N"])
     logit = graph.add("Mul", score, graph.constant(np.float32(head.slope)))
     logit = graph.add("Add", logit, graph.constant(np.float32(head.intercept)))
@@ -92,7 +93,7 @@ def compile_guard(
     graph.output(IS_ADVERSARIAL, graph.add("Greater", score, limit), TensorProto.BOOL, ["N"])
     by_tap = head.features.feature_taps[:, None] == np.arange(len(taps))
     shares = (head.evidence_weights[:, None] * by_tap).astype(np.float32)
-    evidence = graph.gemm(x, shares, head.evidence_bias)
+    evidence = graph.instead_of_nan(graph.gemm(x, shares, head.evidence_bias), 0)
     graph.output(EVIDENCE, evidence, TensorProto.FLOAT, ["N", len(taps)])
     return graph.proto
 
@@ -130,6 +131,9 @@ class _Graph:
 
     def gemm(self, x: str, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
         return self.add("Gemm", x, self.constant(weights), self.constant(bias))
+
+    def instead_of_nan(self, x: str, value: float) -> str:
+        return self.add("Where", self.add("IsNaN", x), self.constant(np.float32(value)), x)
 
     def reduce(self, op: str, x: str, axes: list[int], *, keepdims: int) -> str:
         # ONNX moved the axes from attribute to input, ReduceSum five versions before the others.

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from detector.errors import GuardError, SettingsError
 from detector.features import FeatureMap, Floats
 
-__all__ = ["Head", "Scores", "conformal_p_values", "images_needed", "threshold_at"]
+__all__ = ["NO_SCORE", "Head", "Scores", "conformal_p_values", "images_needed", "threshold_at"]
+
+NO_SCORE = 1e4  # of a pass that overflowed to NaN: it must never count as clean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +84,11 @@ class Head:
         for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = np.maximum(hidden @ w + b, 0)
         score = (hidden @ self.weights[-1] + self.biases[-1])[:, 0]
+        score = np.where(np.isnan(score), np.float32(NO_SCORE), score)
         likelihood = 1 / (1 + np.exp(-(self.slope * score.astype(np.float64) + self.intercept)))
         by_tap = self.features.feature_taps[:, None] == np.arange(self.features.taps)
         evidence = (x * self.evidence_weights) @ by_tap.astype(np.float32) + self.evidence_bias
+        evidence = np.where(np.isnan(evidence), np.float32(0), evidence)
         return Scores(
             score=score.astype(np.float32),
             likelihood=likelihood.astype(np.float32),

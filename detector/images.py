@@ -6,7 +6,10 @@ knows how a production model wants them: layout, value range, normalisation.
 
 import io
 import math
+import struct
+import zlib
 from dataclasses import asdict, dataclass
+from types import NoneType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,6 +25,21 @@ Images = NDArray[np.uint8]
 Layout = Literal["NCHW", "NHWC", "flat"]
 _DTYPES = ("float32", "float16", "float64", "uint8")
 _FORMATS = ("JPEG", "PNG")
+# what Pillow's readers raise on broken files
+_BROKEN = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +63,7 @@ class InputSpec:
     bgr: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.channels) < 1:
-            size = f"{self.height} x {self.width} x {self.channels}"
-            raise SettingsError(f"expected a positive image size, got {size}")
-        if self.channels not in {1, 3}:
-            raise SettingsError(f"expected 1 or 3 channels, got {self.channels}")
+        self._check_sizes()
         if self.layout not in {"NCHW", "NHWC", "flat"}:
             raise SettingsError(f"expected layout NCHW, NHWC or flat, got {self.layout!r}")
         if self.dtype not in _DTYPES:
@@ -67,6 +81,18 @@ class InputSpec:
             raise SettingsError(
                 "a uint8 model input takes pixels as they are: leave scale, mean, std"
             )
+
+    def _check_sizes(self) -> None:
+        sizes = [self.height, self.width, self.channels]
+        if not all(type(size) is int for size in sizes) or type(self.batch) not in {int, NoneType}:
+            raise SettingsError(f"expected whole sizes, got {sizes} and a batch of {self.batch}")
+        if min(sizes) < 1:
+            size = f"{self.height} x {self.width} x {self.channels}"
+            raise SettingsError(f"expected a positive image size, got {size}")
+        if self.channels not in {1, 3}:
+            raise SettingsError(f"expected 1 or 3 channels, got {self.channels}")
+        if self.batch is not None and self.batch < 1:
+            raise SettingsError(f"expected a batch of 1 or more, got {self.batch}")
 
     @property
     def is_identity(self) -> bool:
@@ -112,6 +138,8 @@ class InputSpec:
         """Raise ImageError unless this is a finite tensor of the model's dtype and shape."""
         expected = ("N", *self.tensor_shape)
         text = f"({', '.join(map(str, expected))})"
+        if not isinstance(tensor, np.ndarray):
+            raise ImageError(f"expected a {self.dtype} tensor of shape {text}, got {type(tensor)}")
         if tensor.dtype != np.dtype(self.dtype):
             raise ImageError(
                 f"expected a {self.dtype} tensor of shape {text}, got {tensor.dtype} {tensor.shape}"
@@ -178,14 +206,23 @@ def decode_image(data: bytes, spec: InputSpec, *, max_pixels: int = 16_777_216) 
                 raise ImageTooLargeError(
                     f"expected at most {max_pixels} pixels, got {image.width} x {image.height}"
                 )
-            pixels = image.convert("L" if spec.channels == 1 else "RGB")
+            pixels = _eight_bits(image).convert("L" if spec.channels == 1 else "RGB")
             if pixels.size != (spec.width, spec.height):
                 pixels = pixels.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(f"expected at most {max_pixels} pixels: {error}") from error
+    except _BROKEN as error:
         raise ImageError(
             "expected a whole JPEG or PNG image, got bytes that don't decode"
         ) from error
     decoded = np.asarray(pixels, dtype=np.uint8)
     return cast("Images", decoded.reshape(spec.height, spec.width, spec.channels))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # convert("L") cuts 16-bit grey at 255, which leaves white
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image

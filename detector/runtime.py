@@ -19,7 +19,7 @@ from detector.compile import (
     compile_guard,
     compile_reader,
 )
-from detector.errors import ModelError
+from detector.errors import ImageError, ModelError
 from detector.head import conformal_p_values, threshold_at
 from detector.images import Images, InputSpec, check_images, decode_image
 from detector.model import Production, TensorInfo, load_production
@@ -29,6 +29,8 @@ from detector.taps import Tap
 from detector.verdict import Verdicts
 
 __all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
+
+_LARGEST_RUN = 256  # rows: what one run of a network needs grows with them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +182,11 @@ class Guard:
         """Return verdicts on encoded JPEG or PNG images, resized to the model's size.
 
         Raises:
-            ImageError: one does not decode.
+            ImageError: one does not decode, or there is none.
             ImageTooLargeError: one is larger than the pixel limit.
         """
+        if not images:
+            raise ImageError("expected at least one image, got an empty batch")
         return self.inspect(np.stack([decode_image(image, self.spec) for image in images]))
 
     __call__ = inspect
@@ -224,18 +228,18 @@ def in_batches(
     Raises:
         ModelError: the run failed, or an output does not have one row per image.
     """
-    if spec.batch is None or spec.batch == len(tensor):
-        values = run_session(session, {spec.name: tensor}, fetch)
-    else:
-        missing = -len(tensor) % spec.batch
-        padding = [(0, missing)] + [(0, 0)] * (tensor.ndim - 1)
-        padded = np.pad(tensor, padding, mode="edge")
-        parts = [
-            run_session(session, {spec.name: padded[i : i + spec.batch]}, fetch)
-            for i in range(0, len(padded), spec.batch)
-        ]
-        values = [np.concatenate(part)[: len(tensor)] for part in zip(*parts, strict=True)]
-    for name, value in zip(fetch, values, strict=True):
-        if value.ndim == 0 or len(value) != len(tensor):
-            raise ModelError(f"expected {len(tensor)} rows in {name}, got shape {value.shape}")
-    return values
+    rows = spec.batch or _LARGEST_RUN
+    parts = []
+    for start in range(0, len(tensor), rows):
+        part = tensor[start : start + rows]
+        missing = spec.batch - len(part) if spec.batch else 0
+        if missing:
+            part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+        values = run_session(session, {spec.name: part}, fetch)
+        for name, value in zip(fetch, values, strict=True):
+            if value.ndim == 0 or len(value) != len(part):
+                raise ModelError(f"expected {len(part)} rows in {name}, got shape {value.shape}")
+        parts.append([value[: len(part) - missing] for value in values])
+    if len(parts) == 1:
+        return parts[0]
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]

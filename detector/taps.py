@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from detector.errors import ModelError, NoTapsError
+from detector.errors import ModelError, NoTapsError, SettingsError
 from detector.images import InputSpec
 from detector.model import Production, constants
 from detector.session import open_session, run_session
@@ -45,6 +45,21 @@ class Tap:
     channel_axis: int = 0
     dtype: str = "float32"
     stride: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (*self.shape, self.stride)
+        if not self.shape or not all(type(size) is int and size > 0 for size in sizes):
+            raise SettingsError(
+                f"expected positive sizes of tap {self.name!r}, "
+                f"got shape {self.shape} and stride {self.stride}"
+            )
+        if type(self.channel_axis) is not int or not 0 <= self.channel_axis < len(self.shape):
+            raise SettingsError(
+                f"expected a channel axis of tap {self.name!r} in its shape {self.shape}, "
+                f"got {self.channel_axis}"
+            )
+        if self.stride > 1 and (len(self.shape) != 3 or self.channel_axis != 0):
+            raise SettingsError(f"tap {self.name!r} of shape {self.shape} can't be read in strides")
 
     @property
     def channels(self) -> int:
