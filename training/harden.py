@@ -300,11 +300,11 @@ def _fine_tune(
             rows = order[start : start + settings.batch]
             x = to_pixels(_shifted(train.images[rows], generator))
             y = torch.from_numpy(train.labels[rows])
-            loss = _loss(through, halves, x, y, settings, generator)
+            loss = _loss(through, x, y, settings, generator)
             if not torch.isfinite(loss):
                 raise AnalysisError("training diverged: give a smaller rate")
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own lack of a type
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(list(halves.weights.values()), 5.0)
             optimiser.step()
             schedule.step()
@@ -328,7 +328,6 @@ class _Joined(torch.nn.Module):
 
 def _loss(
     twin: Twin,
-    halves: _Halves,
     x: Tensor,
     y: Tensor,
     settings: HardenSettings,
@@ -347,7 +346,8 @@ def _loss(
     clean_phi = joined.phi
     loss = cross(clean_logits, y) + cross(twin.logits(attacked), y)
     apart = (clean_phi - joined.phi).flatten(1).norm(dim=1).mean()
-    return loss + settings.weight * apart
+    total: Tensor = loss + settings.weight * apart
+    return total
 
 
 def _shifted(images: Images, generator: np.random.Generator) -> Images:

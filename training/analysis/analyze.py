@@ -1,4 +1,4 @@
-"""`reluguard analyze`: harvest a network's bits, run every study, write the report. N images, P rows.
+"""`reluguard analyze`: read a network's bits, run every study, write the report. N images, P rows.
 
 What is on disk afterwards: `report.html` (one file, nothing is fetched), `analysis.json` (settings,
 figures per tap, claims) and `arrays.npz` (every array of every study).
@@ -277,7 +277,8 @@ def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
 def _noisy(images: Images, size: float, seed: int) -> Images:
     """Every pixel value up or down by the attack's budget, at random: as large, but harmless."""
     signs = np.random.default_rng(seed).integers(0, 2, images.shape) * 2 - 1
-    return np.clip(images + signs * round(size), 0, 255).astype(np.uint8)
+    noisy: Images = np.clip(images + signs * round(size), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def _study(

@@ -256,7 +256,7 @@ def claims_rows(claims: Sequence[Claim]) -> list[list[str]]:
             claim.claim,
             claim.paper,
             claim.theirs,
-            "–" if claim.ours is None else str(claim.ours),
+            "-" if claim.ours is None else str(claim.ours),
             claim.measure,
             claim.holds,
         ]

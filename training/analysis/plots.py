@@ -51,7 +51,8 @@ CATEGORIES = (
     "#aa4499",
     "#999999",
 )
-_INK, _RULE = "#123456", "#654321"  # stand-ins for what the page's style sheet decides
+# stand-ins for what the page's style sheet decides; as they are, they suit white paper
+_INK, _RULE = "#1a1f26", "#8b939d"
 _MARKERS = "osD^vPX*"
 
 
@@ -76,7 +77,7 @@ def canvas(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "reluguard",
         "font.size": 10,

@@ -140,14 +140,23 @@ def _lead(found: Mapping[str, Any], findings: Findings, claims: Sequence[Claim])
     best = votes.hits[0].max() / votes.trials[0]
     return bullet_list(
         [
-            f"The network answers {accuracy['value']:.1%} of the images right. "
-            f"Attacks that turn a right answer into a wrong one: {attacks}.",
-            f"Cut without labels, the last tap's bits separate two classes at {last['value']:.3f} "
-            f"[{last['low']:.3f}, {last['high']:.3f}].",
-            f"A simple classifier on bits tells {best:.1%} of clean and {votes.attacks[0]} images "
-            "apart; no noisy images are among its negatives.",
-            f"Of {len(claims)} claims of the source papers {counts['yes']} hold here, "
-            f"{counts['no']} fail and {counts['unclear']} are unclear; the rest was not measured.",
+            (
+                f"The network answers {accuracy['value']:.1%} of the images right. "
+                f"Attacks that turn a right answer into a wrong one: {attacks}."
+            ),
+            (
+                "Cut without labels, the last tap's bits separate two classes at "
+                f"{last['value']:.3f} [{last['low']:.3f}, {last['high']:.3f}]."
+            ),
+            (
+                f"A simple classifier on bits tells {best:.1%} of clean and {votes.attacks[0]} "
+                "images apart; no noisy images are among its negatives."
+            ),
+            (
+                f"Of {len(claims)} claims of the source papers {counts['yes']} hold here, "
+                f"{counts['no']} fail and {counts['unclear']} are unclear; the rest was not "
+                "measured."
+            ),
         ]
     )
 
@@ -157,9 +166,9 @@ def _claims_section(claims: Sequence[Claim]) -> Section:
     return Section(
         title="The papers' claims",
         body=paragraph(
-            "A claim holds if the whole 95 % interval lies above the claimed figure, fails if it lies "
-            "at or below it, and is unclear otherwise. The papers' networks and attacks differ from "
-            "these; a line says what was measured here."
+            "A claim holds if the whole 95 % interval lies above the claimed figure, fails if it "
+            "lies at or below it, and is unclear otherwise. The papers' networks and attacks "
+            "differ from these; a line says what was measured here."
         )
         + table(head, claims_rows(claims), text_columns=(0, 1, 2, 4, 5)),
     )
@@ -220,14 +229,18 @@ def _method_section(about: Mapping[str, Any], material: Material) -> Section:
     ]
     notes = [
         "A bit is on where a gate's output is above zero. Bits are read from ONNX Runtime.",
-        "Attacks run on a differentiable twin; images are rounded to whole 8-bit pixels and success "
-        "is measured on the ONNX model. Studies of attacked images use successes only where they "
-        "speak of detection or consistency, and all attacked images elsewhere.",
+        (
+            "Attacks run on a differentiable twin; images are rounded to whole 8-bit pixels and "
+            "success is measured on the ONNX model. Studies of attacked images use successes only "
+            "where they speak of detection or consistency, and all attacked images elsewhere."
+        ),
         "Noise as large: every pixel value up or down by the attack's budget, at random.",
         "Bits are graded against images of other sources wherever something is fitted.",
         "Four of the source papers were not available in full: their methods are reconstructions.",
-        f"Seed {about['seed']}; {about['seconds']} s; model SHA-256 {about['model_sha256'][:16]}…, "
-        f"data SHA-256 {about['data_sha256'][:16]}…",
+        (
+            f"Seed {about['seed']}; {about['seconds']} s; model SHA-256 "
+            f"{about['model_sha256'][:16]}…, data SHA-256 {about['data_sha256'][:16]}…"
+        ),
     ]
     return Section(
         title="How it was measured",

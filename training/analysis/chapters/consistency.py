@@ -43,9 +43,9 @@ def consistency_chapter(
     body += figure(
         _profiles(study, material),
         "Upper left: bits flipped per channel, mean and 10 to 90 % of channels. Upper right: "
-        "favourites of one label. Lower left: cosine of codes to class prototypes from other images. "
-        "Lower right: cosine of a code before and after; and distance to the true class by distance "
-        "to the answer, above 1 where the code has gone over to the answer.",
+        "favourites of one label. Lower left: cosine of codes to class prototypes from other "
+        "images. Lower right: cosine of a code before and after; and distance to the true class by "
+        "distance to the answer, above 1 where the code has gone over to the answer.",
     )
     if len(study.traced):
         body += figure(
@@ -147,7 +147,7 @@ def _influence(study: ConsistencyStudy) -> str:
 
 def _hardening(report: HardenReport) -> str:
     def cell(value: object) -> str:
-        return "–" if value is None else str(value)
+        return "-" if value is None else str(value)
 
     rows = [
         ["clean accuracy", cell(report.clean_before), cell(report.clean_after)],

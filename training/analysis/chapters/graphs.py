@@ -53,8 +53,8 @@ def graphs_chapter(
             f"The sanity check: {seeds.networks} small networks of {seeds.layers} layers, started "
             f"from different seeds (accuracy {seeds.accuracy.min():.2f} to "
             f"{seeds.accuracy.max():.2f}). A layer's most similar layer in another network is its "
-            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka.mean():.0%} by linear CKA and "
-            f"{seeds.gbs_bits.mean():.0%} by GBS on bits alone."
+            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka.mean():.0%} by linear CKA "
+            f"and {seeds.gbs_bits.mean():.0%} by GBS on bits alone."
         )
         body += figure(_seeds(seeds), "Mean similarity between layers of two networks.")
     return Section(title="Graphs and CKA", body=body)

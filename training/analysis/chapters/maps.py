@@ -30,10 +30,10 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
     ratio, distance, entropy = (depth_trend(p, seed=material.seed) for p in study.profiles)
     text = (
         "A self-organizing map lays a layer's codes (one number per feature map) out on a grid; an "
-        "image's best-matching unit is its functional code. The paper finds homogeneous codes early "
-        "and diverse ones late. Here the rank correlation with depth is "
-        f"{ratio.value:+.2f} for the participation ratio, {distance.value:+.2f} for the distance of "
-        f"codebook vectors and {entropy.value:+.2f} for the entropy of the units. The units say "
+        "image's best-matching unit is its functional code. The paper finds homogeneous codes "
+        "early and diverse ones late. Here the rank correlation with depth is "
+        f"{ratio.value:+.2f} for the participation ratio, {distance.value:+.2f} for the distance "
+        f"of codebook vectors and {entropy.value:+.2f} for the entropy of the units. The units say "
         f"{study.information[0, 0]:.2f} (NMI) of the class at the first tap and "
         f"{study.information[0, -1]:.2f} at the last."
     )
@@ -54,8 +54,9 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
         )
         + figure(
             _quality(study, material),
-            "Left: quantisation error of clean and attacked images, per root channel. Middle: share "
-            "of images whose two best units don't touch. Right: how far images move on the grid.",
+            "Left: quantisation error of clean and attacked images, per root channel. Middle: "
+            "share of images whose two best units don't touch. Right: how far images move on the "
+            "grid.",
         ),
     )
 

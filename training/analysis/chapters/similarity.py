@@ -29,8 +29,8 @@ def similarity_chapter(study: SimilarityStudy, material: Material) -> Section:
     """Return the chapter."""
     last, best = study.category_hamming[-1], int(np.nanargmax(study.category_hamming)) + 1
     text = (
-        "Two images are alike at a tap if the same ReLUs fire. Ordered by class, a layer that knows "
-        f"the classes shows dark blocks along the diagonal. The agreement with a perfect "
+        "Two images are alike at a tap if the same ReLUs fire. Ordered by class, a layer that "
+        f"knows the classes shows dark blocks along the diagonal. The agreement with a perfect "
         f"classifier's matrix (Spearman) is {study.category_hamming[0]:.2f} at the first tap, "
         f"{last:.2f} at the last and highest at tap {best}; for attacked images, judged by what "
         f"they show, it is {study.category_attacked[-1]:.2f} at the last."
@@ -41,13 +41,13 @@ def similarity_chapter(study: SimilarityStudy, material: Material) -> Section:
         + figure(
             _tiles(study),
             "Dissimilarity matrices per tap, images in order of class. Above the diagonal clean "
-            "images, below it the same images attacked. Dark: few bits differ; the range under each "
-            "title is the share of differing bits from darkest to brightest.",
+            "images, below it the same images attacked. Dark: few bits differ; the range under "
+            "each title is the share of differing bits from darkest to brightest.",
         )
         + figure(
             _profile(study, material.main),
-            "Left: rank correlation of each tap's matrix with the category model (0 within a class, "
-            "1 between). Right: how many bits are on.",
+            "Left: rank correlation of each tap's matrix with the category model (0 within a "
+            "class, 1 between). Right: how many bits are on.",
         )
         + figure(_layers(study), "How alike the taps' clean matrices are to one another."),
     )

@@ -38,12 +38,13 @@ def splits_chapter(study: SplitStudy, material: Material) -> Section:
     worst = np.unravel_index(np.nanargmin(normalised[-1]), normalised[-1].shape)
     first, second = (material.class_names[int(study.classes[i])] for i in worst)
     text = (
-        "Take images of two classes, link each pair by how alike their bits are and cut the graph at "
-        "its weakest place. No label is used. At the last tap the two sides are the two classes for "
-        f"{last} of the images, mean over class pairs; the hardest pair is {first} and {second} "
-        f"with {np.nanmin(normalised[-1]):.3f}. Images that were not in the graph get their side by "
-        f"the Nyström extension: {study.nystrom[-1]:.3f}. Cut into {len(study.classes)} parts, "
-        f"{study.parts_accuracy[-1]:.3f} of the images lie in the part of their class."
+        "Take images of two classes, link each pair by how alike their bits are and cut the graph "
+        "at its weakest place. No label is used. At the last tap the two sides are the two classes "
+        f"for {last} of the images, mean over class pairs; the hardest pair is {first} and "
+        f"{second} with {np.nanmin(normalised[-1]):.3f}. Images that were not in the graph get "
+        f"their side by the Nyström extension: {study.nystrom[-1]:.3f}. Cut into "
+        f"{len(study.classes)} parts, {study.parts_accuracy[-1]:.3f} of the images lie in the part "
+        "of their class."
     )
     return Section(
         title="Fiedler cuts",
@@ -56,9 +57,9 @@ def splits_chapter(study: SplitStudy, material: Material) -> Section:
         )
         + figure(
             _pairs_and_attack(study, material),
-            "Left: accuracy of every class pair at the last tap. Right: the cut of a graph of clean "
-            "and attacked images (other sources, as many of each), all classes mixed and among "
-            "images of one answer.",
+            "Left: accuracy of every class pair at the last tap. Right: the cut of a graph of "
+            "clean and attacked images (other sources, as many of each), all classes mixed and "
+            "among images of one answer.",
         )
         + _table(study)
         + paragraph(

@@ -22,9 +22,9 @@ def votes_chapter(study: VoteStudy, material: Material) -> Section:
         "The plainest detector: the 100 bits whose firing rate differs most between clean and "
         f"attacked images each cast a vote. Against {main} the best single tap is tap {best} with "
         f"an AUROC of {study.auroc[0, best - 1]:.3f}. Over all taps the vote tells "
-        f"{share[0]:.1%} of fresh images right, logistic regression on 2,000 bits {share[2]:.1%} and "
-        f"on firing rates {share[3]:.1%}. No benign noise is among the negatives here, so these "
-        "figures are an upper bound for a detector."
+        f"{share[0]:.1%} of fresh images right, logistic regression on 2,000 bits {share[2]:.1%} "
+        f"and on firing rates {share[3]:.1%}. No benign noise is among the negatives here, so "
+        "these figures are an upper bound for a detector."
     )
     return Section(
         title="Discriminating bits",
