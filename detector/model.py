@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from detector.errors import ModelError
 from detector.images import InputSpec
+from detector.session import open_session, run_session
 
 __all__ = [
     "OUTPUT_PREFIX",
@@ -96,6 +98,8 @@ def load_production(path: Path | str, *, output: str | None = None) -> Productio
 
 def _read(path: Path) -> tuple[onnx.ModelProto, str]:
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelError(f"expected a model of at most 2 GiB, {path} is larger")
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"can't read the model {path}: {error.strerror}") from error
@@ -126,9 +130,15 @@ def _read(path: Path) -> tuple[onnx.ModelProto, str]:
 
 
 def _external_files(proto: onnx.ModelProto) -> set[str]:
+    in_nodes = (
+        attribute.t
+        for node in proto.graph.node
+        for attribute in node.attribute
+        if attribute.HasField("t")
+    )
     return {
         entry.value
-        for tensor in proto.graph.initializer
+        for tensor in chain(proto.graph.initializer, in_nodes)
         if uses_external_data(tensor)
         for entry in tensor.external_data
         if entry.key == "location"
@@ -149,16 +159,17 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
 
 def _choose_output(outputs: tuple[TensorInfo, ...], wanted: str | None, path: Path) -> str:
     found = ", ".join(f"{info.name} {info.dtype} {info.shape}" for info in outputs)
-    if wanted is not None:
-        if wanted not in {info.name for info in outputs}:
-            raise ModelError(f"expected an output named {wanted!r}, {path} has {found}")
-        return wanted
-    scores = [o for o in outputs if o.dtype.startswith("float") and len(o.shape) in {0, 2}]
+    named = [info for info in outputs if info.name == wanted]
+    if wanted is not None and not named:
+        raise ModelError(f"expected an output named {wanted!r}, {path} has {found}")
+    scores = [o for o in named or outputs if "float" in o.dtype and len(o.shape) in {0, 2}]
     if len(scores) != 1:
+        hint = "" if named else ": name the one that holds the class scores"
         raise ModelError(
-            f"expected one float output of shape (N, classes), {path} has {found}: "
-            "name the one that holds the class scores"
+            f"expected one float output of shape (N, classes), {path} has {found}{hint}"
         )
+    if scores[0].shape[1:] == (1,):
+        raise ModelError(f"expected scores of two or more classes, {path} has {found}")
     return scores[0].name
 
 
@@ -222,7 +233,8 @@ def infer_spec(
         bgr: whether the model wants blue first.
 
     Raises:
-        ModelError: images of this size can't be laid into the model's input.
+        ModelError: images of this size can't be laid into the model's input, or it doesn't run.
+        SettingsError: a value has no meaning.
     """
     info = production.input
     h, w, c = image_shape
@@ -238,7 +250,7 @@ def infer_spec(
             f"the model takes {info.dtype} {_text(info.shape)}, "
             f"which images of {h} x {w} pixels and {c} channels don't fit"
         )
-    return InputSpec(
+    spec = InputSpec(
         name=info.name,
         height=h,
         width=w,
@@ -251,6 +263,23 @@ def infer_spec(
         std=std,
         bgr=bgr,
     )
+    return spec if spec.batch else replace(spec, batch=_real_batch(production, spec))
+
+
+def _real_batch(production: Production, spec: InputSpec) -> int | None:
+    """Return None if any batch runs, 1 if only that does: exporters bake it into a Reshape."""
+    session = open_session(production.proto, optimise=False)
+    for rows in (2, 1):
+        blank = np.zeros((rows, *spec.tensor_shape), spec.dtype)
+        try:
+            (scores,) = run_session(session, {spec.name: blank}, [production.answer])
+        except ModelError:
+            if rows == 1:
+                raise
+        else:
+            if scores.ndim == 2 and len(scores) == rows:
+                return None if rows == 2 else 1
+    raise ModelError(f"expected a row of class scores per image, got shape {scores.shape} for one")
 
 
 def _text(shape: tuple[int | None, ...]) -> str:
