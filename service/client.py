@@ -332,7 +332,8 @@ def is_healthy(
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     credentials = _credentials(ca, certificate, key)
-    options = _options(server_name)
+    # no retries and no balancing: this asks one server, once
+    options = [] if server_name is None else [("grpc.ssl_target_name_override", server_name)]
     channel = (
         grpc.insecure_channel(address, options=options)
         if credentials is None
@@ -364,21 +365,27 @@ def _options(server_name: str | None) -> list[tuple[str, Any]]:
     # gRPC's own retries: they keep the deadline and honour the server's pushback
     policy = {
         "loadBalancingConfig": [{"round_robin": {}}],
+        # leave a server that says NOT_SERVING before it hangs up
+        "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
-                "name": [{"service": "reluguard.v1.Guard"}, {"service": "grpc.health.v1.Health"}],
+                "name": [{"service": "reluguard.v1.Guard"}],
                 "retryPolicy": {
                     "maxAttempts": _ATTEMPTS,
-                    "initialBackoff": "0.05s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "3s",
+                    "backoffMultiplier": 3,
+                    # CANCELLED is how a stopping gRPC server drops a call it never read
+                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
                 },
             }
         ],
     }
     options: list[tuple[str, Any]] = [
         ("grpc.service_config", json.dumps(policy)),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
         # by default a request over 256 KiB is forgotten once sent, and so never retried
@@ -528,4 +535,7 @@ def _description(reply: pb.DescribeResponse) -> Description:
 def _call_error(error: Any) -> CallError:
     trailing = error.trailing_metadata() or ()
     request_id = next((value for key, value in trailing if key == "x-request-id"), "")
-    return CallError(error.code(), error.details() or "", request_id=str(request_id))
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.CANCELLED:  # we never cancel, so the server hung up
+        code, details = grpc.StatusCode.UNAVAILABLE, "the server hung up before it read the call"
+    return CallError(code, details, request_id=str(request_id))

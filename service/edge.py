@@ -66,8 +66,12 @@ class Edge:
         """Count one call in, and out again.
 
         Raises:
+            NotReadyError: the server is stopping.
             OverloadedError: too many calls are being handled.
         """
+        if self.stopping.is_set():
+            self._metrics.call_refused("draining")
+            raise NotReadyError("the server is shutting down")
         if self._in_flight >= self._max_in_flight:
             self._metrics.call_refused("too_many_calls")
             raise OverloadedError(
@@ -124,21 +128,16 @@ class Edge:
 
         async def handle(data: bytes, context: Context) -> bytes:
             _name_request(context)
+            encoded = b""
             with self._counted(labels) as outcome:
                 self._metrics.rpc.received.labels(*labels).inc()
-                try:
-                    with self.admitted():
-                        call = self.call(context, scope)
-                        answer = await method(call, parse(request_class, data))
-                        encoded = answer.SerializeToString()
-                except asyncio.CancelledError:
-                    raise
-                except Exception as error:
-                    await _abort(context, outcome, error)
-                    raise AssertionError("abort raises") from error
-                self._metrics.rpc.sent.labels(*labels).inc()
-                outcome.code = grpc.StatusCode.OK
-                return encoded
+                with outcome.caught(), self.admitted():
+                    call = self.call(context, scope)
+                    answer = await method(call, parse(request_class, data))
+                    encoded = answer.SerializeToString()
+                    self._metrics.rpc.sent.labels(*labels).inc()
+            await outcome.tell(context)
+            return encoded
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -182,15 +181,10 @@ class Edge:
 
         async def handle(_: Any, context: Context) -> None:
             _name_request(context)
-            with self._counted(labels) as outcome:
-                try:
-                    self.call(context, scope)
-                    await self._pump(context, labels, answer, window)
-                except asyncio.CancelledError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
-                    await _abort(context, outcome, error)
-                outcome.code = grpc.StatusCode.OK
+            with self._counted(labels) as outcome, outcome.caught():
+                self.call(context, scope)
+                await self._pump(context, labels, answer, window)
+            await outcome.tell(context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -260,7 +254,31 @@ class Edge:
 
 @dataclass(slots=True)
 class _Outcome:
+    """How one call ended: cancelled, unless it got to its end or failed."""
+
     code: grpc.StatusCode = grpc.StatusCode.CANCELLED
+    status: Status | None = None
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Keep whatever the call raises, as the table in `status` has it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
+            self.status = _log_unexpected(status_of(error), error)
+            self.code = self.status.code
+        else:
+            self.code = grpc.StatusCode.OK
+
+    async def tell(self, context: Context) -> None:
+        """Tell the caller if the call failed. After counting: who was told can look it up."""
+        if self.status is None:
+            return
+        trailing = [("x-request-id", request_id.get())]
+        if self.status.retry_after_s is not None:
+            pushback = str(int(self.status.retry_after_s * 1000))
+            trailing.append(("grpc-retry-pushback-ms", pushback))
+        await context.abort(self.status.code, self.status.message, tuple(trailing))
 
 
 def parse(request_class: type[Request], data: bytes) -> Request:
@@ -274,17 +292,6 @@ def parse(request_class: type[Request], data: bytes) -> Request:
     except DecodeError as error:
         name = request_class.DESCRIPTOR.full_name
         raise RequestError(f"expected a {name} message, got bytes that are none") from error
-
-
-async def _abort(context: Context, outcome: _Outcome, error: Exception) -> None:
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    status = _log_unexpected(status_of(error), error)
-    outcome.code = status.code
-    trailing = [("x-request-id", request_id.get())]
-    if status.retry_after_s is not None:
-        trailing.append(("grpc-retry-pushback-ms", str(int(status.retry_after_s * 1000))))
-    await context.abort(status.code, status.message, tuple(trailing))
 
 
 def _log_unexpected(status: Status, error: Exception) -> Status:

@@ -43,6 +43,7 @@ __all__ = ["Running", "Server", "on_loop", "running", "serve"]
 _log = logging.getLogger(__name__)
 _SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 _MIB = 2**20
+_LAST_GRACE_S = 1.0
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 T = TypeVar("T")
 
@@ -123,9 +124,9 @@ class Server:
                 open_inference.OpenInferenceServicer(
                     self.repository, inspector, self._health, control
                 ).handlers(self._edge),
+                self._health.handlers(),
             )
         )
-        await self._health.start(self._grpc)
         if settings.reflection:
             _reflect(self._grpc)
         port = _bind(self._grpc, settings, credentials)
@@ -285,12 +286,14 @@ class Server:
         await self._health.drain()
         _log.info("draining: %d calls in flight", self._edge.in_flight)
         await asyncio.sleep(settings.drain_delay_s)
+        # Refuse by name first: calls that gRPC's own stop() finds unread end as CANCELLED, which
+        # callers don't retry, and it may return before the last handler did (grpc #37239).
         self._edge.stopping.set()
-        await self._grpc.stop(settings.drain_s)
-        # stop() may return before the last handler did (grpc #37239)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(settings.drain_s):
                 await self._edge.idle.wait()
+        await self._health.close()
+        await self._grpc.stop(_LAST_GRACE_S)
         await self._stack.aclose()
         _log.info("stopped")
 

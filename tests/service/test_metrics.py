@@ -86,7 +86,7 @@ def test_no_label_comes_from_a_caller(fresh: Running) -> None:
     with grpc.insecure_channel(fresh.address) as channel:
         for method in ("/reluguard.v1.Guard/Evil", "/evil.Service/Inspect"):
             with pytest.raises(grpc.RpcError):
-                channel.unary_unary(method)(b"", timeout=5)
+                channel.unary_unary(method, None, None)(b"", timeout=5)
     for i in range(5):
         with Client(fresh.address, model=f"evil{i}") as client, pytest.raises(CallError):
             client.describe()
@@ -174,6 +174,10 @@ def test_a_swapped_guard_leaves_no_series_behind() -> None:
         model.guard(digest=digest, model_sha256="s", created=0.0, threshold=1.0)
     name = "reluguard_guard_info"
     assert registry.get_sample_value(name, {"model": "m", "guard": "b", "model_sha256": "s"}) == 1
-    assert registry.get_sample_value(name, {"model": "m", "guard": "a", "model_sha256": "s"}) is None
+    assert (
+        registry.get_sample_value(name, {"model": "m", "guard": "a", "model_sha256": "s"}) is None
+    )
     model.unloaded()
-    assert registry.get_sample_value(name, {"model": "m", "guard": "b", "model_sha256": "s"}) is None
+    assert (
+        registry.get_sample_value(name, {"model": "m", "guard": "b", "model_sha256": "s"}) is None
+    )

@@ -109,7 +109,6 @@ def test_the_pointer_is_watched(own: Any, versions: Path) -> None:
 @pytest.mark.parametrize("harm", ["flipped", "truncated", "missing", "foreign", "outside"])
 def test_a_refused_guard_leaves_the_last_good_one(
     server: Running,
-    own: Any,
     versions: Path,
     tmp_path: Path,
     pairs: Callable[..., Any],
@@ -176,13 +175,14 @@ def test_reloading_under_load_loses_nothing(
 def test_a_bad_guard_stops_the_start(own: Any, versions: Path, tmp_path: Path) -> None:
     """With the detector's own words, and the server never says SERVING."""
     point(versions, "nowhere")
-    with pytest.raises(StartError) as caught:
-        with running(settings(own.model, versions)):
-            pass
+    with pytest.raises(StartError) as caught, running(settings(own.model, versions)):
+        pass
     assert isinstance(caught.value.__cause__, GuardError)
-    with pytest.raises(StartError) as caught:
-        with running(settings(tmp_path / "none.onnx", versions / "one")):
-            pass
+    with (
+        pytest.raises(StartError) as caught,
+        running(settings(tmp_path / "none.onnx", versions / "one")),
+    ):
+        pass
     assert isinstance(caught.value.__cause__, ModelError)
 
 
@@ -193,7 +193,7 @@ def test_several_models_from_a_folder(
     for seed, name in enumerate(("cats", "dogs", "fish")):
         pairs(tmp_path / name, seed=seed)
     (tmp_path / "fish" / "guard" / "manifest.json").write_text("{}")
-    options = {"models": tmp_path, "port": 0, "metrics_port": None, "threads": 1}
+    options: dict[str, Any] = {"models": tmp_path, "port": 0, "metrics_port": None, "threads": 1}
     with running(Settings(**options)) as server:
         for name in ("cats", "dogs"):
             own = Guard.open(tmp_path / name / "model.onnx", tmp_path / name / "guard", threads=1)
@@ -203,20 +203,26 @@ def test_several_models_from_a_folder(
             assert is_healthy(server.address, service=name)
         assert is_healthy(server.address)
         assert not is_healthy(server.address, service="fish")
-        with Client(server.address, model="fish", deadline_s=0.5) as client:
-            with pytest.raises(CallError, match="UNAVAILABLE: the model 'fish' is not ready|DEADL"):
-                client.inspect(IMAGE)
-        with Client(server.address) as client:
-            with pytest.raises(CallError, match="the name of one of 3 models, got none"):
-                client.inspect(IMAGE)
+        with (
+            Client(server.address, model="fish", deadline_s=0.5) as client,
+            pytest.raises(CallError, match=r"UNAVAILABLE: the model 'fish' is not ready|DEADL"),
+        ):
+            client.inspect(IMAGE)
+        with (
+            Client(server.address) as client,
+            pytest.raises(CallError, match="the name of one of 3 models, got none"),
+        ):
+            client.inspect(IMAGE)
 
 
 def test_an_empty_or_absent_model_folder_is_an_error(tmp_path: Path) -> None:
     """Nothing to serve is no server."""
     for folder, message in ((tmp_path, "at least one model"), (tmp_path / "x", "can't be read")):
-        with pytest.raises(StartError, match=message):
-            with running(Settings(models=folder, port=0, metrics_port=None)):
-                pass
+        with (
+            pytest.raises(StartError, match=message),
+            running(Settings(models=folder, port=0, metrics_port=None)),
+        ):
+            pass
 
 
 def test_a_fixed_batch_model(tmp_path: Path, pairs: Callable[..., Any], clean: Images) -> None:

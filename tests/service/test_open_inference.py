@@ -113,9 +113,7 @@ def test_typed_contents_equal_raw(server: Running, tensor: Tensor) -> None:
     assert list(by_type.raw_output_contents) == list(by_bytes.raw_output_contents)
 
 
-def test_pixels_and_files_equal_the_tensor(
-    server: Running, guard: Guard, mixed: Images
-) -> None:
+def test_pixels_and_files_equal_the_tensor(server: Running, guard: Guard, mixed: Images) -> None:
     """UINT8 pixels and BYTES of PNG files, raw or typed, give what the tensor gives."""
     images = mixed[:4]
     files = []

@@ -1,7 +1,7 @@
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -37,6 +37,7 @@ class Authority:
 
     @classmethod
     def made(cls, folder: Path, name: str = "ca") -> "Authority":
+        """Make a key and a certificate that signs itself."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _signed(name, key.public_key(), name, key, is_ca=True)
         folder.mkdir(exist_ok=True)
@@ -46,6 +47,7 @@ class Authority:
 
     @property
     def path(self) -> Path:
+        """Return where its certificate lies."""
         return self.folder / "ca.pem"
 
     def issue(self, name: str) -> tuple[Path, Path]:
@@ -112,9 +114,11 @@ def serial_shown_by(address: str, authority: Authority) -> int:
     """Return the serial number of the certificate the server shows right now."""
     host, port = address.split(":")
     context = ssl.create_default_context(cafile=str(authority.path))
-    with socket.create_connection((host, int(port)), timeout=5) as plain:
-        with context.wrap_socket(plain, server_hostname=host) as secure:
-            shown = secure.getpeercert(binary_form=True)
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        shown = secure.getpeercert(binary_form=True)
     assert shown is not None
     return x509.load_der_x509_certificate(shown).serial_number
 
@@ -126,10 +130,13 @@ def test_tls(guard: Guard, authority: Authority, tls: dict[str, Any], clean: Ima
         with Client(server.address, ca=authority.path) as client:
             assert len(client.inspect(clean[:4])) == 4
         assert is_healthy(server.address, ca=authority.path)
-        for options in ({"ca": stranger.path}, {}):
-            with Client(server.address, deadline_s=1.0, **options) as client:
-                with pytest.raises(CallError, match="UNAVAILABLE|DEADLINE_EXCEEDED"):
-                    client.inspect(IMAGE)
+        others: list[dict[str, Any]] = [{"ca": stranger.path}, {}]
+        for options in others:
+            with (
+                Client(server.address, deadline_s=1.0, **options) as client,
+                pytest.raises(CallError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"),
+            ):
+                client.inspect(IMAGE)
         with Client(server.address, ca=authority.path) as client:
             client.inspect(IMAGE)
 
@@ -140,57 +147,54 @@ def test_mtls(guard: Guard, authority: Authority, tls: dict[str, Any]) -> None:
     certificate, key = authority.issue("client")
     wrong, wrong_key = stranger.issue("client")
     with running(guard, **tls, tls_client_ca=authority.path) as server:
-        with Client(
-            server.address, ca=authority.path, certificate=certificate, key=key
-        ) as client:
+        with Client(server.address, ca=authority.path, certificate=certificate, key=key) as client:
             client.inspect(IMAGE)
-        for options in ({}, {"certificate": wrong, "key": wrong_key}):
-            with Client(
-                server.address, deadline_s=1.0, ca=authority.path, **options
-            ) as client, pytest.raises(CallError, match="UNAVAILABLE|DEADLINE_EXCEEDED"):
+        others: list[dict[str, Any]] = [{}, {"certificate": wrong, "key": wrong_key}]
+        for options in others:
+            with (
+                Client(server.address, deadline_s=1.0, ca=authority.path, **options) as client,
+                pytest.raises(CallError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"),
+            ):
                 client.inspect(IMAGE)
 
 
 def test_certificates_rotate_without_a_restart(
     guard: Guard, authority: Authority, tls: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New handshakes get the new certificate, old connections live on, a broken file changes nothing."""
-    with running(guard, **tls) as server:
-        with Client(server.address, ca=authority.path) as client:
-            client.inspect(IMAGE)
-            first = serial_shown_by(server.address, authority)
-            assert serial_shown_by(server.address, authority) == first
-            authority.issue("server")
-            second = serial_shown_by(server.address, authority)
-            assert second != first
-            tls["tls_certificate"].write_text("no certificate")
-            assert serial_shown_by(server.address, authority) == second
-            assert "the last good ones stay" in caplog.text
-            authority.issue("server")
-            assert serial_shown_by(server.address, authority) not in {first, second}
-            client.inspect(IMAGE)
+    """New handshakes get the new files, old connections live on, a broken file changes nothing."""
+    with running(guard, **tls) as server, Client(server.address, ca=authority.path) as client:
+        client.inspect(IMAGE)
+        first = serial_shown_by(server.address, authority)
+        assert serial_shown_by(server.address, authority) == first
+        authority.issue("server")
+        second = serial_shown_by(server.address, authority)
+        assert second != first
+        tls["tls_certificate"].write_text("no certificate")
+        assert serial_shown_by(server.address, authority) == second
+        assert "the last good ones stay" in caplog.text
+        authority.issue("server")
+        assert serial_shown_by(server.address, authority) not in {first, second}
+        client.inspect(IMAGE)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("name", "text", "message"),
     [
-        (lambda certificate, key: certificate.unlink(), "No such file"),
-        (lambda certificate, key: certificate.write_text("x"), "can't be used"),
-        (lambda certificate, key: key.write_text("x"), "can't be used"),
+        ("tls_certificate", None, "No such file"),
+        ("tls_certificate", "x", "can't be used"),
+        ("tls_key", "x", "can't be used"),
     ],
-    ids=["no certificate", "broken certificate", "broken key"],
 )
 def test_unusable_tls_files_stop_the_start(
-    guard: Guard,
-    tls: dict[str, Any],
-    spoil: Callable[[Path, Path], None],
-    message: str,
+    guard: Guard, tls: dict[str, Any], name: str, text: str | None, message: str
 ) -> None:
     """Never a server in plain text because a file was wrong."""
-    spoil(tls["tls_certificate"], tls["tls_key"])
-    with pytest.raises(StartError, match=message):
-        with running(guard, **tls):
-            pass
+    if text is None:
+        tls[name].unlink()
+    else:
+        tls[name].write_text(text)
+    with pytest.raises(StartError, match=message), running(guard, **tls):
+        pass
 
 
 def test_a_key_of_another_certificate_stops_the_start(
@@ -198,9 +202,11 @@ def test_a_key_of_another_certificate_stops_the_start(
 ) -> None:
     """Certificate and key must belong together."""
     _, other = authority.issue("other")
-    with pytest.raises(StartError, match="the key does not belong to the certificate"):
-        with running(guard, tls_certificate=tls["tls_certificate"], tls_key=other):
-            pass
+    with (
+        pytest.raises(StartError, match="the key does not belong to the certificate"),
+        running(guard, tls_certificate=tls["tls_certificate"], tls_key=other),
+    ):
+        pass
 
 
 INFER, PRIVILEGED, ADMIN = "infer-token", "privileged-token", "admin-token"
@@ -277,9 +283,7 @@ def test_anything_but_a_live_token_is_refused(
         (f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\nscope=1", "unknown key 'scope'"),
     ],
 )
-def test_an_unreadable_token_file_stops_the_start(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_an_unreadable_token_file_stops_the_start(tmp_path: Path, text: str, message: str) -> None:
     """Never an open server because the file was wrong."""
     path = tmp_path / "tokens.toml"
     path.write_text(text)
@@ -340,9 +344,7 @@ def test_tokens_rotate_without_a_restart(
     assert os.fspath(token_file) not in caplog.text or "No such file" in caplog.text
 
 
-def test_a_revoked_token_ends_an_open_stream(
-    guard: Guard, token_file: Path
-) -> None:
+def test_a_revoked_token_ends_an_open_stream(guard: Guard, token_file: Path) -> None:
     """The token is looked at for each message, not for the connection's life."""
     seen = Event()
 

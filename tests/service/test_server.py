@@ -1,8 +1,8 @@
 import io
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -33,7 +33,7 @@ def png(image: Images, kind: str = "PNG") -> bytes:
 def ask(address: str, request: bytes | pb.InspectRequest, **options: Any) -> pb.InspectResponse:
     """Send what no client of ours would."""
     with grpc.insecure_channel(address, [("grpc.max_send_message_length", -1)]) as channel:
-        method = channel.unary_unary("/reluguard.v1.Guard/Inspect")
+        method = channel.unary_unary("/reluguard.v1.Guard/Inspect", None, None)
         data = request if isinstance(request, bytes) else request.SerializeToString()
         return pb.InspectResponse.FromString(method(data, timeout=10, **options))
 
@@ -57,9 +57,7 @@ def refusal(address: str, request: bytes | pb.InspectRequest) -> tuple[grpc.Stat
 
 
 @pytest.mark.parametrize("kind", ["inspect", "inspect_tensor", "inspect_encoded"])
-def test_served_equals_in_process(
-    server: Running, guard: Guard, mixed: Images, kind: str
-) -> None:
+def test_served_equals_in_process(server: Running, guard: Guard, mixed: Images, kind: str) -> None:
     """A batch that fits one run gets the verdicts that it gets in process, bit for bit."""
     given: Any = {
         "inspect": mixed[:16],
@@ -207,9 +205,11 @@ def test_the_default_limit_admits_the_largest_batch(server: Running, guard: Guar
 def test_a_second_server_on_the_port_is_an_error(server: Running, guard: Guard) -> None:
     """It must not share the port in silence."""
     port = int(server.address.rpartition(":")[2])
-    with pytest.raises(StartError, match=f"can't listen on 127.0.0.1:{port}: the port is in use"):
-        with running(guard, port=port):
-            pass
+    with (
+        pytest.raises(StartError, match=rf"can't listen on 127.0.0.1:{port}: the port is in use"),
+        running(guard, port=port),
+    ):
+        pass
 
 
 def test_a_metrics_port_in_use_is_an_error(server: Running, guard: Guard) -> None:
@@ -217,17 +217,21 @@ def test_a_metrics_port_in_use_is_an_error(server: Running, guard: Guard) -> Non
     assert server.metrics_address is not None
     port = int(server.metrics_address.rpartition(":")[2])
     before = threading.active_count()
-    with pytest.raises(StartError, match="the metrics port .* can't be used"):
-        with running(guard, metrics_port=port):
-            pass
+    with (
+        pytest.raises(StartError, match=r"the metrics port .* can't be used"),
+        running(guard, metrics_port=port),
+    ):
+        pass
     assert threading.active_count() <= before
 
 
 def test_no_model_is_an_error() -> None:
     """Settings without a model can't be served."""
-    with pytest.raises(StartError, match="expected at least one model to serve, got none"):
-        with running(Settings(port=0, metrics_port=None)):
-            pass
+    with (
+        pytest.raises(StartError, match="expected at least one model to serve, got none"),
+        running(Settings(port=0, metrics_port=None)),
+    ):
+        pass
     with pytest.raises(SettingsError):
         Settings(port=-1)
 
@@ -271,6 +275,15 @@ def test_health_speaks_for_server_services_and_models(server: Running) -> None:
     for name in ("", "reluguard.v1.Guard", "inference.GRPCInferenceService", "tiny"):
         assert is_healthy(server.address, service=name)
     assert not is_healthy(server.address, service="other")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="other"))
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        unknown = stub.Watch(health_pb2.HealthCheckRequest(service="other"))
+        assert next(unknown).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        unknown.cancel()
     assert not is_healthy("127.0.0.1:1", deadline_s=0.5)
 
 
@@ -285,29 +298,30 @@ def test_reflection_only_when_asked_for(guard: Guard, server: Running) -> None:
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     for _ in range(2):  # a second server in the process adds nothing twice
-        with running(guard, reflection=True) as open_server:
-            with grpc.insecure_channel(open_server.address) as channel:
-                database = ProtoReflectionDescriptorDatabase(channel)
-                assert {"reluguard.v1.Guard", "grpc.health.v1.Health"} <= set(
-                    database.get_services()
-                )
-                file = database.FindFileContainingSymbol("inference.GRPCInferenceService")
-                assert file.package == "inference"
-                assert database.FindFileContainingSymbol("grpc.health.v1.Health")
+        with (
+            running(guard, reflection=True) as open_server,
+            grpc.insecure_channel(open_server.address) as channel,
+        ):
+            database = ProtoReflectionDescriptorDatabase(channel)
+            assert {"reluguard.v1.Guard", "grpc.health.v1.Health"} <= set(database.get_services())
+            file = database.FindFileContainingSymbol("inference.GRPCInferenceService")
+            assert file.package == "inference"
+            assert database.FindFileContainingSymbol("grpc.health.v1.Health")
 
 
-def test_an_unforeseen_failure_tells_nothing(
-    guard: Guard, gate: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unforeseen_failure_tells_nothing(gate: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The caller gets 'internal error' and an id; the trace with that id is in the log."""
 
     def broken(_: object) -> None:
         raise RuntimeError("/secret/path")
 
     gate.run = broken
-    with running(cast("Guard", gate)) as server, Client(server.address) as client:
-        with pytest.raises(CallError, match="^INTERNAL: internal error$") as caught:
-            client.inspect(IMAGE)
+    with (
+        running(cast("Guard", gate)) as server,
+        Client(server.address) as client,
+        pytest.raises(CallError, match=r"^INTERNAL: internal error$") as caught,
+    ):
+        client.inspect(IMAGE)
     assert len(caught.value.request_id) == 32
     logged = [record for record in caplog.records if caught.value.request_id in record.message]
     assert logged
@@ -318,7 +332,7 @@ def test_a_request_id_is_kept_if_it_is_fit_for_a_log(server: Running) -> None:
     """Ours is made up when theirs could forge a log line."""
     for sent, kept in (("abc-1.2", True), ("a b", False), ("x" * 65, False)):
         with grpc.insecure_channel(server.address) as channel:
-            method = channel.unary_unary("/reluguard.v1.Guard/Inspect")
+            method = channel.unary_unary("/reluguard.v1.Guard/Inspect", None, None)
             _, call = method.with_call(
                 pixels(IMAGE).SerializeToString(), metadata=(("x-request-id", sent),)
             )
@@ -326,7 +340,7 @@ def test_a_request_id_is_kept_if_it_is_fit_for_a_log(server: Running) -> None:
         assert (named == sent) is kept
 
 
-def test_too_many_calls_are_refused_with_a_pushback(guard: Guard, gate: Any) -> None:
+def test_too_many_calls_are_refused_with_a_pushback(gate: Any) -> None:
     """Beyond the limit a call is refused at once, and told when to come back."""
     with running(cast("Guard", gate), max_in_flight=2) as server, ThreadPoolExecutor(2) as threads:
         held = [threads.submit(ask, server.address, pixels(IMAGE)) for _ in range(2)]
@@ -346,31 +360,34 @@ def test_too_many_calls_are_refused_with_a_pushback(guard: Guard, gate: Any) -> 
         assert took < 1
 
 
-def test_the_client_comes_back_after_a_refusal(guard: Guard, gate: Any) -> None:
+def test_the_client_comes_back_after_a_refusal(gate: Any) -> None:
     """RESOURCE_EXHAUSTED is retried with backoff, and the caller notices nothing."""
-    with running(cast("Guard", gate), max_in_flight=1) as server, ThreadPoolExecutor(2) as threads:
-        with Client(server.address) as client:
-            held = threads.submit(ask, server.address, pixels(IMAGE))
-            assert gate.entered.acquire(timeout=10)
-            second = threads.submit(client.inspect, IMAGE)
-            metric = "reluguard_refused_calls_total"
-            registry = server.server.metrics.registry
-            while not registry.get_sample_value(metric, {"reason": "too_many_calls"}):
-                time.sleep(0.001)
-            gate.opened.set()
-            assert len(second.result()) == len(held.result().prediction) == 1
+    with (
+        running(cast("Guard", gate), max_in_flight=1) as server,
+        ThreadPoolExecutor(2) as threads,
+        Client(server.address) as client,
+    ):
+        held = threads.submit(ask, server.address, pixels(IMAGE))
+        assert gate.entered.acquire(timeout=10)
+        second = threads.submit(client.inspect, IMAGE)
+        metric = "reluguard_refused_calls_total"
+        registry = server.server.metrics.registry
+        while not registry.get_sample_value(metric, {"reason": "too_many_calls"}):
+            time.sleep(0.001)
+        gate.opened.set()
+        assert len(second.result()) == len(held.result().prediction) == 1
 
 
-def test_a_deadline_that_passes_in_the_queue_never_reaches_the_model(
-    guard: Guard, gate: Any
-) -> None:
+def test_a_deadline_that_passes_in_the_queue_never_reaches_the_model(gate: Any) -> None:
     """The caller gets DEADLINE_EXCEEDED and the model runs once, for the other one."""
     with running(cast("Guard", gate)) as server, ThreadPoolExecutor(1) as threads:
         held = threads.submit(ask, server.address, pixels(IMAGE))
         assert gate.entered.acquire(timeout=10)
-        with Client(server.address, deadline_s=0.2) as client:
-            with pytest.raises(CallError) as caught:
-                client.inspect(IMAGE)
+        with (
+            Client(server.address, deadline_s=0.2) as client,
+            pytest.raises(CallError) as caught,
+        ):
+            client.inspect(IMAGE)
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         gate.opened.set()
         held.result()
@@ -379,7 +396,7 @@ def test_a_deadline_that_passes_in_the_queue_never_reaches_the_model(
         assert gate.rows == [1, 1]
 
 
-def test_stopping_finishes_what_is_in_flight(guard: Guard, gate: Any) -> None:
+def test_stopping_finishes_what_is_in_flight(gate: Any) -> None:
     """NOT_SERVING at once, the running call is answered, later ones find nobody."""
     with running(cast("Guard", gate), drain_s=20) as server, ThreadPoolExecutor(2) as threads:
         channel = grpc.insecure_channel(server.address)
@@ -389,10 +406,10 @@ def test_stopping_finishes_what_is_in_flight(guard: Guard, gate: Any) -> None:
         assert gate.entered.acquire(timeout=10)
         stopping = threads.submit(on_loop, server.server.stop())
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
         gate.opened.set()
         assert len(held.result().prediction) == 1
-        stopping.result()
+        assert list(watch) == []  # an open watch does not hold the server up
+        stopping.result(5)
         with pytest.raises(grpc.RpcError) as caught:
             ask(server.address, pixels(IMAGE))
         error: Any = caught.value
@@ -421,15 +438,41 @@ def test_an_open_stream_ends_when_the_server_stops(guard: Guard, mixed: Images) 
             stopping.result()
 
 
-def test_a_score_that_fails_opens_or_closes(guard: Guard, pairs: Callable[..., Any]) -> None:
-    """Finite inputs that overflow inside the network leave no score; the setting decides."""
-    huge = np.full((1, *guard.spec.tensor_shape), 3e38, np.float32)
-    huge[0, 1] = -3e38
-    raw = guard.run(huge)
-    if np.isfinite(raw.score).all():
-        pytest.skip("this network's score survives any finite input")
-    for fail in ("open", "closed"):
-        with running(guard, fail=fail) as server:
-            reply = ask(server.address, tensors(huge))
-            assert list(reply.unscored) == [True]
-            assert list(reply.is_adversarial) == [fail == "closed"]
+@pytest.mark.parametrize("fail", ["open", "closed"])
+def test_a_score_that_is_no_number_opens_or_closes(guard: Guard, gate: Any, fail: str) -> None:
+    """The answer comes without a verdict, or as adversarial; it is counted as neither."""
+    gate.run = lambda tensor: replace(
+        guard.run(tensor), score=np.full(len(tensor), np.nan, np.float32)
+    )
+    with running(cast("Guard", gate), fail=fail) as server:
+        reply = ask(server.address, pixels(IMAGE))
+        assert list(reply.unscored) == [True]
+        assert list(reply.is_adversarial) == [fail == "closed"]
+        assert len(reply.prediction) == 1
+        labels = {"model": "model", "verdict": "unscored", "policy": "annotate"}
+        registry = server.server.metrics.registry
+        assert registry.get_sample_value("reluguard_verdicts_total", labels) == 1
+        assert registry.get_sample_value("reluguard_score_count", {"model": "model"}) == 0
+
+
+def test_reject_withholds_rows_and_keeps_the_others(guard: Guard, mixed: Images) -> None:
+    """Within one batch, clean rows are answered in full."""
+    own = guard.inspect(mixed[:16])
+    with running(guard, policy="reject") as server, Client(server.address) as client:
+        served = client.inspect(mixed[:16], outputs=True)
+    kept = ~own.is_adversarial
+    assert (served.prediction[own.is_adversarial] == -1).all()
+    assert np.isnan(served.outputs["logits"][own.is_adversarial]).all()
+    assert_array_equal(served.prediction[kept], own.prediction[kept])
+    assert_array_equal(served.outputs["logits"][kept], own.outputs["logits"][kept])
+
+
+def test_shadow_shows_no_verdict(guard: Guard, mixed: Images) -> None:
+    """The model's answer comes as ever."""
+    with running(guard, policy="shadow") as server, Client(server.address) as client:
+        served = client.inspect(mixed[:16], outputs=True)
+    own = guard.inspect(mixed[:16])
+    assert not served.is_adversarial.any()
+    assert np.isnan(served.score).all()
+    assert np.isnan(served.likelihood).all()
+    assert_array_equal(served.outputs["logits"], own.outputs["logits"])

@@ -47,11 +47,10 @@ def test_any_claim_is_read_or_refused(data: bytes, datatype: str, shape: list[in
     """Bytes with any claim about them give that array or a RequestError, and nothing else."""
     try:
         array = read_tensor(data, name="x", datatype=datatype, shape=shape)
-    except RequestError as error:
-        assert str(error)
-    else:
-        assert array.nbytes == len(data)
-        assert len(data) == 0 or list(array.shape) == shape
+    except RequestError:
+        return
+    assert array.nbytes == len(data)
+    assert len(data) == 0 or list(array.shape) == shape
 
 
 @given(st.lists(st.binary(max_size=20), max_size=10))
