@@ -126,6 +126,9 @@ def fit(
     ] = 0.5,
     seed: Seed = 0,
     threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes. [default: the usable cores]")
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option("--work", help="Where harvested shards are kept. [default: OUT.work]"),
@@ -150,6 +153,7 @@ def fit(
         prevalence=prevalence,
         seed=seed,
         threads=threads,
+        workers=workers,
         work=work,
     )
     with _progress(quiet=as_json) as progress:

@@ -174,71 +174,72 @@ class _Graph:
 
     def features(self, f: FeatureMap, rates: str, logits: str) -> str:
         """Standardised features: float32, (N, X). Mirrors FeatureMap.transform."""
-        largest = self._made
-        top2 = self._name("top2")
-        node = helper.make_node(
-            "TopK",
-            [logits, self.constant(np.array([2]))],
-            [top2, f"reluguard/top2_indices_{largest}"],
-            name=top2,
-        )
-        self.proto.graph.node.append(node)
-        first, second = np.array([[1.0], [0.0]], np.float32), np.array([[0.0], [1.0]], np.float32)
-        top = self.add("MatMul", top2, self.constant(first))
-        runner_up = self.add("MatMul", top2, self.constant(second))
-        parts = [rates, *self._confidence(logits, top, runner_up)]
+        top, second = self._two_largest(logits)
+        answers = [
+            self.add("Cast", self.add("Equal", logits, value), to=TensorProto.FLOAT)
+            for value in (top, second)
+        ]
+        probability = self.add("Softmax", logits, axis=1)
+        parts = [rates, *self._confidence(logits, probability, top, second)]
+        if f.identities:
+            parts += [*answers, probability]
         if f.classes:
-            parts += self._profile(f, rates, logits, (top, runner_up))
+            parts += self._profile(f, rates, answers)
         x = self.add("Concat", *parts, axis=1)
         x = self.add("Sub", x, self.constant(f.center))
         x = self.add("Div", x, self.constant(f.spread))
         low, high = self.constant(np.float32(-f.limit)), self.constant(np.float32(f.limit))
         return self.add("Clip", x, low, high)
 
-    def _confidence(self, logits: str, top: str, runner_up: str) -> list[str]:
+    def _two_largest(self, logits: str) -> tuple[str, str]:
+        """The largest and second largest logit, each (N, 1)."""
+        largest = self._name("TopK")
+        two = self.constant(np.array([2]))
+        node = helper.make_node("TopK", [logits, two], [largest, f"{largest}_at"], name=largest)
+        self.proto.graph.node.append(node)
+        first, second = (
+            self.add("Gather", largest, self.constant(np.array([i])), axis=1) for i in range(2)
+        )
+        return first, second
+
+    def _confidence(self, logits: str, probability: str, top: str, second: str) -> list[str]:
         energy = self.reduce("ReduceLogSumExp", logits, [1], keepdims=1)
-        weighted = self.add("Mul", self.add("Softmax", logits, axis=1), logits)
+        weighted = self.add("Mul", probability, logits)
         expected = self.reduce("ReduceSum", weighted, [1], keepdims=1)
         return [
             self.add("Sub", top, energy),
-            self.add("Sub", top, runner_up),
+            self.add("Sub", top, second),
+            top,
             energy,
             self.add("Sub", energy, expected),
         ]
 
-    def _profile(
-        self, f: FeatureMap, rates: str, logits: str, largest: tuple[str, str]
-    ) -> list[str]:
+    def _profile(self, f: FeatureMap, rates: str, answers: Sequence[str]) -> list[str]:
         flat = self.gemm(rates, *f.class_weights())
         s = self.add("Reshape", flat, self.constant(np.array([-1, f.taps, f.classes])))
+        total = self.reduce("ReduceLogSumExp", s, [2], keepdims=1)
+        floor = self.constant(np.float32(LOG_FLOOR))
+        posterior = self.add("Max", self.add("Sub", s, total), floor)
+        # (N, L, K) x (N, K, 2): what each tap gives to the answer and to the runner-up
+        shape = self.constant(np.array([-1, f.classes, 1]))
+        columns = [self.add("Reshape", answer, shape) for answer in answers]
+        both = self.add("MatMul", posterior, self.add("Concat", *columns, axis=2))
+        given = [
+            self.add("Gather", both, self.constant(np.array(i)), axis=2)
+            for i in range(len(columns))
+        ]
+        surprise = self.add("Mul", self.add("Exp", posterior), posterior)
+        entropy = self.add("Neg", self.reduce("ReduceSum", surprise, [2], keepdims=0))
+        s_answer = self.add("MatMul", s, columns[0])
+        s_answer = self.add("Reshape", s_answer, self.constant(np.array([-1, f.taps])))
+        return [*given, entropy, self._log_distance(f, rates, s_answer)]
+
+    def _log_distance(self, f: FeatureMap, rates: str, s: str) -> str:
+        """log(1 + |y - m|^2), where s is y.m - |m|^2 / 2 of the answer's mean m."""
         whitened = self.gemm(rates, f.whiten, f.whiten_bias)
         by_tap = (f.whiten_taps[:, None] == np.arange(f.taps)).astype(np.float32)
         squared = self.add("Mul", whitened, whitened)
         length = self.add("MatMul", squared, self.constant(by_tap))
-        total = self.reduce("ReduceLogSumExp", s, [2], keepdims=1)
-        floor = self.constant(np.float32(LOG_FLOOR))
-        posterior = self.add("Max", self.add("Sub", s, total), floor)
-        masks = []
-        for value in largest:
-            same = self.add("Cast", self.add("Equal", logits, value), to=TensorProto.FLOAT)
-            shape = self.constant(np.array([-1, 1, f.classes]))
-            masks.append(self.add("Reshape", same, shape))
-        answer, runner_up = masks
-        s_answer = self.reduce("ReduceSum", self.add("Mul", s, answer), [2], keepdims=0)
-        s_nearest = self.reduce("ReduceMax", s, [2], keepdims=0)
-        return [
-            self._pick(posterior, answer),
-            self._pick(posterior, runner_up),
-            self._log_distance(length, s_answer),
-            self._log_distance(length, s_nearest),
-        ]
-
-    def _pick(self, values: str, mask: str) -> str:
-        return self.reduce("ReduceSum", self.add("Mul", values, mask), [2], keepdims=0)
-
-    def _log_distance(self, length: str, s: str) -> str:
-        """log(1 + max(0, |y|^2 - 2 s)): s is y.m - |m|^2 / 2, so this is log(1 + |y - m|^2)."""
         twice = self.add("Mul", s, self.constant(np.float32(2)))
-        distance = self.add("Sub", length, twice)
-        positive = self.add("Relu", distance)
+        positive = self.add("Relu", self.add("Sub", length, twice))
         return self.add("Log", self.add("Add", positive, self.constant(np.float32(1))))

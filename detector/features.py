@@ -4,12 +4,18 @@ The NumPy side of the features; `compile` writes the same arithmetic as ONNX ope
 holds the two together. In the order of the columns of `transform`:
 
 - the F firing rates;
-- confidence: log of the largest probability, margin of the two largest logits, log-sum-exp of the
-  logits, entropy;
-- for each tap, four numbers that put the pattern in relation to the answer, from a linear
-  discriminant analysis of the tap's rates (one Gaussian per class, one covariance for all): the log
-  posterior of the predicted class, that of the runner-up, and the logs of the squared Mahalanobis
-  distances to the predicted and to the nearest class.
+- confidence: log of the largest probability, margin of the two largest logits, largest logit,
+  log-sum-exp of the logits, entropy;
+- identity, for models of few classes: which class is the answer, which the runner-up, and all
+  probabilities, 3 K numbers, so that rates are judged by what is usual for that answer;
+- profile: for each tap, four numbers that put its pattern in relation to the answer, from a linear
+  discriminant analysis of its rates (one Gaussian per class, one covariance for all): the log
+  posterior of the answer, that of the runner-up, the posterior's entropy, and the log of the
+  squared Mahalanobis distance to the answer's class.
+
+Chosen by measurement on ResNet-20, 18 attacks: rates alone .917 mean AUROC, with confidence and
+profile .947, with identity .951; near-flip counts, 2 x 2 grids of rates, spatial spread, maxima,
+global distances and consistency between neighbouring taps added nothing.
 """
 
 from dataclasses import dataclass
@@ -20,12 +26,13 @@ from numpy.typing import NDArray
 
 from detector.errors import GuardError
 
-__all__ = ["CONFIDENCE", "PROFILE", "FeatureMap", "Floats"]
+__all__ = ["CONFIDENCE", "IDENTITY", "PROFILE", "FeatureMap", "Floats", "confidence"]
 
 Floats = NDArray[np.float32]
 
-CONFIDENCE = ("log_top", "margin", "energy", "entropy")
-PROFILE = ("answer", "runner_up", "far_answer", "far_nearest")
+CONFIDENCE = ("log_top", "margin", "top", "energy", "entropy")
+PROFILE = ("answer", "runner_up", "entropy", "far_answer")
+IDENTITY = ("answer", "runner_up", "probability")
 LOG_FLOOR = -30.0  # a log posterior below this says no more
 
 
@@ -38,13 +45,15 @@ class FeatureMap:
         column_taps: int64, (F,). The tap each of them belongs to.
         taps: L.
         classes: K, 0 where the class profile is left out.
-        whiten: float32, (F, P). Whitens each tap's rates by its within-class covariance.
+        whiten: float32, (F, P). Whitens each tap's rates by its within-class covariance, up to a
+            factor per tap that makes its posteriors calibrated.
         whiten_bias: float32, (P,).
         whiten_taps: int64, (P,). The tap each whitened direction belongs to.
         class_means: float32, (P, K). The classes' means in whitened coordinates.
         center: float32, (X,). Subtracted from the features.
         spread: float32, (X,). Divided by after that.
         limit: standardised features are cut to [-limit, limit].
+        identities: K, 0 where the identity features are left out.
     """
 
     columns: NDArray[np.int64]
@@ -57,7 +66,8 @@ class FeatureMap:
     class_means: Floats
     center: Floats
     spread: Floats
-    limit: float = 8.0
+    limit: float = 5.0
+    identities: int = 0
 
     def __post_init__(self) -> None:
         f, p, x = len(self.columns), len(self.whiten_bias), self.width
@@ -79,12 +89,14 @@ class FeatureMap:
     def width(self) -> int:
         """X, how many features come out."""
         profile = len(PROFILE) * self.taps if self.classes else 0
-        return len(self.columns) + len(CONFIDENCE) + profile
+        identity = len(IDENTITY) * self.identities
+        return len(self.columns) + len(CONFIDENCE) + identity + profile
 
     @property
     def feature_taps(self) -> NDArray[np.int64]:
-        """int64, (X,): the tap of each feature, -1 for the confidence features."""
-        parts = [self.column_taps, np.full(len(CONFIDENCE), -1)]
+        """int64, (X,): the tap of each feature, -1 for those of the answer alone."""
+        no_tap = len(CONFIDENCE) + len(IDENTITY) * self.identities
+        parts = [self.column_taps, np.full(no_tap, -1)]
         if self.classes:
             parts += [np.arange(self.taps)] * len(PROFILE)
         return np.concatenate(parts)
@@ -114,38 +126,41 @@ class FeatureMap:
         """
         read = rates[:, self.columns].astype(np.float32)
         scores = logits.astype(np.float32)
-        x = np.concatenate([read, confidence(scores), *self._profile(read, scores)], axis=1)
+        top, second = _two_largest(scores)
+        answers = ((scores == top).astype(np.float32), (scores == second).astype(np.float32))
+        parts = [read, confidence(scores)]
+        if self.identities:
+            parts += [*answers, np.exp(scores - _log_sum_exp(scores))]
+        if self.classes:
+            parts += self._profile(read, *answers)
+        x = np.concatenate(parts, axis=1)
         standard = (x - self.center) / self.spread
         cut: Floats = np.clip(standard, -self.limit, self.limit).astype(np.float32)
         return cut
 
-    def _profile(self, rates: Floats, logits: Floats) -> list[Floats]:
-        if not self.classes:
-            return []
+    def _profile(self, rates: Floats, answer: Floats, runner_up: Floats) -> list[Floats]:
         weights, bias = self.class_weights()
         s = (rates @ weights + bias).reshape(len(rates), self.taps, self.classes)
         whitened = rates @ self.whiten + self.whiten_bias
         by_tap = (self.whiten_taps[:, None] == np.arange(self.taps)).astype(np.float32)
         length = whitened**2 @ by_tap
-        top, second = _two_largest(logits)
-        posterior = np.maximum(s - _log_sum_exp(s), LOG_FLOOR)
-        answer = (logits == top).astype(np.float32)[:, None, :]
-        runner_up = (logits == second).astype(np.float32)[:, None, :]
+        log_posterior = np.maximum(s - _log_sum_exp(s), LOG_FLOOR)
+        s_answer = (s * answer[:, None, :]).sum(axis=2)
         return [
-            (posterior * answer).sum(axis=2),
-            (posterior * runner_up).sum(axis=2),
-            np.log(np.maximum(length - 2 * (s * answer).sum(axis=2), 0) + 1),
-            np.log(np.maximum(length - 2 * s.max(axis=2), 0) + 1),
+            (log_posterior * answer[:, None, :]).sum(axis=2),
+            (log_posterior * runner_up[:, None, :]).sum(axis=2),
+            -(np.exp(log_posterior) * log_posterior).sum(axis=2),
+            np.log(np.maximum(length - 2 * s_answer, 0) + 1),
         ]
 
 
 def confidence(logits: Floats) -> Floats:
-    """Return the confidence features: float32, (N, 4), in the order of CONFIDENCE."""
+    """Return the confidence features: float32, (N, 5), in the order of CONFIDENCE."""
     top, second = _two_largest(logits)
     energy = _log_sum_exp(logits)
     probability = np.exp(logits - energy)
     entropy = energy - (probability * logits).sum(axis=1, keepdims=True)
-    return np.concatenate([top - energy, top - second, energy, entropy], axis=1)
+    return np.concatenate([top - energy, top - second, top, energy, entropy], axis=1)
 
 
 def _two_largest(logits: Floats) -> tuple[Floats, Floats]:

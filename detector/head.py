@@ -129,7 +129,12 @@ class Head:
             inner: dict[str, Any] = {
                 field.name: left.pop(field.name) for field in fields(FeatureMap)
             }
-            for name, kind in (("taps", int), ("classes", int), ("limit", float)):
+            for name, kind in (
+                ("taps", int),
+                ("classes", int),
+                ("identities", int),
+                ("limit", float),
+            ):
                 inner[name] = kind(inner[name].item())
         except (KeyError, ValueError) as error:
             raise GuardError(f"the head's arrays are incomplete: {error}") from error
@@ -174,14 +179,15 @@ def threshold_at(fpr: float, clean_scores: Floats) -> float:
         clean_scores: ascending, (n,).
 
     Raises:
-        SettingsError: too few calibration images for so low a rate.
+        SettingsError: too few calibration images for so low a rate, or no such rate.
 
     Source: split conformal prediction, Vovk et al. 2005, chapter 4.
     """
+    needed = images_needed(fpr)
     rank = int(np.floor(fpr * (len(clean_scores) + 1) + 1e-9))
     if rank < 1:
         raise SettingsError(
-            f"a false-positive rate of {fpr} needs {images_needed(fpr)} clean calibration images, "
+            f"a false-positive rate of {fpr} needs {needed} clean calibration images, "
             f"this guard has {len(clean_scores)}"
         )
     return float(clean_scores[len(clean_scores) - rank])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detector.artifact import Golden, Manifest, write_guard
-from detector.features import CONFIDENCE, PROFILE, FeatureMap
+from detector.features import CONFIDENCE, IDENTITY, PROFILE, FeatureMap
 from detector.head import Head, threshold_at
 from detector.images import Images
 from detector.model import infer_spec, load_production
@@ -92,7 +92,7 @@ def random_head(
         rates: (N, D).
         logits: (N, K).
         seed: of every weight.
-        profile: whether it has the class profile.
+        profile: whether it has the class profile and the identity of the answer.
     """
     rng = np.random.default_rng(seed)
 
@@ -104,12 +104,14 @@ def random_head(
     directions = [min(4, tap.channels) if profile else 0 for tap in taps]
     of_direction = np.repeat(np.arange(len(taps)), directions)
     columns, width = len(of_column), sum(directions)
-    inputs = columns + len(CONFIDENCE) + (len(PROFILE) * len(taps) if profile else 0)
+    inputs = columns + len(CONFIDENCE) + len(IDENTITY) * classes
+    inputs += len(PROFILE) * len(taps) if profile else 0
     features = FeatureMap(
         columns=np.arange(columns),
         column_taps=of_column,
         taps=len(taps),
         classes=classes,
+        identities=classes,
         whiten=normal(columns, width) * (of_column[:, None] == of_direction),
         whiten_bias=normal(width),
         whiten_taps=of_direction,

@@ -113,7 +113,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
     out.mkdir(parents=True, exist_ok=True)
     model, held_out = _train_and_export(out, seed, progress)
     settings = FitSettings(
-        model=model, data=str(held_out), out=out / "guard", recipe="digits", seed=seed
+        model=model, data=str(held_out), out=out / "guard", recipe="digits", seed=seed, workers=1
     )
     _forget(work_folder(settings))
     fit_guard(settings, progress)

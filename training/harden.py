@@ -2,7 +2,7 @@
 
 Every step attacks the batch with FGSM of a random budget and lowers
 
-    CE(y, f(x)) + CE(y, f(x_adv)) + weight * || phi(x) - phi(x_adv) ||_2
+    CE(y, f(x)) + CE(y, f(x_adv)) + weight * || phi(x) - phi(x_adv) ||_2 / mean length of the two
 
 with phi the outputs of the last gate. Weights go back into the same graph under the same names, so
 the hardened file differs from the production file in numbers only.
@@ -345,8 +345,10 @@ def _loss(
     clean_logits = twin.logits(x)
     clean_phi = joined.phi
     loss = cross(clean_logits, y) + cross(twin.logits(attacked), y)
-    apart = (clean_phi - joined.phi).flatten(1).norm(dim=1).mean()
-    total: Tensor = loss + settings.weight * apart
+    # by the codes' own length: plain distance is smallest where the network says nothing at all
+    length = clean_phi.flatten(1).norm(dim=1) + joined.phi.flatten(1).norm(dim=1)
+    apart = (clean_phi - joined.phi).flatten(1).norm(dim=1) / (length / 2).clamp_min(1e-6)
+    total: Tensor = loss + settings.weight * apart.mean()
     return total
 
 

@@ -5,26 +5,35 @@ whatever is there is whole and a fit that was killed goes on where it was. N ima
 classes.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detector.artifact import write_file
-from detector.images import Images
+from detector.images import Images, InputSpec
+from detector.model import load_production
 from detector.runtime import Reader
+from detector.taps import Tap
+from training.attacks import Attack, Victim
+from training.attacks.benign import Benign
+from training.case import predict
+from training.data import Dataset
 from training.errors import DataError
 from training.fit import Kind, Readings
+from training.twin import load_twin
 
-__all__ = ["SHARD_IMAGES", "Changed", "Job", "Shard", "Workspace", "harvest", "plan_jobs"]
+__all__ = ["Job", "Maker", "Orders", "Shard", "Workspace", "harvest", "plan_jobs"]
 
 SHARD_IMAGES = 256
-_KEEP_IMAGE_BYTES = 65_536
+KEPT_IMAGE_BYTES = 65_536
+TWIN_SAMPLE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +50,6 @@ class Job:
     def file(self) -> str:
         """Where the shard lies in the workspace."""
         return f"{self.slug}/{self.split}-{self.number:05d}.npz"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changed:
-    """What an attack or a benign change made of a run of images: images and success per image."""
-
-    images: Images
-    success: NDArray[np.bool_]
-
-
-class Change(Protocol):
-    """Makes other images of some."""
-
-    def __call__(self, job: Job, images: Images, labels: NDArray[np.int64]) -> Changed:
-        """Return as many images as came, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +74,6 @@ class Workspace:
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
         text = json.dumps(plan, sort_keys=True, indent=2)
-        self.digest = hashlib.sha256(text.encode()).hexdigest()
         file = folder / "plan.json"
         if file.is_file():
             if file.read_text() != text:
@@ -91,14 +84,6 @@ class Workspace:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_file(file, text.encode())
-
-    def has(self, job: Job) -> bool:
-        """Whether the shard is there."""
-        return (self.folder / job.file).is_file()
-
-    def write(self, job: Job, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep a shard, whole or not at all."""
-        write_file(self.folder / job.file, npz=arrays)
 
     def read(self, job: Job) -> Shard:
         """Return a shard.
@@ -127,10 +112,6 @@ class Workspace:
             return readings
         return readings.rows(np.concatenate([shard.success for shard in shards]))
 
-    def images(self, jobs: Sequence[Job]) -> Iterator[Shard]:
-        """Yield the shards of the jobs one by one."""
-        return (self.read(job) for job in jobs)
-
 
 def plan_jobs(slug: str, kind: Kind, splits: Mapping[str, NDArray[np.int64]]) -> list[Job]:
     """Return the shards of one slug over the source images of each split."""
@@ -147,51 +128,141 @@ def plan_jobs(slug: str, kind: Kind, splits: Mapping[str, NDArray[np.int64]]) ->
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """All that making shards takes, small enough to hand to another process.
+
+    Attributes:
+        model: the production ONNX file.
+        output: its output with the class scores.
+        spec: how images go into it.
+        taps: the gates to read.
+        twin: where gradients come from, as `load_twin` takes it.
+        dataset: the source images.
+        changes: the attacks and benign changes by slug.
+        workspace: the folder of shards.
+        seed: of every random choice.
+        threads: of ONNX Runtime and torch in each process.
+    """
+
+    model: Path
+    output: str
+    spec: InputSpec
+    taps: tuple[Tap, ...]
+    twin: str
+    dataset: Dataset
+    changes: Mapping[str, Attack | Benign]
+    workspace: Path
+    seed: int
+    threads: int | None = None
+
+
+class Maker:
+    """Makes shards: changes the images, reads them through the compiled graph, writes the file."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        production = load_production(orders.model, output=orders.output)
+        self._reader = Reader(production, orders.spec, orders.taps, threads=orders.threads)
+        self.twin = load_twin(
+            orders.model,
+            orders.spec,
+            orders.twin,
+            output=orders.output,
+            images=orders.dataset.images[:TWIN_SAMPLE],
+        )
+        self._victim = Victim(predict=lambda x: predict(self._reader, x), twin=self.twin)
+
+    def make(self, job: Job) -> None:
+        """Make one shard. Memory is that of its images."""
+        orders = self._orders
+        images, labels = orders.dataset.images[job.sources], orders.dataset.labels[job.sources]
+        changed, success = self._change(job, images, labels)
+        rates, logits = self._reader.read(changed)
+        arrays = {
+            "sources": job.sources,
+            "labels": labels,
+            "success": success,
+            "rates": rates.astype(np.float16),
+            "logits": logits,
+        }
+        if changed[0].nbytes <= KEPT_IMAGE_BYTES:
+            arrays["images"] = changed
+        write_file(orders.workspace / job.file, npz=arrays)
+
+    def _change(
+        self, job: Job, images: Images, labels: NDArray[np.int64]
+    ) -> tuple[Images, NDArray[np.bool_]]:
+        everyone = np.ones(len(images), np.bool_)
+        if job.kind == "clean":
+            return images, everyone
+        change = self._orders.changes[job.slug]
+        entropy = [self._orders.seed, job.number, *job.split.encode()]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        if isinstance(change, Attack):
+            result = change(images, labels, self._victim, seed=seed)
+            return result.images, result.success
+        return change(images, seed=seed), everyone
+
+
 def harvest(
     jobs: Sequence[Job],
+    orders: Orders,
     *,
-    workspace: Workspace,
-    images: Images,
-    labels: NDArray[np.int64],
-    change: Change,
-    reader: Reader,
+    workers: int,
     progress: Callable[[Job], None] = lambda _: None,
 ) -> None:
-    """Make every shard that isn't there yet. Memory is that of one shard.
+    """Make every shard that isn't there yet.
 
     Args:
         jobs: the shards.
-        workspace: where they go.
-        images: uint8, (N, H, W, C). All source images.
-        labels: int64, (N,).
-        change: makes a job's images.
-        reader: reads them through the compiled graph.
-        progress: called after each job, done or found.
+        orders: what goes into them.
+        workers: processes; with one, this one does it.
+        progress: called for each job once it is done or found, in no order.
+
+    Raises:
+        TwinError: the twin can't be made, or does not match the model.
+        OSError: the disk is full.
     """
+    left = [job for job in jobs if not (orders.workspace / job.file).is_file()]
+    there = {job.file for job in jobs} - {job.file for job in left}
     for job in jobs:
-        if not workspace.has(job):
-            _make(job, workspace, images, labels, change, reader)
-        progress(job)
+        if job.file in there:
+            progress(job)
+    if not left:
+        return
+    maker = Maker(orders)  # here first: what is wrong with the model or twin is told plainly
+    if workers == 1:
+        for job in left:
+            maker.make(job)
+            progress(job)
+        return
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (orders,)
+    ) as pool:
+        futures = {pool.submit(_make, job): job for job in left}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress(futures[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _make(
-    job: Job,
-    workspace: Workspace,
-    images: Images,
-    labels: NDArray[np.int64],
-    change: Change,
-    reader: Reader,
-) -> None:
-    mine = labels[job.sources]
-    changed = change(job, images[job.sources], mine)
-    rates, logits = reader.read(changed.images)
-    arrays = {
-        "sources": job.sources,
-        "labels": mine,
-        "success": changed.success,
-        "rates": rates.astype(np.float16),
-        "logits": logits,
-    }
-    if changed.images[0].nbytes <= _KEEP_IMAGE_BYTES:
-        arrays["images"] = changed.images
-    workspace.write(job, arrays)
+class _Worker:
+    """The maker of a worker process."""
+
+    maker: Maker | None = None
+
+
+def _start_worker(orders: Orders) -> None:
+    import torch
+
+    torch.set_num_threads(orders.threads or 1)
+    _Worker.maker = Maker(replace(orders, threads=orders.threads or 1))
+
+
+def _make(job: Job) -> None:
+    assert _Worker.maker is not None
+    _Worker.maker.make(job)

@@ -4,7 +4,7 @@ import datetime as dt
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,26 +14,23 @@ from numpy.typing import NDArray
 
 from detector.artifact import Golden, GuardArtifact, Manifest, write_guard
 from detector.head import Head
-from detector.images import Images
 from detector.runtime import Guard, Reader
-from training.attacks import attack_named
-from training.attacks.base import Victim
-from training.attacks.benign import benign_named
-from training.case import Case, Preprocessing, open_case, predict
+from detector.session import available_cores
+from training.case import Case, Preprocessing, open_case
 from training.errors import AttackError
 from training.fit import Readings, calibrate, fit_head
-from training.harvest import Changed, Job, Workspace, harvest, plan_jobs
+from training.harvest import Job, Orders, Workspace, harvest, plan_jobs
 from training.html import report_page
 from training.progress import Progress
 from training.recipes import Portion, Recipe, recipe_named
 from training.report import promised_rates, report_card
-from training.twin import Twin, load_twin
 
 __all__ = ["FitSettings", "fit_guard", "work_folder"]
 
 GOLDEN_BYTES = 200_000
 GOLDEN_IMAGES = 8
 CLEAN = "clean"
+ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +48,7 @@ class FitSettings:
     prevalence: float = 0.5
     seed: int = 0
     threads: int | None = None
+    workers: int | None = None
     work: Path | None = None
 
 
@@ -85,16 +83,10 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
         seed=settings.seed,
         threads=settings.threads,
     )
-    twin = load_twin(
-        settings.model,
-        case.spec,
-        settings.twin,
-        output=settings.output,
-        images=case.dataset.images[case.splits["fit"][:8]],
-    )
+    orders = _orders(case, recipe, settings)
     progress.advance(1)
-    workspace = Workspace(work_folder(settings), _plan(case, recipe, settings))
-    jobs = _harvest(case, recipe, twin, reader, workspace, settings.seed, progress)
+    workspace = Workspace(orders.workspace, _plan(case, recipe, settings))
+    jobs = _harvest(case, recipe, orders, settings, progress)
     head = _fit(case, recipe, jobs, workspace, settings, progress)
     head = calibrate(
         head,
@@ -136,11 +128,26 @@ def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
         "input": case.spec.to_json(),
         "output": case.production.answer,
         "twin": settings.twin,
-        "splits": {"fit": recipe.fit, "calibrate": recipe.calibrate, "test": recipe.test},
-        "attacks": [asdict(portion) for portion in recipe.attacks],
-        "benign": [asdict(portion) for portion in recipe.benign],
+        "recipe": {k: v for k, v in recipe.to_json().items() if k not in {"name", "head"}},
         "seed": settings.seed,
     }
+
+
+def _orders(case: Case, recipe: Recipe, settings: FitSettings) -> Orders:
+    return Orders(
+        model=settings.model,
+        output=case.production.answer,
+        spec=case.spec,
+        taps=case.taps,
+        twin=settings.twin,
+        dataset=case.dataset,
+        changes={
+            portion.change.name: portion.change for portion in (*recipe.attacks, *recipe.benign)
+        },
+        workspace=work_folder(settings),
+        seed=settings.seed,
+        threads=settings.threads,
+    )
 
 
 def _of_split(jobs: Sequence[Job], split: str) -> list[Job]:
@@ -148,43 +155,31 @@ def _of_split(jobs: Sequence[Job], split: str) -> list[Job]:
 
 
 def _harvest(
-    case: Case,
-    recipe: Recipe,
-    twin: Twin | None,
-    reader: Reader,
-    workspace: Workspace,
-    seed: int,
-    progress: Progress,
+    case: Case, recipe: Recipe, orders: Orders, settings: FitSettings, progress: Progress
 ) -> dict[str, list[Job]]:
     """Make every shard of the recipe; return the jobs by slug, clean first."""
-    victim = Victim(predict=lambda images: predict(reader, images), twin=twin)
     fitted = {split: case.splits[split] for split in ("fit", "test")}
     jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted)}
     for index, portion in enumerate(recipe.benign):
-        jobs[portion.slug] = plan_jobs(
-            portion.slug, "benign", _portion(fitted, portion, seed + index)
-        )
+        some = _portion(fitted, portion, settings.seed + index)
+        jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some)
     # an attack has nothing to do where the model is wrong already
     right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
     for index, portion in enumerate(recipe.attacks):
-        if twin is None and attack_named(portion.slug).needs_gradients:
+        if settings.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
-        jobs[portion.slug] = plan_jobs(
-            portion.slug, "attack", _portion(right, portion, seed + 1000 + index)
-        )
-    if not any(made[0].kind == "attack" for made in jobs.values()):
+        some = _portion(right, portion, settings.seed + ATTACK_SEEDS + index)
+        jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some)
+    if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
-    for slug, made in jobs.items():
-        progress.stage(slug, sum(len(job.sources) for job in made))
-        harvest(
-            made,
-            workspace=workspace,
-            images=case.dataset.images,
-            labels=case.dataset.labels,
-            change=lambda job, images, labels: _change(job, images, labels, victim, seed),
-            reader=reader,
-            progress=lambda job: progress.advance(len(job.sources)),
-        )
+    every = [job for made in jobs.values() for job in made]
+    progress.stage("attack and read", sum(len(job.sources) for job in every))
+    harvest(
+        every,
+        orders,
+        workers=settings.workers or available_cores(),
+        progress=lambda job: progress.advance(len(job.sources)),
+    )
     return jobs
 
 
@@ -197,20 +192,6 @@ def _portion(
         split: np.sort(rng.permutation(sources)[: max(1, round(portion.share * len(sources)))])
         for split, sources in splits.items()
     }
-
-
-def _change(
-    job: Job, images: Images, labels: NDArray[np.int64], victim: Victim, seed: int
-) -> Changed:
-    """Attack or change one shard's images, its randomness its own."""
-    if job.kind == "clean":
-        return Changed(images=images, success=np.ones(len(images), np.bool_))
-    own = int(np.random.SeedSequence([seed, job.number, len(job.split)]).generate_state(1)[0])
-    if job.kind == "benign":
-        changed = benign_named(job.slug)(images, seed=own)
-        return Changed(images=changed, success=np.ones(len(images), np.bool_))
-    result = attack_named(job.slug)(images, labels, victim, seed=own)
-    return Changed(images=result.images, success=result.success)
 
 
 def _fit(
@@ -286,7 +267,7 @@ def _manifest(case: Case, head: Head, recipe: Recipe, settings: FitSettings) -> 
         calibration_images=len(head.clean_scores),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         provenance={
-            "recipe": asdict(recipe),
+            "recipe": recipe.to_json(),
             "seed": settings.seed,
             "twin": settings.twin,
             "prevalence": settings.prevalence,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.features import CONFIDENCE, PROFILE, FeatureMap
+from detector.features import CONFIDENCE, IDENTITY, PROFILE, FeatureMap
 from detector.taps import Tap
 
 __all__ = ["column_taps", "fit_feature_map", "select_columns", "standardise"]
@@ -19,10 +19,13 @@ Floats = NDArray[np.float32]
 
 MAX_COLUMNS = 2048
 MAX_CLASS_SCORES = 4096
-MAX_DIRECTIONS = 64
+MAX_IDENTITIES = 64
 IMAGES_PER_CLASS = 5
-IMAGES_PER_DIRECTION = 20
-SHRINKAGE = 0.05
+SHRINKAGE = 0.1
+# The 16 directions of most variance of each tap do as well as all of them (mean AUROC .954 against
+# .953 on ResNet-20), the 16 of least variance worse (.948); and they make a third of the products.
+DIRECTIONS = 16
+SHARPNESSES = np.geomspace(0.1, 4, 17)
 SPREAD_FLOOR = 1e-4
 
 
@@ -76,14 +79,15 @@ def fit_feature_map(
     of_column = column_taps(taps)[columns]
     read = clean[:, columns].astype(np.float64)
     present, counts = np.unique(predictions, return_counts=True)
+    identities = classes if classes <= MAX_IDENTITIES else 0
     enough = len(present) == classes and counts.min() >= IMAGES_PER_CLASS
     if not enough or classes * len(taps) > MAX_CLASS_SCORES:
-        return _feature_map(columns, of_column, len(taps), 0, [])
+        return _feature_map(columns, of_column, len(taps), 0, identities, [])
     blocks = [
         _discriminant(read, predictions, np.flatnonzero(of_column == tap), classes)
         for tap in range(len(taps))
     ]
-    return _feature_map(columns, of_column, len(taps), classes, blocks)
+    return _feature_map(columns, of_column, len(taps), classes, identities, blocks)
 
 
 class _Block(NamedTuple):
@@ -106,14 +110,36 @@ def _discriminant(
     means = np.stack([x[labels == k].mean(axis=0) for k in range(classes)])
     within = x - means[labels]
     covariance = within.T @ within / len(x)
-    scale = np.trace(covariance) / max(len(columns), 1)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * np.eye(len(columns))
+    variance = np.diag(covariance)
+    floor = 1e-9 + 1e-6 * variance.mean()
+    covariance = (1 - SHRINKAGE) * covariance + np.diag(SHRINKAGE * variance + floor)
     values, vectors = np.linalg.eigh(covariance)
-    keep = min(len(columns), MAX_DIRECTIONS, max(1, len(x) // IMAGES_PER_DIRECTION))
+    keep = min(len(columns), DIRECTIONS)
     directions = vectors[:, ::-1][:, :keep] / np.sqrt(np.maximum(values[::-1][:keep], 1e-8))
-    whiten = _half(directions)
-    bias = _half(-means.mean(axis=0) @ whiten)
+    center = means.mean(axis=0)
+    factor = np.sqrt(_sharpness((x - center) @ directions, labels, (means - center) @ directions))
+    whiten = _half(directions * factor)
+    bias = _half(-center @ whiten)
     return _Block(columns, whiten, bias, _half((means @ whiten + bias).T))
+
+
+def _sharpness(
+    whitened: NDArray[np.float64], labels: NDArray[np.int64], means: NDArray[np.float64]
+) -> float:
+    """Return the factor on the class scores under which the true classes are likeliest.
+
+    One Gaussian per class is a rough picture of rates: as they come, its posteriors are too sure.
+    """
+    scores = whitened @ means.T - (means**2).sum(axis=1) / 2
+    rows = np.arange(len(labels))
+
+    def likelihood(factor: float) -> float:
+        sharp = factor * scores
+        top = sharp.max(axis=1)
+        total = top + np.log(np.exp(sharp - top[:, None]).sum(axis=1))
+        return float((sharp[rows, labels] - total).mean())
+
+    return float(max(SHARPNESSES, key=likelihood))
 
 
 def _half(values: NDArray[np.floating[Any]]) -> Floats:
@@ -128,6 +154,7 @@ def _feature_map(
     of_column: NDArray[np.int64],
     taps: int,
     classes: int,
+    identities: int,
     blocks: Sequence[_Block],
 ) -> FeatureMap:
     directions = [block.whiten.shape[1] for block in blocks]
@@ -135,7 +162,8 @@ def _feature_map(
     of_direction = np.repeat(np.arange(len(blocks)), directions)
     for tap, block in enumerate(blocks):
         whiten[np.ix_(block.columns, np.flatnonzero(of_direction == tap))] = block.whiten
-    width = len(columns) + len(CONFIDENCE) + (len(PROFILE) * taps if classes else 0)
+    width = len(columns) + len(CONFIDENCE) + len(IDENTITY) * identities
+    width += len(PROFILE) * taps if classes else 0
     nothing = np.zeros(0, np.float32)
     return FeatureMap(
         columns=columns,
@@ -145,6 +173,7 @@ def _feature_map(
         whiten=whiten,
         whiten_bias=np.concatenate([nothing, *(block.bias for block in blocks)]),
         whiten_taps=of_direction.astype(np.int64),
+        identities=identities,
         class_means=np.concatenate(
             [nothing.reshape(0, classes), *(block.means for block in blocks)]
         ),

@@ -121,6 +121,7 @@ def make_guard(pair: Pair, *, tag: str, shift: float = 0.0, path: Path | None = 
         column_taps=np.repeat(np.arange(len(taps)), [tap.channels for tap in taps]),
         taps=len(taps),
         classes=0,
+        identities=0,
         whiten=np.zeros((len(columns), 0), np.float32),
         whiten_bias=np.zeros(0, np.float32),
         whiten_taps=np.zeros(0, np.int64),

@@ -1,24 +1,31 @@
-"""Recipes: what a guard is fitted on, as typed values. One file per recipe, its results beside it."""
+"""Recipes: what a guard is fitted on, as typed values. One file each, its results beside it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from training.attacks import Attack
+from training.attacks.benign import Benign
 from training.errors import DataError
 from training.fit import HeadSettings
 
 __all__ = ["Portion", "Recipe", "recipe_named"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Portion:
-    """One attack or benign change by its slug, on a share of the source images of each split."""
+    """One attack or benign change, on a share of the source images of each split."""
 
-    slug: str
-    share: float
+    change: Attack | Benign
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise DataError(f"expected a share of sources in (0, 1], got {self.share}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: the change with its settings, and the share."""
+        return {"slug": self.change.name, "change": repr(self.change), "share": self.share}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,16 @@ class Recipe:
     fit: float = 0.55
     calibrate: float = 0.30
     test: float = 0.15
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for the manifest."""
+        return {
+            "name": self.name,
+            "attacks": [portion.to_json() for portion in self.attacks],
+            "benign": [portion.to_json() for portion in self.benign],
+            "head": asdict(self.head),
+            "splits": {"fit": self.fit, "calibrate": self.calibrate, "test": self.test},
+        }
 
 
 def recipe_named(name: str) -> Recipe:

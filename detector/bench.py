@@ -1,0 +1,86 @@
+"""What the guard costs: the guarded model against the plain one, in turn, in one process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from detector.artifact import read_guard
+from detector.compile import EVIDENCE, LIKELIHOOD, SCORE
+from detector.model import load_production
+from detector.runtime import Guard
+from detector.session import open_session
+
+__all__ = ["bench_guard"]
+
+WARM_UP = 5
+
+
+def bench_guard(
+    model: Path | str,
+    guard: Path | str,
+    *,
+    batches: Sequence[int],
+    rounds: int,
+    threads: int = 1,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return `overhead_p50` per batch size: the median ratio of guarded to plain, pair by pair.
+
+    Both sessions run in turn on the same input, which one first changing from pair to pair, so that
+    a drift of the machine's speed cancels.
+
+    Args:
+        model: the production ONNX file.
+        guard: the guard's folder.
+        batches: batch sizes; a model of fixed batch is timed at that one alone.
+        rounds: pairs per batch size.
+        threads: per run.
+        seed: of the input.
+    """
+    artifact = read_guard(guard)
+    production = load_production(model, output=artifact.manifest.answer)
+    guarded = Guard(production, artifact, threads=threads)
+    names = [info.name for info in production.outputs]
+    sides = (
+        (open_session(production.proto, threads=threads), names),
+        (open_session(guarded.compiled, threads=threads), [*names, SCORE, LIKELIHOOD, EVIDENCE]),
+    )
+    spec = artifact.manifest.input
+    rng = np.random.default_rng(seed)
+    shape = (spec.height, spec.width, spec.channels)
+    rows = []
+    for batch in [spec.batch] if spec.batch else batches:
+        images = rng.integers(0, 256, (batch, *shape), dtype=np.uint8)
+        feeds = {spec.name: spec.to_tensor(images)}
+        seconds = np.empty((rounds, 2))
+        for turn in range(-WARM_UP, rounds):
+            for side in (0, 1) if turn % 2 else (1, 0):
+                session, fetch = sides[side]
+                started = perf_counter()
+                session.run(fetch, feeds)
+                if turn >= 0:
+                    seconds[turn, side] = perf_counter() - started
+        ratio = seconds[:, 1] / seconds[:, 0]
+        plain, with_guard = np.median(seconds, axis=0)
+        low, high = np.quantile(ratio, [0.25, 0.75])
+        rows.append(
+            {
+                "batch": int(batch),
+                "plain_p50_s": float(plain),
+                "guarded_p50_s": float(with_guard),
+                "overhead_p50": float(np.median(ratio)),
+                "overhead_quartiles": [float(low), float(high)],
+            }
+        )
+    added = len(guarded.compiled.graph.node) - len(production.proto.graph.node)
+    return {
+        "threads": threads,
+        "rounds": rounds,
+        "taps": len(artifact.manifest.taps),
+        "nodes_added": added,
+        "overhead_p50": {str(row["batch"]): row["overhead_p50"] for row in rows},
+        "batches": rows,
+    }
