@@ -143,7 +143,7 @@ class FMN(Attack):
     """
 
     norm: Norm = "l2"
-    steps: int = 40
+    steps: int = 30
     step: float = 1.0
     gamma: float = 0.05
 

@@ -60,8 +60,8 @@ class Ensemble(Attack):
     needs_surrogates: ClassVar[bool] = True
     targeted: ClassVar[bool] = True
     steps: int = 20
-    rate: float = 5.0  # 8-bit steps
-    weight: float = 100.0  # of the mean squared change, pixels in [0, 1]
+    rate: float = 1.0  # 8-bit steps; the paper's 5 is for 224 pixels a side
+    weight: float = 3000.0  # of the mean squared change, pixels in [0, 1]
     with_twin: bool = True
 
     def __post_init__(self) -> None:
