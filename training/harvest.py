@@ -22,7 +22,7 @@ from detector.model import load_production
 from detector.runtime import Reader
 from detector.taps import Tap
 from training.attacks import Attack, Victim
-from training.attacks.benign import Benign
+from training.attacks.benign import Change as Benign
 from training.case import predict
 from training.data import Dataset
 from training.errors import DataError

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.attacks import Attack
-from training.attacks.benign import Benign
+from training.attacks.benign import Change as Benign
 from training.errors import DataError
 from training.fit import HeadSettings
 

@@ -1,0 +1,30 @@
+"""The quick recipe: a usable guard in a few minutes, from the cheapest attacks of each kind.
+
+reluguard fit --recipe quick --model MODEL.onnx --data IMAGES.npz --out GUARD
+"""
+
+from training.attacks import FGSM, PGD, DeepFool, Spatial, Square
+from training.recipes import Portion, Recipe
+from training.recipes.default import benign
+
+__all__ = ["quick"]
+
+
+def quick() -> Recipe:
+    """Return the recipe."""
+    return Recipe(
+        name="quick",
+        attacks=(
+            Portion(FGSM(size=2.0), 0.5),
+            Portion(FGSM(size=8.0), 0.25),
+            Portion(PGD(size=1.0), 0.25),
+            Portion(PGD(size=2.0), 0.3),
+            Portion(PGD(size=4.0), 0.15),
+            Portion(PGD(size=8.0), 0.15),
+            Portion(PGD(norm="l2", size=0.25), 0.15),
+            Portion(DeepFool(steps=15), 0.06),
+            Portion(Square(size=8.0, most_queries=150), 0.08),
+            Portion(Spatial(), 0.1),
+        ),
+        benign=benign(0.08),
+    )
