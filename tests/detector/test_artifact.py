@@ -394,7 +394,7 @@ HEADS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
         "expected the clean calibration scores in ascending order",
     ),
     "fewer scores": ({"clean_scores": np.zeros(3, np.float32)}, "expected 199 clean scores, got 3"),
-    "no spread": ({"spread": np.zeros(32, np.float32)}, "expected a positive spread"),
+    "no spread": ({"spread": np.zeros(45, np.float32)}, "expected a positive spread"),
     "columns out of range": ({"columns": np.arange(1, 21)}, r"expected columns .* in \[0, 20\)"),
     "columns below zero": ({"columns": np.arange(-1, 19)}, r"expected columns .* in \[0, 20\)"),
     "columns elsewhere": ({"columns": np.arange(20)[::-1].copy()}, "at the tap its rate is read"),

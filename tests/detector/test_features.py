@@ -1,0 +1,95 @@
+"""From rates and logits to features."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from detector.features import CONFIDENCE, IDENTITY, PROFILE, FeatureMap, confidence
+from detector.head import Head
+from detector.taps import Tap
+
+TAPS = (Tap(name="a", op="Relu", shape=(6, 2, 2)), Tap(name="b", op="Relu", shape=(4,)))
+
+
+def readings(count: int = 40) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rng = np.random.default_rng(3)
+    rates = rng.random((count, 10)).astype(np.float32)
+    return rates, rng.normal(0, 2, (count, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def features(make_head: Callable[..., Head]) -> FeatureMap:
+    """A class profile with neither centre nor limit, so that raw features come out."""
+    made = make_head(TAPS, *readings()).features
+    width = made.width
+    zeros, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
+    return replace(made, center=zeros, spread=ones, limit=1e30)
+
+
+def test_a_shift_of_the_logits_moves_only_their_height() -> None:
+    """Probability, margin and entropy stay; the largest logit and the energy follow the shift."""
+    _, logits = readings()
+    moved = confidence(logits + np.float32(3)) - confidence(logits)
+    expected = np.array([3.0 if name in {"top", "energy"} else 0.0 for name in CONFIDENCE])
+    np.testing.assert_allclose(moved.astype(np.float64), np.tile(expected, (40, 1)), atol=1e-5)
+
+
+def test_confidence_by_hand() -> None:
+    """Two even classes: log 1/2, no margin, a top of 0, log 2 of energy and of entropy."""
+    by_name = dict(zip(CONFIDENCE, confidence(np.zeros((1, 2), np.float32))[0], strict=True))
+    assert by_name == pytest.approx(
+        {"log_top": -np.log(2), "margin": 0, "top": 0, "energy": np.log(2), "entropy": np.log(2)}
+    )
+
+
+def test_identity_names_answer_runner_up_and_probabilities(features: FeatureMap) -> None:
+    """One-hot answer, one-hot runner-up, then the probabilities."""
+    rates, logits = readings()
+    start = len(features.columns) + len(CONFIDENCE)
+    identity = features.transform(rates, logits)[:, start : start + len(IDENTITY) * 5]
+    order = np.argsort(-logits, axis=1)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = np.concatenate([np.eye(5)[order[:, 0]], np.eye(5)[order[:, 1]], probability], axis=1)
+    np.testing.assert_allclose(identity.astype(np.float64), expected, atol=1e-6)
+
+
+def test_the_profile_is_a_discriminant_analysis(features: FeatureMap) -> None:
+    """Log posteriors, entropy and distance are those computed class by class in float64."""
+    rates, logits = readings()
+    x = features.transform(rates, logits).astype(np.float64)
+    start = len(features.columns) + len(CONFIDENCE) + len(IDENTITY) * 5
+    profile = x[:, start:].reshape(len(x), len(PROFILE), features.taps)
+    whitened = rates.astype(np.float64) @ features.whiten + features.whiten_bias
+    order = np.argsort(-logits, axis=1)
+    rows = np.arange(len(x))
+    for tap in range(features.taps):
+        own = features.whiten_taps == tap
+        means = features.class_means[own].T.astype(np.float64)
+        squared = ((whitened[:, None, own] - means) ** 2).sum(axis=2)
+        density = -squared / 2
+        posterior = density - np.log(np.exp(density).sum(axis=1, keepdims=True))
+        expected = [
+            posterior[rows, order[:, 0]],
+            posterior[rows, order[:, 1]],
+            -(np.exp(posterior) * posterior).sum(axis=1),
+            np.log1p(squared[rows, order[:, 0]]),
+        ]
+        np.testing.assert_allclose(profile[:, :, tap], np.stack(expected, axis=1), atol=1e-4)
+
+
+def test_features_are_cut_at_the_limit(features: FeatureMap) -> None:
+    """Nothing standardised is further out than the limit."""
+    cut = replace(features, limit=0.5).transform(*readings())
+    raw = features.transform(*readings())
+    np.testing.assert_array_equal(cut, np.clip(raw, -0.5, 0.5))
+    assert np.abs(raw).max() > 0.5
+
+
+def test_every_feature_knows_its_tap(features: FeatureMap) -> None:
+    """Rates belong to their tap, those of the answer to none, each profile number to one."""
+    expected = [0] * 6 + [1] * 4 + [-1] * (5 + 3 * 5) + [0, 1] * 4
+    np.testing.assert_array_equal(features.feature_taps, expected)
+    assert features.width == len(expected)
