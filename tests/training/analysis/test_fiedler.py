@@ -1,0 +1,158 @@
+import networkx as nx
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.cluster import SpectralClustering
+
+from detector.pattern import pack
+from training.analysis import fiedler as fd
+from training.analysis.errors import ConstantError, LabelError, ShapeError
+from training.analysis.similarity import hamming_counts, hamming_similarity
+
+
+def cliques(first: int, second: int, bridge: float = 1.0) -> np.ndarray:
+    """Two cliques joined by one edge."""
+    n = first + second
+    graph = np.zeros((n, n))
+    graph[:first, :first] = graph[first:, first:] = 1
+    graph[0, n - 1] = graph[n - 1, 0] = bridge
+    np.fill_diagonal(graph, 0)
+    return graph
+
+
+def blobs(n: int, bits: int, flip: float, classes: int = 2, seed: int = 0):
+    """Noisy copies of one random pattern per class: similarities and labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    active = (rng.random((classes, bits)) < 0.5)[labels] ^ (rng.random((n, bits)) < flip)
+    return hamming_similarity(hamming_counts(pack(active)), bits).astype(float), labels
+
+
+@pytest.mark.parametrize("graph", ["plain", "normalised"])
+@pytest.mark.parametrize("sizes", [(4, 4), (5, 9), (30, 11)], ids=str)
+def test_two_cliques_are_cut_at_their_edge(graph, sizes):
+    """The weakest place of two cliques joined by one edge is that edge."""
+    cut = fd.fiedler(cliques(*sizes), graph)
+    assert len(set(cut.side[: sizes[0]])) == 1
+    assert len(set(cut.side[sizes[0] :])) == 1
+    assert cut.side[0] != cut.side[-1]
+    assert cut.connectivity > 0
+    assert cut.gap > 0
+
+
+@pytest.mark.parametrize("graph", fd.GRAPHS)
+def test_clear_classes_are_found_whatever_the_order(graph):
+    """Noisy copies of two patterns are split right, and permuting images permutes the sides."""
+    similarity, labels = blobs(60, 400, 0.2)
+    assert fd.split_accuracy(fd.fiedler(similarity, graph).side, labels) == 1
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = fd.fiedler(similarity[np.ix_(order, order)], graph)
+    assert fd.split_accuracy(shuffled.side, labels[order]) == 1
+
+
+def test_networkx_finds_the_same_vector():
+    """Algebraic connectivity and Fiedler vector are networkx's, for both Laplacians."""
+    graph = cliques(6, 8, 0.5)
+    reference = nx.from_numpy_array(graph)
+    for kind, normalised in (("plain", False), ("normalised", True)):
+        cut = fd.fiedler(graph, kind)
+        value = nx.algebraic_connectivity(
+            reference, normalized=normalised, method="lanczos", seed=1
+        )
+        assert cut.connectivity == pytest.approx(value, abs=1e-6)
+    vector = nx.fiedler_vector(reference, method="lanczos", seed=1, tol=1e-10)
+    assert abs(vector @ fd.fiedler(graph, "plain").vector) == pytest.approx(1, abs=1e-6)
+
+
+def test_scikit_learn_makes_the_same_parts():
+    """Recursive cuts of clear classes are the clusters spectral clustering finds."""
+    similarity, labels = blobs(90, 900, 0.1, classes=3)
+    found = fd.partition(similarity, 3)
+    theirs = SpectralClustering(3, affinity="precomputed", random_state=0).fit_predict(similarity)
+    assert fd.matched_accuracy(found, labels) == 1
+    assert fd.matched_accuracy(found, theirs) == 1
+
+
+@pytest.mark.parametrize("graph", fd.GRAPHS)
+def test_iterative_and_dense_solvers_agree(graph, monkeypatch):
+    """Lanczos gives LAPACK's vector and eigenvalues."""
+    similarity, _ = blobs(120, 300, 0.35, seed=3)
+    dense = fd.fiedler(similarity, graph)
+    monkeypatch.setattr(fd, "DENSE", 10)
+    lanczos = fd.fiedler(similarity, graph, seed=5)
+    assert abs(dense.vector @ lanczos.vector) == pytest.approx(1, abs=1e-5)
+    assert lanczos.connectivity == pytest.approx(dense.connectivity, rel=1e-5, abs=1e-8)
+    assert lanczos.gap == pytest.approx(dense.gap, rel=1e-4, abs=1e-8)
+
+
+def test_rescaling_changes_the_graph_and_not_the_answer():
+    """Stretching similarities to [0, 1] keeps clear classes apart with a wider gap."""
+    similarity, labels = blobs(40, 400, 0.2)
+    plain, stretched = (fd.fiedler(similarity, rescale=r) for r in (False, True))
+    assert fd.split_accuracy(stretched.side, labels) == 1
+    assert stretched.gap > plain.gap
+
+
+def test_label_switching_does_not_matter():
+    """A split and its opposite are equally good, and no split is worse than a coin."""
+    side = np.array([True, True, False, False, False])
+    labels = np.array([3, 3, 8, 8, 3])
+    assert fd.split_accuracy(side, labels) == fd.split_accuracy(~side, labels) == 0.8
+    assert fd.split_accuracy(np.arange(4) % 2 == 0, np.array([0, 0, 1, 1])) == 0.5
+
+
+def test_neighbour_graph_keeps_the_nearest():
+    """Each node keeps its k largest, an edge counts if either end wants it."""
+    similarity = np.array([[0, 3, 2, 1], [3, 0, 1, 1.5], [2, 1, 0, 0.5], [1, 1.5, 0.5, 0]])
+    graph = fd.knn_graph(similarity, 1).toarray()
+    assert_array_equal(graph, graph.T)
+    assert_array_equal(graph > 0, [[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]])
+
+
+def test_nystrom_gives_known_images_their_own_coordinate():
+    """A reference image put in again gets the coordinate it had in the graph."""
+    similarity, labels = blobs(50, 300, 0.25)
+    extended = fd.nystrom(similarity)
+    graph = similarity.copy()
+    np.fill_diagonal(graph, 0)
+    assert_allclose(extended.coordinate(graph), extended.vector, atol=1e-8)
+    both, labels = blobs(80, 300, 0.25)
+    known, new = np.arange(50), np.arange(50, 80)
+    extended = fd.nystrom(both[np.ix_(known, known)])
+    side = extended.coordinate(both[np.ix_(new, known)]) > 0
+    assert fd.split_accuracy(side, labels[new]) == 1
+
+
+def test_pairs_are_symmetric_and_match_single_cuts():
+    """The table of class pairs holds each pair's own cut."""
+    similarity, labels = blobs(60, 300, 0.3, classes=3)
+    table = fd.pair_accuracies(similarity, labels)
+    assert np.isnan(np.diagonal(table)).all()
+    assert_array_equal(table, table.T)
+    rows = np.flatnonzero(labels != 1)
+    cut = fd.fiedler(similarity[np.ix_(rows, rows)])
+    assert table[0, 2] == fd.split_accuracy(cut.side, labels[rows])
+    interval = fd.pair_estimate(table)
+    assert interval.low <= interval.value <= interval.high
+
+
+def test_errors_say_what_came():
+    """One class, a constant layer, too few images and wrong parts are named."""
+    similarity, labels = blobs(12, 50, 0.3)
+    with pytest.raises(LabelError, match=r"exactly two classes, got 1: \[4\]"):
+        fd.split_accuracy(np.ones(5, np.bool_), np.full(5, 4))
+    with pytest.raises(LabelError, match="2 or more classes, got 1"):
+        fd.pair_accuracies(similarity, np.zeros(12, np.int64))
+    with pytest.raises(ConstantError, match="constant: all 6 images are equally alike"):
+        fd.fiedler(np.ones((6, 6)))
+    with pytest.raises(ShapeError, match="three or more images"):
+        fd.fiedler(np.ones((2, 2)))
+    with pytest.raises(ShapeError, match="non-negative"):
+        fd.fiedler(similarity - 5)
+    with pytest.raises(ShapeError, match="1 to 11 neighbours among 12"):
+        fd.knn_graph(similarity, 12)
+    with pytest.raises(ShapeError, match="1 to 4 parts"):
+        fd.partition(similarity, 9)
+    with pytest.raises(ShapeError, match=r"similarities to 12 references, got \(3, 5\)"):
+        fd.nystrom(similarity).coordinate(np.ones((3, 5)))
+    del labels
