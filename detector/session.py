@@ -84,7 +84,7 @@ def run_session(
     """
     try:
         return [np.asarray(value) for value in session.run(list(outputs), dict(feeds))]
-    except _FAILURES as error:
+    except (*_FAILURES, ValueError) as error:  # ValueError: an input is missing
         raise ModelError(f"the model failed to run: {_first_line(error)}") from error
 
 
