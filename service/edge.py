@@ -115,7 +115,7 @@ class Edge:
         method: Callable[[Call, Request], Awaitable[Message]],
         *,
         scope: Scope | None = Scope.INFER,
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+    ) -> grpc.RpcMethodHandler:
         """Return the handler of one request, one answer.
 
         Args:
@@ -150,7 +150,7 @@ class Edge:
         *,
         scope: Scope = Scope.INFER,
         window: int = 8,
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+    ) -> grpc.RpcMethodHandler:
         """Return the handler of a stream of requests, each answered in order.
 
         Args:
@@ -209,7 +209,7 @@ class Edge:
                         reading.cancel()
                         break
                     data = reading.result()
-                    if data is grpc.aio.EOF:  # type: ignore[attr-defined] # missing in the stubs
+                    if data is grpc.aio.EOF:
                         break
                     self._metrics.rpc.received.labels(*labels).inc()
                     task = asyncio.ensure_future(answer(context, data))
@@ -317,4 +317,5 @@ def _go_name(code: grpc.StatusCode) -> str:
     """Return the code as go-grpc-prometheus writes it: InvalidArgument, Canceled, OK."""
     if code is grpc.StatusCode.OK:
         return "OK"
-    return code.name.title().replace("_", "").replace("Cancelled", "Canceled")
+    name: str = code.name
+    return name.title().replace("_", "").replace("Cancelled", "Canceled")

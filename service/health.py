@@ -26,7 +26,7 @@ class Health:
         self._closed = False
         self._changed = asyncio.Condition()
 
-    def handlers(self) -> "grpc.GenericRpcHandler[Any, Any]":
+    def handlers(self) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server. It is open to all: probes have no token."""
         request = health_pb2.HealthCheckRequest.FromString
         return grpc.method_handlers_generic_handler(

@@ -104,7 +104,7 @@ class OpenInferenceServicer:
         self._health = health
         self._control = control
 
-    def handlers(self, edge: Edge) -> "grpc.GenericRpcHandler[Any, Any]":
+    def handlers(self, edge: Edge) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server."""
         rows: list[tuple[str, Any, Any, Scope | None]] = [
             ("ServerLive", pb.ServerLiveRequest, self._server_live, None),

@@ -211,7 +211,7 @@ class Certificates:
             raise StartError(f"the TLS files can't be used: {error}") from error
         return grpc.dynamic_ssl_server_credentials(
             first,
-            self._fetch,  # type: ignore[arg-type] # the stubs forget that None means "no change"
+            self._fetch,
             require_client_authentication=self.client_ca is not None,
         )
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import grpc
 import numpy as np
@@ -31,7 +30,7 @@ class GuardServicer:
         self._repository = repository
         self._inspector = inspector
 
-    def handlers(self, edge: Edge) -> "grpc.GenericRpcHandler[Any, Any]":
+    def handlers(self, edge: Edge) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server."""
         return grpc.method_handlers_generic_handler(
             SERVICE,

@@ -34,7 +34,8 @@ class Settings:
         metrics_host: address of that port; `host` if None.
         max_rows: most images in one request.
         max_batch: most images in one model run.
-        max_delay_s: longest time the first request of a batch waits for company.
+        max_delay_s: longest time the first request of a batch waits for company. 0 still merges
+            what gathers while the model runs, and on a processor nothing beat it.
         max_queue_rows: most images waiting per model.
         max_wait_s: a request that would wait longer than this, by the measured speed, is refused.
         max_in_flight: most calls being handled at once, over all models.
@@ -43,7 +44,7 @@ class Settings:
         providers: ONNX Runtime execution providers, in order; None for its default.
         max_message_bytes: largest request; None: `max_rows` tensors and 1 MiB, at least 16 MiB.
         max_pixels: largest encoded image.
-        max_streams: most concurrent calls of one connection.
+        max_streams: most concurrent calls of one connection; a client holds back what is beyond.
         keepalive_s: idle time after which the server pings; None leaves gRPC's two hours.
         min_ping_s: shortest time between a client's pings.
         max_connection_age_s: connections are asked to reconnect after this, so that client-side
@@ -76,16 +77,16 @@ class Settings:
     metrics_host: str | None = None
     max_rows: int = 256
     max_batch: int = 32
-    max_delay_s: float = 0.001
+    max_delay_s: float = 0.0
     max_queue_rows: int = 1024
-    max_wait_s: float = 2.0
+    max_wait_s: float = 0.5
     max_in_flight: int = 1024
     workers: int = 1
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     max_message_bytes: int | None = None
     max_pixels: int = 16_777_216
-    max_streams: int = 1024
+    max_streams: int = 256
     keepalive_s: float | None = None
     min_ping_s: float = 10.0
     max_connection_age_s: float | None = None
