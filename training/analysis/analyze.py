@@ -42,7 +42,7 @@ from training.data import Dataset, load_data
 from training.data import check_labels as check_label_range
 from training.harden import HardenReport, HardenSettings, harden_images
 from training.progress import Progress
-from training.twin import load_twin
+from training.twin import Twin, load_twin
 
 __all__ = ["AnalysisSettings", "analyze"]
 
@@ -133,7 +133,7 @@ def analyze(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
         material = _material(
-            model, production, spec, taps, dataset, rows, settings, Path(work), progress
+            model, production, spec, taps, dataset, rows, settings, other, Path(work), progress
         )
         findings = _study(material, other, guard, model, settings, progress)
         seeds, hardening = None, None
@@ -206,6 +206,7 @@ def _material(
     data: Dataset,
     rows: Ints,
     settings: AnalysisSettings,
+    other: Path | None,
     work: Path,
     progress: Progress,
 ) -> Material:
@@ -216,7 +217,12 @@ def _material(
     for tap, patterns in zip(taps, clean.patterns, strict=True):
         check_varies(patterns, f"the tap {tap.name}")
     twin = load_twin(model, spec, settings.twin, images=data.images[:16], output=settings.output)
-    victim = Victim(predict=lambda images: recorder.record(images).logits, twin=twin)
+    surrogates = ()
+    if any(attack_named(slug).needs_surrogates for slug in settings.attacks):
+        surrogates = _surrogates(other, data, settings)
+    victim = Victim(
+        predict=lambda images: recorder.record(images).logits, twin=twin, surrogates=surrogates
+    )
     images, labels = data.images[rows], data.labels[rows]
     attacked_images: dict[str, Images] = {}
     success: dict[str, NDArray[np.bool_]] = {}
@@ -260,6 +266,18 @@ def _material(
         class_names=names,
         seed=settings.seed,
     )
+
+
+def _surrogates(other: Path | None, data: Dataset, settings: AnalysisSettings) -> tuple[Twin, ...]:
+    """Attacks on several networks at once use the other network beside this one."""
+    if other is None:
+        raise SettingsError(
+            f"attacks on several networks need another model: give `other`, or leave them out of "
+            f"{', '.join(settings.attacks)}"
+        )
+    spec = _spec(load_production(other), data, settings.preprocessing)
+    twin = load_twin(other, spec, images=data.images[:16])
+    return () if twin is None else (twin,)
 
 
 def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
@@ -369,7 +387,7 @@ def _papers(
         material.spec,
         source,
         Dataset(images=images, labels=labels, source="held out"),
-        settings=HardenSettings(seed=settings.seed, epochs=2),
+        settings=HardenSettings(seed=settings.seed),
         progress=progress,
     )
     return seeds, hardening

@@ -24,6 +24,7 @@ __all__ = [
     "Cut",
     "Graph",
     "NystromFiedler",
+    "check_similarity",
     "fiedler",
     "knn_graph",
     "matched_accuracy",
@@ -104,6 +105,23 @@ def fiedler(
         ShapeError: not a square matrix of three or more images.
         ConstantError: all similarities are equal, so no cut is weaker than another.
     """
+    low, high = check_similarity(similarity)
+    weights = np.array(similarity, np.float64)
+    if rescale:
+        weights = (weights - low) / (high - low)
+    np.fill_diagonal(weights, 0.0)
+    if graph == "knn":
+        return _solve(knn_graph(weights, neighbours), normalise=True, seed=seed)
+    return _solve(weights, normalise=graph == "normalised", seed=seed)
+
+
+def check_similarity(similarity: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the least and the largest similarity of two different images.
+
+    Raises:
+        ShapeError: not a square matrix of three or more images, or negative numbers in it.
+        ConstantError: all similarities are equal, so no cut is weaker than another.
+    """
     n = check_square(similarity)
     if n < 3:
         raise ShapeError(f"expected three or more images to split, got {n}")
@@ -115,13 +133,7 @@ def fiedler(
         raise ConstantError(
             f"the layer is constant: all {n} images are equally alike, no cut is weaker"
         )
-    weights = np.array(similarity, np.float64)
-    if rescale:
-        weights = (weights - low) / (high - low)
-    np.fill_diagonal(weights, 0.0)
-    if graph == "knn":
-        return _solve(knn_graph(weights, neighbours), normalise=True, seed=seed)
-    return _solve(weights, normalise=graph == "normalised", seed=seed)
+    return low, high
 
 
 def _solve(weights: Any, *, normalise: bool, seed: int) -> Cut:
@@ -334,18 +346,24 @@ class NystromFiedler:
 def nystrom(similarity: NDArray[np.floating], *, seed: int = 0) -> NystromFiedler:
     """Return the out-of-sample form of the normalised Fiedler vector.
 
-    v2(x) = 1 / mu * sum_j w(x, j) / sqrt(d(x) d(j)) v2(j). A reference image put in again with its
-    graph weights (zero to itself) gets exactly its own coordinate.
+    v2(x) = 1 / mu * sum_j w(x, j) / sqrt(d(x) d(j)) v2(j). Here each reference is linked to
+    itself, as a new image that equals it would be: a reference put in again gets exactly its own
+    coordinate. Without those links mu is a difference of small numbers and may turn the sign.
 
     Args:
-        similarity: (N, N), between the reference images.
+        similarity: (N, N), between the reference images, with their self-similarity.
         seed: of the iterative solver.
+
+    Raises:
+        ShapeError: not a square matrix of three or more images.
+        ConstantError: all similarities are equal, or the second eigenvalue vanishes.
 
     Source: Bengio et al. 2003, out-of-sample extensions; Fowlkes et al. 2004.
     """
-    cut = fiedler(similarity, "normalised", seed=seed)
-    degree = similarity.sum(axis=1, dtype=np.float64) - np.diagonal(similarity)
+    check_similarity(similarity)
+    cut = _solve(np.array(similarity, np.float64), normalise=True, seed=seed)
+    degree = similarity.sum(axis=1, dtype=np.float64)
     value = 1 - cut.connectivity
-    if abs(value) < 1e-9:
+    if abs(value) < 1e-12:
         raise ConstantError("the graph's second eigenvalue is 1: the coordinate can't be extended")
     return NystromFiedler(root=1 / np.sqrt(degree), vector=cut.vector, value=value)

@@ -210,7 +210,12 @@ def heat_map(
     """
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
     picture = axes.imshow(
-        np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high, interpolation="none"
+        np.ma.masked_invalid(values),
+        cmap="cividis",
+        vmin=low,
+        vmax=high,
+        interpolation="none",
+        aspect="equal" if values.shape[0] == values.shape[1] else "auto",
     )
     axes.grid(visible=False)
     axes.set_title(title)

@@ -47,7 +47,7 @@ def summary(
         "vote_auroc": findings.votes.auroc[0],
         "participation_ratio": findings.maps.participation[0],
         "som_nmi": findings.maps.information[0],
-        "lsim_clean_attacked": findings.graphs.lsim_attack,
+        "lsim_clean_attacked": findings.graphs.near_attack,
         "cka_clean_attacked": findings.graphs.cka_attack,
         "bits_flipped": np.nanmean(findings.consistency.flips, axis=1),
     }
@@ -89,6 +89,7 @@ def _seed_values(seeds: SeedStudy) -> dict[str, Any]:
         "gbs": seeds.gbs.tolist(),
         "cka": seeds.cka.tolist(),
         "gbs_bits": seeds.gbs_bits.tolist(),
+        "gbs_near": seeds.gbs_near.tolist(),
     }
 
 

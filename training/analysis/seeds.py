@@ -27,6 +27,7 @@ __all__ = ["SeedStudy", "study_seeds"]
 _WIDTHS = (16, 16, 32, 32, 32, 64, 64, 64)
 _HALVED = (2, 5)  # layers that halve the picture
 _SIDE = 32
+_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class SeedStudy:
         gbs: (S (S - 1),). Share of layers matched by LSim of cosine graphs, full features.
         cka: (S (S - 1),). By linear CKA on the same features.
         gbs_bits: (S (S - 1),). By LSim of graphs of the bits alone.
+        gbs_near: (S (S - 1),). By LSim of graphs of the five nearest neighbours.
         gbs_table: (L, L). Mean LSim between layers of two networks.
         cka_table: (L, L).
     """
@@ -50,6 +52,7 @@ class SeedStudy:
     gbs: Floats
     cka: Floats
     gbs_bits: Floats
+    gbs_near: Floats
     gbs_table: Floats
     cka_table: Floats
 
@@ -98,6 +101,8 @@ def study_seeds(
     gbs = [lsim_table(graphs[a], graphs[b]) for a, b in pairs]
     cka = [_inner(grams[a], grams[b]) for a, b in pairs]
     bits = [lsim_table(bit_graphs[a], bit_graphs[b]) for a, b in pairs]
+    sparse = [np.stack([_nearest(graph) for graph in layers]) for layers in graphs]
+    near = [lsim_table(sparse[a], sparse[b]) for a, b in pairs]
     return SeedStudy(
         networks=networks,
         layers=len(_WIDTHS),
@@ -105,6 +110,7 @@ def study_seeds(
         gbs=np.array([match_layers(t) for t in gbs]),
         cka=np.array([match_layers(t) for t in cka]),
         gbs_bits=np.array([match_layers(t) for t in bits]),
+        gbs_near=np.array([match_layers(t) for t in near]),
         gbs_table=np.mean(gbs, axis=0),
         cka_table=np.mean(cka, axis=0),
     )
@@ -115,6 +121,10 @@ def _cosine(features: NDArray[np.float32]) -> NDArray[np.float32]:
     unit = features / np.maximum(norms, 1e-8)
     cosine: NDArray[np.float32] = unit @ unit.T
     return cosine
+
+
+def _nearest(graph: NDArray[np.float32]) -> NDArray[np.float32]:
+    return layer_graph(graph, min(_NEIGHBOURS, len(graph) - 1)).astype(np.float32)
 
 
 def _unit_gram(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -76,9 +76,13 @@ class Som:
         return float((apart > 1).mean())
 
     def codebook_distance(self) -> float:
-        """Return the mean cosine distance between codebook vectors, in [0, 2]."""
-        norm = np.linalg.norm(self.codebook, axis=1, keepdims=True)
-        unit = np.divide(self.codebook, norm, out=np.zeros_like(self.codebook), where=norm > 0)
+        """Return the mean cosine distance between codebook vectors, in the codes' own units.
+
+        In standardised units it would be about one for every layer, as the vectors surround zero.
+        """
+        book = self.codebook * self.spread + self.center
+        norm = np.linalg.norm(book, axis=1, keepdims=True)
+        unit = np.divide(book, norm, out=np.zeros_like(book), where=norm > 0)
         u = len(unit)
         return float(1 - (np.sum(unit.sum(axis=0) ** 2) - np.sum(unit**2)) / (u * (u - 1)))
 

@@ -102,6 +102,16 @@ def test_entropy_displacement_and_map_of_small_cases():
     assert table.sum() == 3
 
 
+def test_codebook_distance_tells_one_code_from_many():
+    """Codes along one direction make a homogeneous codebook, codes along axes a diverse one."""
+    rng = np.random.default_rng(7)
+    one = rng.random((200, 1)) * np.ones(5) + 1 + rng.random((200, 5)) * 0.01
+    many = np.eye(5)[np.arange(200) % 5] + rng.random((200, 5)) * 0.01
+    same, diverse = (maps.fit_som(x, rows=4, columns=4).codebook_distance() for x in (one, many))
+    assert same < 0.01
+    assert diverse > 0.3
+
+
 def test_errors_say_what_came():
     """Constant codes and other shapes are named."""
     with pytest.raises(ConstantError, match="the code is constant: it says the same of all 4"):

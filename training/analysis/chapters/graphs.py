@@ -1,5 +1,7 @@
 """Chapter 5: graph-based similarity and CKA."""
 
+import itertools
+
 import numpy as np
 
 from training.analysis.material import Material
@@ -7,6 +9,7 @@ from training.analysis.page import Section, figure, paragraph
 from training.analysis.plots import (
     AMBER,
     BLUE,
+    GREEN,
     RED,
     Line,
     canvas,
@@ -24,14 +27,16 @@ def graphs_chapter(
     study: GraphStudy, material: Material, other: str | None, seeds: SeedStudy | None
 ) -> Section:
     """Return the chapter."""
-    lowest = int(np.argmin(study.lsim_attack)) + 1
+    lowest = int(np.argmin(study.near_attack)) + 1
     text = (
-        "A layer is the graph of how alike it finds the images (cosine of bits); LSim compares two "
-        "layers by the neighbourhoods of every image, CKA by their centred Gram matrices. "
-        f"The attack {material.main} changes the graph most at tap {lowest} "
-        f"(LSim {study.lsim_attack[lowest - 1]:.3f}; harmless noise of that size there "
-        f"{study.lsim_noise[lowest - 1]:.3f}). In the graph of five nearest neighbours "
-        f"{study.same_clean[0]:.0%} of the triangles lie within one class at the first tap, "
+        "A layer is the graph of how alike it finds the images (cosine of bits). LSim compares two "
+        "layers by the neighbourhoods of every image, CKA by their centred Gram matrices. With all "
+        f"edges LSim is {study.lsim.min():.3f} at least: every cosine of bits is large, and their "
+        "common part hides the rest. The graph of the five nearest neighbours tells layers apart. "
+        f"The attack {material.main} changes it most at tap {lowest} "
+        f"(LSim {study.near_attack[lowest - 1]:.2f}; harmless noise of that size there "
+        f"{study.near_noise[lowest - 1]:.2f}). "
+        f"{study.same_clean[0]:.0%} of its triangles lie within one class at the first tap, "
         f"{study.same_clean[-1]:.0%} at the last, and {study.same_attacked[-1]:.0%} there for "
         "attacked images by what they show."
     )
@@ -43,8 +48,8 @@ def graphs_chapter(
     )
     body += figure(
         _attack(study, material),
-        "Left: each tap before against after the attack. Right: triangles of the neighbour graph "
-        "that lie within one class.",
+        "Left: each tap before against after the attack, LSim on neighbour graphs. Right: "
+        "triangles of the neighbour graph that lie within one class.",
     )
     if other is not None:
         body += figure(_other(study), f"Taps of this network (rows) against {other} (columns).")
@@ -53,8 +58,9 @@ def graphs_chapter(
             f"The sanity check: {seeds.networks} small networks of {seeds.layers} layers, started "
             f"from different seeds (accuracy {seeds.accuracy.min():.2f} to "
             f"{seeds.accuracy.max():.2f}). A layer's most similar layer in another network is its "
-            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka.mean():.0%} by linear CKA "
-            f"and {seeds.gbs_bits.mean():.0%} by GBS on bits alone."
+            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka.mean():.0%} by linear CKA, "
+            f"{seeds.gbs_bits.mean():.0%} by GBS on bits alone and {seeds.gbs_near.mean():.0%} by "
+            "GBS of five nearest neighbours."
         )
         body += figure(_seeds(seeds), "Mean similarity between layers of two networks.")
     return Section(title="Graphs and CKA", body=body)
@@ -62,15 +68,19 @@ def graphs_chapter(
 
 def _tables(study: GraphStudy) -> str:
     panels = (
-        ("Graph-based (LSim)", study.lsim),
+        ("LSim, all edges", study.lsim),
+        ("LSim, 5 neighbours", study.lsim_near),
         ("Linear CKA", study.cka),
         ("Gaussian CKA", study.cka_rbf),
         ("Minibatch CKA, unbiased", study.cka_minibatch),
     )
-    with canvas(10, 8.4, 2, 2) as (drawing, grid):
-        for axes, (title, values) in zip(grid.flat, panels, strict=True):
-            heat_map(drawing, axes, values, title=title, unit="similarity")
-        return svg(drawing, "Similarity of all pairs of taps by four measures")
+    with canvas(10, 6.4, 2, 3) as (drawing, grid):
+        for axes, panel in itertools.zip_longest(grid.flat, panels):
+            if panel is None:
+                axes.set_visible(False)
+            else:
+                heat_map(drawing, axes, panel[1], title=panel[0], unit="similarity")
+        return svg(drawing, "Similarity of all pairs of taps by five measures")
 
 
 def _attack(study: GraphStudy, material: Material) -> str:
@@ -78,15 +88,14 @@ def _attack(study: GraphStudy, material: Material) -> str:
         depth_lines(
             grid[0, 0],
             [
-                Line(label=f"LSim, {material.main}", values=study.lsim_attack, color=RED),
+                Line(label=f"LSim, {material.main}", values=study.near_attack, color=RED),
                 Line(label=f"CKA, {material.main}", values=study.cka_attack, color=AMBER),
-                Line(
-                    label="LSim, noise as large", values=study.lsim_noise, color=BLUE, dashed=True
-                ),
+                Line(label="LSim, noise", values=study.near_noise, color=BLUE, dashed=True),
+                Line(label="CKA, noise", values=study.cka_noise, color=GREEN, dashed=True),
             ],
             title="Before against after",
             unit="similarity",
-            limits=(None, 1.01),
+            limits=(0, 1.01),
         )
         depth_lines(
             grid[0, 1],
@@ -106,10 +115,10 @@ def _attack(study: GraphStudy, material: Material) -> str:
 
 
 def _other(study: GraphStudy) -> str:
-    with canvas(10, 4, 1, 2) as (drawing, grid):
+    with canvas(10, 3.4, 1, 2) as (drawing, grid):
         for axes, (title, values) in zip(
             grid.flat,
-            (("Graph-based (LSim)", study.other_lsim), ("Linear CKA", study.other_cka)),
+            (("LSim, 5 neighbours", study.other_lsim), ("Linear CKA", study.other_cka)),
             strict=True,
         ):
             heat_map(

@@ -90,7 +90,13 @@ def _map(axes: Any, study: MapStudy, tap: int) -> None:
             axes.add_patch(_square(corner, size, color))
             if size > 0.5:
                 axes.text(
-                    column, row, str(label), ha="center", va="center", fontsize=6, color="#ffffff"
+                    column,
+                    row,
+                    str(label),
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color=_ink_on(color),
                 )
     axes.set_xlim(-0.7, side - 0.3)
     axes.set_ylim(side - 0.3, -0.7)
@@ -101,6 +107,11 @@ def _map(axes: Any, study: MapStudy, tap: int) -> None:
     for spine in axes.spines.values():
         spine.set_visible(True)
     axes.set_title(f"tap {tap + 1}, NMI {study.information[0, tap]:.2f}")
+
+
+def _ink_on(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "#000000" if 0.3 * red + 0.59 * green + 0.11 * blue > 130 else "#ffffff"
 
 
 def _square(corner: tuple[float, float], size: float, color: str) -> Any:

@@ -83,10 +83,10 @@ def _classifiers(study: VoteStudy) -> str:
             CLASSIFIERS,
             _COLORS,
             title="Simple classifiers over all taps",
-            unit="% of images told right",
+            unit="% of images told right, from chance on",
             mark=(95, "the paper's 95 %"),
         )
-        axes.set_xlim(45, 101)
+        axes.set_xlim(50, 101)
         return svg(drawing, "Accuracy of simple classifiers")
 
 

@@ -40,26 +40,32 @@ class GraphStudy:
     """How alike layers are, by three measures.
 
     Attributes:
-        lsim: (L, L). Graph-based similarity of all pairs of layers.
+        lsim: (L, L). Graph-based similarity of all pairs of layers, all edges weighted.
+        lsim_near: (L, L). The same for graphs of the five nearest neighbours.
         cka: (L, L). Linear CKA on bits.
         cka_rbf: (L, L).
         cka_minibatch: (L, L). Linear CKA on feature-map means, unbiased, in batches of 100.
         lsim_attack: (L,). Between the graph of clean images and that of their attacked versions.
+        near_attack: (L,). The same for neighbour graphs.
+        near_noise: (L,). The same for harmless noise of that size.
         cka_attack: (L,).
-        lsim_noise: (L,). The same for harmless noise of that size.
+        cka_noise: (L,).
         same_clean: (L,). Share of triangles of the 5-neighbour graph within one class.
         same_attacked: (L,).
-        other_lsim: (L, M). To another network; empty without one.
+        other_lsim: (L, M). Neighbour graphs against another network's; empty without one.
         other_cka: (L, M).
     """
 
     lsim: Floats
+    lsim_near: Floats
     cka: Floats
     cka_rbf: Floats
     cka_minibatch: Floats
     lsim_attack: Floats
+    near_attack: Floats
+    near_noise: Floats
     cka_attack: Floats
-    lsim_noise: Floats
+    cka_noise: Floats
     same_clean: Floats
     same_attacked: Floats
     other_lsim: Floats
@@ -109,35 +115,48 @@ def study_graphs(material: Material, other: Recording | None = None) -> GraphStu
     attacked, noisy = material.attacked[material.main], material.noisy
     own = layer_graphs(tuple(np.asarray(p[material.rows[nodes]]) for p in material.clean.patterns))
     count = len(material.taps)
-    found = np.full((5, count), np.nan)
+    found = np.full((7, count), np.nan)
+    near = np.stack([_nearest(graph) for graph in own.graphs])
     for i in range(count):
-        after = _after(attacked.patterns[i][nodes])
-        found[0, i] = lsim(own.graphs[i], after.graphs[0])
-        found[1, i] = gram_cka(own.linear[i], after.linear[0])
-        found[2, i] = lsim(own.graphs[i], _after(noisy.patterns[i][nodes]).graphs[0])
-        for row, graph in ((3, own.graphs[i]), (4, after.graphs[0])):
-            sparse = layer_graph(graph, min(_NEIGHBOURS, len(nodes) - 1))
-            found[row, i] = motifs(sparse, labels[nodes]).same_share
+        after, shaken = (_after(x.patterns[i][nodes]) for x in (attacked, noisy))
+        near_after = _nearest(after.graphs[0])
+        found[:, i] = (
+            lsim(own.graphs[i], after.graphs[0]),
+            lsim(near[i], near_after),
+            lsim(near[i], _nearest(shaken.graphs[0])),
+            gram_cka(own.linear[i], after.linear[0]),
+            gram_cka(own.linear[i], shaken.linear[0]),
+            motifs(near[i], labels[nodes]).same_share,
+            motifs(near_after, labels[nodes]).same_share,
+        )
     other_lsim, other_cka = np.empty((count, 0)), np.empty((count, 0))
     if other is not None:
         theirs = layer_graphs(tuple(np.asarray(p[nodes]) for p in other.patterns))
-        other_lsim = lsim_table(own.graphs, theirs.graphs)
+        other_lsim = lsim_table(near, np.stack([_nearest(graph) for graph in theirs.graphs]))
         other_cka = _products(own.linear, theirs.linear)
     return GraphStudy(
         lsim=lsim_table(own.graphs),
+        lsim_near=lsim_table(near),
         cka=_products(own.linear, own.linear),
         cka_rbf=_products(own.rbf, own.rbf),
         cka_minibatch=minibatch_table(
             [means[material.rows] for means in material.clean.means], seed=material.seed
         ),
         lsim_attack=found[0],
-        cka_attack=found[1],
-        lsim_noise=found[2],
-        same_clean=found[3],
-        same_attacked=found[4],
+        near_attack=found[1],
+        near_noise=found[2],
+        cka_attack=found[3],
+        cka_noise=found[4],
+        same_clean=found[5],
+        same_attacked=found[6],
         other_lsim=other_lsim,
         other_cka=other_cka,
     )
+
+
+def _nearest(graph: NDArray[np.float32]) -> NDArray[np.float32]:
+    sparse = layer_graph(graph, min(_NEIGHBOURS, len(graph) - 1))
+    return sparse.astype(np.float32)
 
 
 def _after(packed: Packed) -> LayerGraphs:
