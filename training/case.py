@@ -20,9 +20,10 @@ from training.data import Dataset, check_classes, check_labels, load_data, split
 from training.errors import DataError
 from training.recipes import Recipe
 
-__all__ = ["Case", "Preprocessing", "open_case", "predict"]
+__all__ = ["Case", "Preprocessing", "open_case", "predict", "source_images"]
 
 CHUNK = 256
+MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
 GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
 
 
@@ -49,9 +50,11 @@ class Case:
         spec: how images go into it.
         taps: the gates that are read.
         dataset: the images.
-        splits: disjoint source images by part: "fit", "calibrate" and "test".
-        accuracy: of the model on all of them.
-        right: bool, (N,). Which images the model answers right.
+        splits: disjoint source images by part: "fit", "calibrate" and "test". Where the model takes
+            mirror images as well as the images themselves, "fit" holds those too: row N + i is the
+            mirror image of row i.
+        accuracy: of the model on the images.
+        right: bool, (2 N,). Which images and mirror images the model answers right.
     """
 
     path: Path
@@ -116,6 +119,9 @@ def open_case(
             f"the model answers {accuracy:.1%} of these images right, of {classes} classes: labels "
             "or pixels are not what it was trained on. See --scale, --mean, --std and --bgr"
         )
+    mirrored = predict(reader, dataset.images[:, :, ::-1]).argmax(axis=1) == dataset.labels
+    if mirrored.mean() >= accuracy - MIRROR_LOSS:
+        splits["fit"] = np.concatenate([splits["fit"], splits["fit"] + len(dataset)])
     case = Case(
         path=model,
         production=production,
@@ -124,9 +130,25 @@ def open_case(
         dataset=dataset,
         splits=splits,
         accuracy=accuracy,
-        right=right,
+        right=np.concatenate([right, mirrored]),
     )
     return case, reader
+
+
+def source_images(
+    dataset: Dataset, sources: NDArray[np.int64]
+) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
+    """Return images, labels and the row of the image each was made from.
+
+    Args:
+        dataset: N images.
+        sources: row i, or N + i for the mirror image of row i.
+    """
+    rows = sources % len(dataset)
+    images = dataset.images[rows]
+    mirror = sources >= len(dataset)
+    images[mirror] = images[mirror][:, :, ::-1]
+    return images, dataset.labels[rows], rows
 
 
 def _size(production: Production) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from detector.runtime import Reader
 from detector.taps import Tap
 from training.attacks import Attack, Victim
 from training.attacks.benign import Change as Benign
-from training.case import predict
+from training.case import predict, source_images
 from training.data import Dataset
 from training.errors import DataError
 from training.fit import Kind, Readings
@@ -176,11 +176,11 @@ class Maker:
     def make(self, job: Job) -> None:
         """Make one shard. Memory is that of its images."""
         orders = self._orders
-        images, labels = orders.dataset.images[job.sources], orders.dataset.labels[job.sources]
+        images, labels, rows = source_images(orders.dataset, job.sources)
         changed, success = self._change(job, images, labels)
         rates, logits = self._reader.read(changed)
         arrays = {
-            "sources": job.sources,
+            "sources": rows,
             "labels": labels,
             "success": success,
             "rates": rates.astype(np.float16),
