@@ -1,0 +1,44 @@
+"""The bench: what is timed is what runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from detector.bench import bench_guard
+from detector.errors import ModelMismatchError
+
+
+def test_every_batch_size_has_its_ratio(tiny_model: Path, tiny_guard: Path) -> None:
+    """One row per batch size, each with positive times and a ratio between its quartiles."""
+    result = bench_guard(tiny_model, tiny_guard, batches=[1, 4], rounds=20)
+    assert (result["taps"], result["rounds"], result["threads"]) == (2, 20, 1)
+    assert result["nodes_added"] > 0
+    assert set(result["overhead_p50"]) == {"1", "4"}
+    for row in result["batches"]:
+        low, high = row["overhead_quartiles"]
+        assert 0 < low <= row["overhead_p50"] <= high
+        assert 0 < row["plain_p50_s"] < 1
+        assert 0 < row["guarded_p50_s"] < 1
+
+
+def test_a_fixed_batch_is_the_only_one_timed(
+    tmp_path: Path,
+    make_network: Callable[..., onnx.ModelProto],
+    make_guard: Callable[..., Path],
+) -> None:
+    """A model that takes six images at once is timed at six."""
+    model = tmp_path / "six.onnx"
+    onnx.save(make_network(batch=6), model)
+    result = bench_guard(model, make_guard(model, tmp_path / "guard"), batches=[1, 2], rounds=3)
+    assert set(result["overhead_p50"]) == {"6"}
+
+
+def test_a_guard_of_another_model_is_refused(
+    tmp_path: Path, tiny_guard: Path, make_network: Callable[..., onnx.ModelProto]
+) -> None:
+    """Nothing is timed that could not be served."""
+    onnx.save(make_network(seed=9), tmp_path / "other.onnx")
+    with pytest.raises(ModelMismatchError, match="was fitted to the model"):
+        bench_guard(tmp_path / "other.onnx", tiny_guard, batches=[1], rounds=1)
