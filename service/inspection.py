@@ -1,6 +1,7 @@
 """One request's way through the server, whatever its protocol: decode, queue, model, policy."""
 
 import asyncio
+import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from detector.errors import ImageTooLargeError
 from detector.images import InputSpec, decode_image
@@ -68,12 +70,33 @@ class Encoded:
         return len(self.images)
 
     def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:
-        """Return the model's tensor for these files."""
-        pixels = [decode_image(image, spec, max_pixels=limits.max_pixels) for image in self.images]
-        return spec.to_tensor(np.stack(pixels))
+        """Return the model's tensor for these files.
+
+        `max_pixels` is for all of them together: a few kilobytes of PNG can claim megapixels each,
+        and decoding them costs what they claim.
+        """
+        left = limits.max_pixels
+        decoded = []
+        for image in self.images:
+            left -= _claimed_pixels(image)
+            if left < 0:
+                raise ImageTooLargeError(
+                    f"expected at most {limits.max_pixels} pixels in one request's images, got more"
+                )
+            decoded.append(decode_image(image, spec, max_pixels=limits.max_pixels))
+        return spec.to_tensor(np.stack(decoded))
 
 
 Input = TensorArray | PixelArray | Encoded
+
+
+def _claimed_pixels(image: bytes) -> int:
+    """Return how many pixels the file's header claims; 0 where there is none to read."""
+    try:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            return opened.width * opened.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0  # decoding it says what is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ class Settings:
         threads: ONNX Runtime threads per run; None: the processors we may use over `workers`.
         providers: ONNX Runtime execution providers, in order; None for its default.
         max_message_bytes: largest request; None: `max_rows` tensors and 1 MiB, at least 16 MiB.
-        max_pixels: largest encoded image.
+        max_pixels: most pixels in one request's encoded images, together.
         max_streams: most concurrent calls of one connection; a client holds back what is beyond.
         keepalive_s: idle time after which the server pings; None leaves gRPC's two hours.
         min_ping_s: shortest time between a client's pings.
@@ -85,7 +85,7 @@ class Settings:
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     max_message_bytes: int | None = None
-    max_pixels: int = 16_777_216
+    max_pixels: int = 67_108_864
     max_streams: int = 256
     keepalive_s: float | None = None
     min_ping_s: float = 10.0

@@ -217,7 +217,7 @@ def tensor(guard: Guard, mixed: Images) -> NDArray[np.float32]:
 @pytest.fixture(scope="session")
 def server(guard: Guard) -> Iterator[Running]:
     """One server for the tests that only ask."""
-    with running(guard, name="tiny", max_batch=16, max_rows=64) as server:
+    with running(guard, name="tiny", max_batch=16, max_rows=64, max_pixels=1_000_000) as server:
         yield server
 
 

@@ -107,6 +107,7 @@ def test_a_jpeg_of_another_size_is_resized(server: Running, clean: Images) -> No
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)
 TENSOR = np.zeros((2, 3, 12, 12), np.float32)
 BOMB = png(np.zeros((5000, 5000), np.uint8))
+HALF_BOMB = png(np.zeros((700, 700), np.uint8))
 NOISE = png(np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8))
 BAD: dict[str, tuple[bytes | pb.InspectRequest, str]] = {
     "garbage": (b"\xff\xff\xff", "expected a reluguard.v1.InspectRequest message"),
@@ -158,7 +159,11 @@ BAD: dict[str, tuple[bytes | pb.InspectRequest, str]] = {
     ),
     "bomb": (
         pb.InspectRequest(encoded=pb.EncodedImages(images=[BOMB])),
-        "expected at most 16777216 pixels, got 5000 x 5000",
+        "expected at most 1000000 pixels in one request's images, got more",
+    ),
+    "small bombs": (
+        pb.InspectRequest(encoded=pb.EncodedImages(images=[HALF_BOMB] * 3)),
+        "expected at most 1000000 pixels in one request's images, got more",
     ),
     "output": (
         pb.InspectRequest(pixels=pixels(IMAGE).pixels, outputs=["logit"]),
