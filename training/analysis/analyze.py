@@ -217,7 +217,7 @@ def _material(
     for tap, patterns in zip(taps, clean.patterns, strict=True):
         check_varies(patterns, f"the tap {tap.name}")
     twin = load_twin(model, spec, settings.twin, images=data.images[:16], output=settings.output)
-    surrogates = ()
+    surrogates: tuple[Twin, ...] = ()
     if any(attack_named(slug).needs_surrogates for slug in settings.attacks):
         surrogates = _surrogates(other, data, settings)
     victim = Victim(

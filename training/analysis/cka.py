@@ -4,6 +4,7 @@ Bits need no features at all: their Gram matrix and squared distances follow fro
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def _centred(x: NDArray[np.floating]) -> Floats:
     return centred
 
 
-def gram_cka(k: NDArray[np.floating], m: NDArray[np.floating]) -> float:
+def gram_cka(k: NDArray[Any], m: NDArray[Any]) -> float:
     """Return CKA from two Gram matrices of the same images, in [0, 1].
 
     Args:
@@ -72,7 +73,7 @@ def gram_cka(k: NDArray[np.floating], m: NDArray[np.floating]) -> float:
     return float(np.clip(np.vdot(a, b) / norm, 0, 1))
 
 
-def center_gram(k: NDArray[np.floating]) -> Floats:
+def center_gram(k: NDArray[Any]) -> Floats:
     """Return H K H with H = I - 1/N: what centring the features does to their Gram matrix."""
     values = np.asarray(k, np.float64)
     mean = values.mean(axis=0)

@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from numpy.typing import NDArray
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import KernelCenterer
 
@@ -11,7 +14,7 @@ from training.analysis.errors import ConstantError, ShapeError
 from training.analysis.similarity import bit_counts, hamming_counts, overlaps
 
 
-def features(seed: int, n: int = 40, p: int = 6):
+def features(seed: int, n: int = 40, p: int = 6) -> NDArray[np.float64]:
     """Skewed random features, so that directions differ."""
     return np.random.default_rng(seed).normal(size=(n, p)) * np.arange(1, p + 1)
 
@@ -19,7 +22,9 @@ def features(seed: int, n: int = 40, p: int = 6):
 @pytest.mark.parametrize("measure", [cka.linear_cka, cka.rbf_cka], ids=["linear", "rbf"])
 @given(seed=st.integers(0, 999), scale=st.floats(0.01, 100), shift=st.floats(-50, 50))
 @settings(max_examples=25, deadline=None)
-def test_rotation_scale_and_shift_change_nothing(measure, seed, scale, shift):
+def test_rotation_scale_and_shift_change_nothing(
+    measure: Callable[..., float], seed: int, scale: float, shift: float
+) -> None:
     """CKA is blind to orthogonal maps, uniform scale and shift, and symmetric."""
     x, y = features(seed), features(seed + 1, p=4)
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(6, 6)))[0]
@@ -31,13 +36,13 @@ def test_rotation_scale_and_shift_change_nothing(measure, seed, scale, shift):
 
 
 @pytest.mark.parametrize("measure", [cka.linear_cka, cka.rbf_cka], ids=["linear", "rbf"])
-def test_a_stretch_changes_it(measure):
+def test_a_stretch_changes_it(measure: Callable[..., float]) -> None:
     """An invertible map that is no rotation must be seen."""
     x = features(3)
     assert measure(x, x * np.r_[50.0, np.ones(5)]) < 0.9
 
 
-def test_gram_form_is_the_feature_form():
+def test_gram_form_is_the_feature_form() -> None:
     """From Gram matrices, centred as scikit-learn does, comes the same number."""
     x, y = features(4), features(5, p=3) + 2
     assert cka.gram_cka(x @ x.T, y @ y.T) == pytest.approx(cka.linear_cka(x, y))
@@ -45,7 +50,7 @@ def test_gram_form_is_the_feature_form():
     assert np.allclose(cka.center_gram(x @ x.T), centred)
 
 
-def test_bits_need_no_features():
+def test_bits_need_no_features() -> None:
     """Linear and Gaussian CKA of bits follow from Hamming counts."""
     rng = np.random.default_rng(6)
     a, b = rng.random((2, 30, 90)) < 0.4
@@ -58,7 +63,7 @@ def test_bits_need_no_features():
     assert cka.gram_cka(*kernels) == pytest.approx(cka.rbf_cka(a.astype(float), b.astype(float)))
 
 
-def test_gaussian_kernel_is_scikit_learns():
+def test_gaussian_kernel_is_scikit_learns() -> None:
     """The kernel is scikit-learn's at the width of the median distance."""
     x = features(7)
     squared = ((x[:, None] - x[None]) ** 2).sum(axis=2)
@@ -66,7 +71,7 @@ def test_gaussian_kernel_is_scikit_learns():
     assert np.allclose(cka.rbf_gram(squared), rbf_kernel(x, gamma=1 / (2 * median)))
 
 
-def test_minibatches_estimate_the_whole():
+def test_minibatches_estimate_the_whole() -> None:
     """Unrelated features give about zero at any batch size, where the biased form does not."""
     rng = np.random.default_rng(8)
     x, y = rng.normal(size=(2, 4000, 30))
@@ -79,7 +84,7 @@ def test_minibatches_estimate_the_whole():
     assert cka.minibatch_cka([(a, a) for a, _ in batches]) == pytest.approx(1)
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """Constant layers, other images and tiny batches are named."""
     x = features(9)
     with pytest.raises(ConstantError, match="constant"):

@@ -8,7 +8,7 @@ from training.analysis import consistency as con
 from training.analysis.errors import LabelError, ShapeError
 
 
-def test_level_is_one_for_a_class_neuron_and_chance_for_none():
+def test_level_is_one_for_a_class_neuron_and_chance_for_none() -> None:
     """A channel that answers to one class has level 1, one blind to classes about 1 / K."""
     rng = np.random.default_rng(0)
     labels = np.arange(2000) % 5
@@ -18,13 +18,13 @@ def test_level_is_one_for_a_class_neuron_and_chance_for_none():
     assert level[1] == pytest.approx(0.2, abs=0.05)
 
 
-def test_level_counts_pairs():
+def test_level_counts_pairs() -> None:
     """Of three favourites with labels 1, 1, 0 one pair of three agrees."""
     codes = np.array([[9.0], [8.0], [7.0], [0.0]])
     assert con.level_of_consistency(codes, np.array([1, 1, 0, 0]), top=3) == pytest.approx(1 / 3)
 
 
-def test_cosines_are_scikit_learns():
+def test_cosines_are_scikit_learns() -> None:
     """A code is most like itself; centred cosines agree with scikit-learn's."""
     rng = np.random.default_rng(1)
     clean, attacked = rng.random((2, 20, 6)) + 3
@@ -34,7 +34,7 @@ def test_cosines_are_scikit_learns():
     assert_allclose(con.twin_cosine(clean, attacked), expected)
 
 
-def test_prototypes_draw_their_own():
+def test_prototypes_draw_their_own() -> None:
     """Codes are most like, and nearest to, the prototype of the class they came from."""
     rng = np.random.default_rng(2)
     labels = np.arange(60) % 3
@@ -48,7 +48,7 @@ def test_prototypes_draw_their_own():
     assert_allclose(con.distance_ratio(codes, labels, labels, prototypes), 1)
 
 
-def test_flips_are_counted_per_channel():
+def test_flips_are_counted_per_channel() -> None:
     """A channel whose bits all flip has rate 1, an untouched one 0, whichever axis it lies on."""
     clean = np.random.default_rng(3).random((40, 3, 2, 2)) < 0.5
     attacked = clean.copy()
@@ -61,7 +61,7 @@ def test_flips_are_counted_per_channel():
     assert_allclose(con.flip_rates(pack(last[0]), pack(last[1]), (2, 2, 3), 2), [0, 1, 1 / 16])
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """Too few images, a missing class and unequal sets are named."""
     with pytest.raises(ShapeError, match="2 to 4 favourites among 4 images, got 9"):
         con.level_of_consistency(np.ones((4, 2)), np.zeros(4, np.int64), top=9)

@@ -2,6 +2,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
 
 from detector.pattern import pack
@@ -20,7 +21,9 @@ def cliques(first: int, second: int, bridge: float = 1.0) -> np.ndarray:
     return graph
 
 
-def blobs(n: int, bits: int, flip: float, classes: int = 2, seed: int = 0):
+def blobs(
+    n: int, bits: int, flip: float, classes: int = 2, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Noisy copies of one random pattern per class: similarities and labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
@@ -30,7 +33,7 @@ def blobs(n: int, bits: int, flip: float, classes: int = 2, seed: int = 0):
 
 @pytest.mark.parametrize("graph", ["plain", "normalised"])
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 9), (30, 11)], ids=str)
-def test_two_cliques_are_cut_at_their_edge(graph, sizes):
+def test_two_cliques_are_cut_at_their_edge(graph: fd.Graph, sizes: tuple[int, int]) -> None:
     """The weakest place of two cliques joined by one edge is that edge."""
     cut = fd.fiedler(cliques(*sizes), graph)
     assert len(set(cut.side[: sizes[0]])) == 1
@@ -41,7 +44,7 @@ def test_two_cliques_are_cut_at_their_edge(graph, sizes):
 
 
 @pytest.mark.parametrize("graph", fd.GRAPHS)
-def test_clear_classes_are_found_whatever_the_order(graph):
+def test_clear_classes_are_found_whatever_the_order(graph: fd.Graph) -> None:
     """Noisy copies of two patterns are split right, and permuting images permutes the sides."""
     similarity, labels = blobs(60, 400, 0.2)
     assert fd.split_accuracy(fd.fiedler(similarity, graph).side, labels) == 1
@@ -50,11 +53,12 @@ def test_clear_classes_are_found_whatever_the_order(graph):
     assert fd.split_accuracy(shuffled.side, labels[order]) == 1
 
 
-def test_networkx_finds_the_same_vector():
+def test_networkx_finds_the_same_vector() -> None:
     """Algebraic connectivity and Fiedler vector are networkx's, for both Laplacians."""
     graph = cliques(6, 8, 0.5)
     reference = nx.from_numpy_array(graph)
-    for kind, normalised in (("plain", False), ("normalised", True)):
+    kinds: tuple[tuple[fd.Graph, bool], ...] = (("plain", False), ("normalised", True))
+    for kind, normalised in kinds:
         cut = fd.fiedler(graph, kind)
         value = nx.algebraic_connectivity(
             reference, normalized=normalised, method="lanczos", seed=1
@@ -64,7 +68,7 @@ def test_networkx_finds_the_same_vector():
     assert abs(vector @ fd.fiedler(graph, "plain").vector) == pytest.approx(1, abs=1e-6)
 
 
-def test_scikit_learn_makes_the_same_parts():
+def test_scikit_learn_makes_the_same_parts() -> None:
     """Recursive cuts of clear classes are the clusters spectral clustering finds."""
     similarity, labels = blobs(90, 900, 0.1, classes=3)
     found = fd.partition(similarity, 3)
@@ -74,7 +78,9 @@ def test_scikit_learn_makes_the_same_parts():
 
 
 @pytest.mark.parametrize("graph", fd.GRAPHS)
-def test_iterative_and_dense_solvers_agree(graph, monkeypatch):
+def test_iterative_and_dense_solvers_agree(
+    graph: fd.Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lanczos gives LAPACK's vector and eigenvalues."""
     similarity, _ = blobs(120, 300, 0.35, seed=3)
     dense = fd.fiedler(similarity, graph)
@@ -85,7 +91,7 @@ def test_iterative_and_dense_solvers_agree(graph, monkeypatch):
     assert lanczos.gap == pytest.approx(dense.gap, rel=1e-4, abs=1e-8)
 
 
-def test_rescaling_changes_the_graph_and_not_the_answer():
+def test_rescaling_changes_the_graph_and_not_the_answer() -> None:
     """Stretching similarities to [0, 1] keeps clear classes apart with a wider gap."""
     similarity, labels = blobs(40, 400, 0.2)
     plain, stretched = (fd.fiedler(similarity, rescale=r) for r in (False, True))
@@ -93,7 +99,7 @@ def test_rescaling_changes_the_graph_and_not_the_answer():
     assert stretched.gap > plain.gap
 
 
-def test_label_switching_does_not_matter():
+def test_label_switching_does_not_matter() -> None:
     """A split and its opposite are equally good, and no split is worse than a coin."""
     side = np.array([True, True, False, False, False])
     labels = np.array([3, 3, 8, 8, 3])
@@ -101,7 +107,7 @@ def test_label_switching_does_not_matter():
     assert fd.split_accuracy(np.arange(4) % 2 == 0, np.array([0, 0, 1, 1])) == 0.5
 
 
-def test_neighbour_graph_keeps_the_nearest():
+def test_neighbour_graph_keeps_the_nearest() -> None:
     """Each node keeps its k largest, an edge counts if either end wants it."""
     similarity = np.array([[0, 3, 2, 1], [3, 0, 1, 1.5], [2, 1, 0, 0.5], [1, 1.5, 0.5, 0]])
     graph = fd.knn_graph(similarity, 1).toarray()
@@ -109,7 +115,7 @@ def test_neighbour_graph_keeps_the_nearest():
     assert_array_equal(graph > 0, [[0, 1, 1, 0], [1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]])
 
 
-def test_nystrom_gives_known_images_their_own_coordinate():
+def test_nystrom_gives_known_images_their_own_coordinate() -> None:
     """A reference image put in again gets the coordinate it had in the graph."""
     similarity, labels = blobs(50, 300, 0.25)
     extended = fd.nystrom(similarity)
@@ -122,7 +128,7 @@ def test_nystrom_gives_known_images_their_own_coordinate():
     assert fd.split_accuracy(np.r_[extended.vector > 0, side], labels) > 0.95
 
 
-def test_pairs_are_symmetric_and_match_single_cuts():
+def test_pairs_are_symmetric_and_match_single_cuts() -> None:
     """The table of class pairs holds each pair's own cut."""
     similarity, labels = blobs(60, 300, 0.3, classes=3)
     table = fd.pair_accuracies(similarity, labels)
@@ -135,7 +141,7 @@ def test_pairs_are_symmetric_and_match_single_cuts():
     assert interval.low <= interval.value <= interval.high
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """One class, a constant layer, too few images and wrong parts are named."""
     similarity, labels = blobs(12, 50, 0.3)
     with pytest.raises(LabelError, match=r"exactly two classes, got 1: \[4\]"):

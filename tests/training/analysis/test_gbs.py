@@ -2,24 +2,25 @@ import networkx as nx
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 
 from training.analysis import gbs
 from training.analysis.errors import ConstantError, ShapeError
 
 
-def cosines(features):
+def cosines(features: NDArray[np.float64]) -> NDArray[np.floating]:
     """The paper's graph of features."""
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     return gbs.layer_graph(unit @ unit.T)
 
 
 @pytest.fixture
-def features():
+def features() -> NDArray[np.float64]:
     """Thirty images, twelve features."""
     return np.random.default_rng(0).normal(size=(30, 12))
 
 
-def test_invariances_are_those_the_paper_names(features):
+def test_invariances_are_those_the_paper_names(features: NDArray[np.float64]) -> None:
     """Rotation and uniform scale change nothing, a stretch does; a layer is most like itself."""
     rng = np.random.default_rng(1)
     graph = cosines(features)
@@ -31,7 +32,7 @@ def test_invariances_are_those_the_paper_names(features):
     assert gbs.lsim(graph, cosines(stretched)) < 0.9
 
 
-def test_permuting_images_in_both_changes_nothing(features):
+def test_permuting_images_in_both_changes_nothing(features: NDArray[np.float64]) -> None:
     """The order of the images is nothing, if it is the same in both graphs."""
     a, b = cosines(features), cosines(features**3)
     order = np.random.default_rng(2).permutation(30)
@@ -40,7 +41,7 @@ def test_permuting_images_in_both_changes_nothing(features):
     assert gbs.lsim(a, b) == pytest.approx(gbs.lsim(b, a))
 
 
-def test_lsim_is_the_papers_formula(features):
+def test_lsim_is_the_papers_formula(features: NDArray[np.float64]) -> None:
     """The mean over nodes of the cosine between adjacency rows, as a loop."""
     a, b = cosines(features), cosines(np.abs(features))
     rows = [a[i] @ b[i] / np.linalg.norm(a[i]) / np.linalg.norm(b[i]) for i in range(30)]
@@ -50,20 +51,20 @@ def test_lsim_is_the_papers_formula(features):
     assert_allclose(table, [[1, gbs.lsim(a, b)], [gbs.lsim(a, b), 1]], atol=1e-5)
 
 
-def test_matching_counts_layers_that_find_themselves():
+def test_matching_counts_layers_that_find_themselves() -> None:
     """A diagonal that is the largest of its row counts."""
     assert gbs.match_layers(np.eye(4)) == 1
     assert gbs.match_layers(np.array([[0.9, 0.1], [0.8, 0.2]])) == 0.5
 
 
-def test_sparse_graph_keeps_k_and_is_averaged():
+def test_sparse_graph_keeps_k_and_is_averaged() -> None:
     """Each row keeps its k largest, halved where the other end does not want it."""
     similarity = np.array([[1, 0.9, 0.1], [0.9, 1, 0.8], [0.1, 0.8, 1]])
     graph = gbs.layer_graph(similarity, 1)
     assert_allclose(graph, [[0, 0.9, 0], [0.9, 0, 0.4], [0, 0.4, 0]], atol=1e-6)
 
 
-def test_triangles_are_networkx_and_split_by_class(features):
+def test_triangles_are_networkx_and_split_by_class(features: NDArray[np.float64]) -> None:
     """All triangles are counted once, by how many classes meet in them."""
     graph = gbs.layer_graph(cosines(features) + 1, 4)
     labels = np.random.default_rng(3).integers(0, 3, 30)
@@ -79,7 +80,7 @@ def test_triangles_are_networkx_and_split_by_class(features):
     assert_array_equal(gbs.motifs(graph, np.zeros(30, np.int64)).two, 0)
 
 
-def test_errors_say_what_came(features):
+def test_errors_say_what_came(features: NDArray[np.float64]) -> None:
     """Other sizes, an empty graph and too many neighbours are named."""
     graph = cosines(features)
     with pytest.raises(ShapeError, match=r"same images, got \(30, 30\) and \(29, 29\)"):

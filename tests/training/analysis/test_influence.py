@@ -1,9 +1,13 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from numpy.testing import assert_allclose
 from onnx import numpy_helper
 
+from detector.images import Images
 from detector.model import infer_spec, load_production
 from detector.taps import find_taps
 from training.analysis.errors import ShapeError
@@ -11,7 +15,9 @@ from training.analysis.influence import prediction_difference
 from training.analysis.recording import Recorder
 
 
-def test_at_the_last_tap_it_is_weight_times_mean(tiny_model, make_images):
+def test_at_the_last_tap_it_is_weight_times_mean(
+    tiny_model: Path, make_images: Callable[..., Images]
+) -> None:
     """Behind the last tap there is one linear layer, so silencing takes weight times mean away."""
     production = load_production(tiny_model)
     spec = infer_spec(production, (8, 8, 1))
@@ -27,7 +33,9 @@ def test_at_the_last_tap_it_is_weight_times_mean(tiny_model, make_images):
     assert_allclose(difference, found.means[-1] * weights[found.answers], atol=1e-4)
 
 
-def test_a_silent_channel_has_no_influence(tiny_model, make_images):
+def test_a_silent_channel_has_no_influence(
+    tiny_model: Path, make_images: Callable[..., Images]
+) -> None:
     """At an inner tap a channel that is off everywhere changes nothing."""
     production = load_production(tiny_model)
     spec = infer_spec(production, (8, 8, 1))
@@ -41,7 +49,9 @@ def test_a_silent_channel_has_no_influence(tiny_model, make_images):
     assert np.abs(difference[~off]).max() > 0.01
 
 
-def test_a_fixed_batch_is_refused(make_network, make_images, tmp_path):
+def test_a_fixed_batch_is_refused(
+    make_network: Callable[..., onnx.ModelProto], make_images: Callable[..., Images], tmp_path: Path
+) -> None:
     """A model fixed to one batch can't silence channels side by side."""
     onnx.save(make_network(batch=2), tmp_path / "fixed.onnx")
     production = load_production(tmp_path / "fixed.onnx")

@@ -6,7 +6,7 @@ from training.analysis import intervals
 from training.analysis.errors import ShapeError
 
 
-def test_mean_interval_is_scipys():
+def test_mean_interval_is_scipys() -> None:
     """The percentile bootstrap of a mean agrees with SciPy's, and holds the mean."""
     values = np.random.default_rng(0).exponential(size=200)
     ours = intervals.mean_of(values)
@@ -18,7 +18,7 @@ def test_mean_interval_is_scipys():
     assert intervals.mean_of(values, seed=3) != intervals.mean_of(values, seed=4)
 
 
-def test_pair_interval_draws_classes():
+def test_pair_interval_draws_classes() -> None:
     """One odd class widens the interval of a pair mean more than one odd pair does."""
     one_class, one_pair = np.ones((2, 8, 8))
     one_class[0, :] = one_class[:, 0] = 0
@@ -28,7 +28,7 @@ def test_pair_interval_draws_classes():
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_trend_is_spearmans_rho_of_the_mean_profile():
+def test_trend_is_spearmans_rho_of_the_mean_profile() -> None:
     """A rising profile has rho 1, a mixed one SciPy's rho."""
     rising = np.arange(6) + np.random.default_rng(1).normal(0, 0.01, (9, 6))
     assert intervals.rank_trend(rising).value == pytest.approx(1)
@@ -37,7 +37,7 @@ def test_trend_is_spearmans_rho_of_the_mean_profile():
     assert intervals.rank_trend(mixed).value == pytest.approx(expected)
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """Nothing to average and too few layers are named."""
     with pytest.raises(ShapeError, match="one or more finite values"):
         intervals.mean_of(np.array([np.nan]))

@@ -9,7 +9,7 @@ from training.analysis.plots import BLUE, Line, bars, canvas, depth_lines, heat_
 
 
 @pytest.fixture
-def drawing():
+def drawing() -> str:
     """A figure with lines, a heat map and bars."""
     with canvas(9, 3, 1, 3) as (figure, grid):
         line = Line(
@@ -21,14 +21,14 @@ def drawing():
         return svg(figure, 'what "it" shows')
 
 
-def test_ink_is_the_pages_own(drawing):
+def test_ink_is_the_pages_own(drawing: str) -> None:
     """Text and rules take the page's colours, so the same drawing suits light and dark."""
     assert "currentColor" in drawing
     assert "var(--rule)" in drawing
     assert not re.search(r"fill: #000000|#1a1f26|#8b939d", drawing)
 
 
-def test_a_drawing_is_xml_that_fetches_nothing(drawing):
+def test_a_drawing_is_xml_that_fetches_nothing(drawing: str) -> None:
     """It parses, says what it shows, and refers to nothing outside itself."""
     root = ET.fromstring(drawing)
     assert root.get("aria-label") == 'what "it" shows'
@@ -37,7 +37,7 @@ def test_a_drawing_is_xml_that_fetches_nothing(drawing):
     assert "a &lt; b" in drawing
 
 
-def test_the_same_figure_gives_the_same_bytes():
+def test_the_same_figure_gives_the_same_bytes() -> None:
     """No date, no random identifier."""
     drawn = []
     for _ in range(2):
@@ -47,7 +47,7 @@ def test_the_same_figure_gives_the_same_bytes():
     assert drawn[0] == drawn[1]
 
 
-def test_text_is_escaped_and_sections_are_linked():
+def test_text_is_escaped_and_sections_are_linked() -> None:
     """Words can't break the page, and every chapter is in the table of contents."""
     sections = [Section(title="One & two", body=paragraph("<b>"))]
     text = page("T <1>", "s", bullet_list(["a & b"]), sections)
@@ -59,7 +59,7 @@ def test_text_is_escaped_and_sections_are_linked():
     assert "<script" not in text
 
 
-def test_verdicts_are_marked_and_tables_fold():
+def test_verdicts_are_marked_and_tables_fold() -> None:
     """Yes, no and unclear have their own class; a folded table hides behind a line."""
     text = table(["a", "holds?"], [["x", "yes"], ["y", "no"], ["z", "unclear"]], folded="more")
     for kind, word in (("yes", "yes"), ("no", "no"), ("open", "unclear")):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kendalltau, spearmanr
 
@@ -17,7 +18,7 @@ from training.analysis.errors import ConstantError, LabelError, ShapeError
     )
 )
 @settings(max_examples=50, deadline=None)
-def test_expand_undoes_condense(values):
+def test_expand_undoes_condense(values: NDArray[np.float32]) -> None:
     """An RDM is symmetric with a zero diagonal, and its condensed form loses nothing."""
     square = rdm.expand(values)
     assert_array_equal(square, square.T)
@@ -28,7 +29,9 @@ def test_expand_undoes_condense(values):
 
 @given(arrays(np.float64, 28, elements=st.floats(-5, 5), unique=True), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_rank_correlations_are_scipys_and_blind_to_monotone_change(a, seed):
+def test_rank_correlations_are_scipys_and_blind_to_monotone_change(
+    a: NDArray[np.float64], seed: int
+) -> None:
     """Spearman and Kendall agree with SciPy and don't see a monotone rescaling."""
     b = np.random.default_rng(seed).permutation(a)
     assert rdm.spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-5)
@@ -38,7 +41,7 @@ def test_rank_correlations_are_scipys_and_blind_to_monotone_change(a, seed):
     )
 
 
-def test_self_comparison_is_maximal():
+def test_self_comparison_is_maximal() -> None:
     """A layer is most like itself."""
     rng = np.random.default_rng(0)
     rdms = np.stack([pdist(rng.random((12, 5))) for _ in range(4)])
@@ -49,7 +52,7 @@ def test_self_comparison_is_maximal():
     assert table[0, 1] == pytest.approx(spearmanr(rdms[0], rdms[1]).statistic, abs=1e-5)
 
 
-def test_category_model_is_blocks():
+def test_category_model_is_blocks() -> None:
     """The category model is 0 within and 1 between classes; ordering makes it blocks."""
     labels = np.array([1, 0, 1, 0, 2])
     square = rdm.expand(rdm.category_model(labels))
@@ -59,7 +62,7 @@ def test_category_model_is_blocks():
     assert_array_equal(order, [1, 3, 0, 2, 4])
 
 
-def test_balanced_order_takes_as_many_of_each():
+def test_balanced_order_takes_as_many_of_each() -> None:
     """As many random images of every class, in order of class, the same for the same seed."""
     labels = np.repeat([2, 0, 5], [30, 8, 3])
     chosen = rdm.balanced_order(labels, 5, seed=1)
@@ -68,7 +71,7 @@ def test_balanced_order_takes_as_many_of_each():
     assert (chosen != rdm.balanced_order(labels, 5, seed=2)).any()
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """Crooked matrices, one class and constant layers are named."""
     with pytest.raises(ShapeError, match="symmetric"):
         rdm.condense(np.array([[0, 1], [2, 0]]))

@@ -1,26 +1,34 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from detector.errors import ImageError
-from detector.model import infer_spec, load_production
+from detector.images import Images, InputSpec
+from detector.model import Production, infer_spec, load_production
 from detector.pattern import unpack
 from detector.runtime import Reader
-from detector.taps import find_taps
+from detector.taps import Tap, find_taps
 from training.analysis.errors import ShapeError
 from training.analysis.recording import Recorder
 
+Opened = tuple[Production, InputSpec, tuple[Tap, ...]]
+
 
 @pytest.fixture(scope="module")
-def opened(tiny_model):
+def opened(tiny_model: Path) -> Opened:
     """The tiny network, how images go in, and its taps."""
     production = load_production(tiny_model)
     spec = infer_spec(production, (8, 8, 1))
     return production, spec, find_taps(production, spec)
 
 
-def test_rates_and_logits_are_the_detectors(opened, make_images):
+def test_rates_and_logits_are_the_detectors(
+    opened: Opened, make_images: Callable[..., Images]
+) -> None:
     """What analysis reads is what the guard reads."""
     production, spec, taps = opened
     images = make_images(11)
@@ -31,7 +39,7 @@ def test_rates_and_logits_are_the_detectors(opened, make_images):
     assert_array_equal(found.answers, logits.argmax(axis=1))
 
 
-def test_bits_are_the_relus(opened, make_images):
+def test_bits_are_the_relus(opened: Opened, make_images: Callable[..., Images]) -> None:
     """Packed bits, rates and means all follow from the same outputs."""
     production, spec, taps = opened
     found = Recorder(production, spec, taps).record(make_images(5))
@@ -44,7 +52,9 @@ def test_bits_are_the_relus(opened, make_images):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64], ids=str)
-def test_batch_and_folder_change_nothing(opened, make_images, tmp_path, batch):
+def test_batch_and_folder_change_nothing(
+    opened: Opened, make_images: Callable[..., Images], tmp_path: Path, batch: int
+) -> None:
     """In files or in memory, in any batch, the bits are the same, and every image is counted."""
     production, spec, taps = opened
     recorder, images = Recorder(production, spec, taps), make_images(7)
@@ -60,7 +70,7 @@ def test_batch_and_folder_change_nothing(opened, make_images, tmp_path, batch):
     assert len(part) == 2
 
 
-def test_the_file_is_left_as_it_was(opened):
+def test_the_file_is_left_as_it_was(opened: Opened) -> None:
     """Reading a model adds nothing to the model that was read."""
     production, spec, taps = opened
     before = production.proto.SerializeToString()
@@ -69,7 +79,7 @@ def test_the_file_is_left_as_it_was(opened):
     assert ort.InferenceSession(before, providers=["CPUExecutionProvider"]).get_outputs()
 
 
-def test_errors_say_what_came(opened, make_images):
+def test_errors_say_what_came(opened: Opened, make_images: Callable[..., Images]) -> None:
     """Images of another size and an empty batch are named."""
     production, spec, taps = opened
     recorder = Recorder(production, spec, taps)

@@ -1,9 +1,12 @@
+from random import Random
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from detector.pattern import hamming, pack
@@ -23,7 +26,7 @@ matrices = st.tuples(st.integers(2, 12), st.integers(1, 70)).flatmap(
 
 @given(matrices)
 @settings(max_examples=60, deadline=None)
-def test_hamming_is_a_metric(active):
+def test_hamming_is_a_metric(active: NDArray[np.bool_]) -> None:
     """Counts are symmetric, zero on the diagonal and obey the triangle inequality."""
     counts = sim.hamming_counts(pack(active))
     assert_array_equal(counts, counts.T)
@@ -33,8 +36,8 @@ def test_hamming_is_a_metric(active):
 
 @given(matrices)
 @settings(max_examples=60, deadline=None)
-def test_all_measures_are_those_of_scipy_and_numpy(active):
-    """Hamming, Jaccard, cosine and overlaps agree with their textbook forms on the unpacked bits."""
+def test_all_measures_are_those_of_scipy_and_numpy(active: NDArray[np.bool_]) -> None:
+    """Hamming, Jaccard, cosine and overlaps are those of the textbook on unpacked bits."""
     packed, bits = pack(active), active.shape[1]
     counts, on = sim.hamming_counts(packed), sim.bit_counts(packed)
     assert_array_equal(counts, np.rint(cdist(active, active, "hamming") * bits))
@@ -51,7 +54,7 @@ def test_all_measures_are_those_of_scipy_and_numpy(active):
 
 @given(matrices, st.randoms(use_true_random=False))
 @settings(max_examples=30, deadline=None)
-def test_permuting_images_permutes_the_matrix(active, random):
+def test_permuting_images_permutes_the_matrix(active: NDArray[np.bool_], random: Random) -> None:
     """The order of the images is nothing but an order."""
     order = np.array(random.sample(range(len(active)), len(active)))
     counts = sim.hamming_counts(pack(active))
@@ -60,7 +63,7 @@ def test_permuting_images_permutes_the_matrix(active, random):
 
 @pytest.mark.parametrize("bits", [64, 4096, 70_000], ids=str)
 @pytest.mark.parametrize("images", [3, 300], ids=str)
-def test_tiles_and_mirrors_leave_no_seam(images, bits):
+def test_tiles_and_mirrors_leave_no_seam(images: int, bits: int) -> None:
     """Sizes around tiles and blocks count as rows one by one do, against itself and another set."""
     rng = np.random.default_rng(0)
     a = pack(rng.random((images, bits)) < 0.3)
@@ -72,7 +75,7 @@ def test_tiles_and_mirrors_leave_no_seam(images, bits):
         assert_array_equal(other[:, column], hamming(a, b[column : column + 1]))
 
 
-def test_a_thing_is_most_alike_itself():
+def test_a_thing_is_most_alike_itself() -> None:
     """Every measure is one on the diagonal and nowhere above."""
     rng = np.random.default_rng(1)
     active = rng.random((20, 200)) < 0.4
@@ -90,7 +93,7 @@ def test_a_thing_is_most_alike_itself():
         assert table.min() >= 0
 
 
-def test_weights_name_the_bit_that_knows_the_class():
+def test_weights_name_the_bit_that_knows_the_class() -> None:
     """A bit equal to the class takes nearly all weight, a constant bit none."""
     rng = np.random.default_rng(2)
     labels = np.arange(200) % 2
@@ -101,7 +104,7 @@ def test_weights_name_the_bit_that_knows_the_class():
     assert weights.sum() == pytest.approx(1)
 
 
-def test_equal_weights_give_hamming_similarity():
+def test_equal_weights_give_hamming_similarity() -> None:
     """Weighted similarity with the same weight for each bit is Hamming similarity."""
     rng = np.random.default_rng(3)
     packed = pack(rng.random((9, 133)) < 0.5)
@@ -109,19 +112,19 @@ def test_equal_weights_give_hamming_similarity():
     assert_allclose(sim.weighted_similarity(packed, 133, np.full(133, 1 / 133)), plain, atol=1e-5)
 
 
-def test_bit_rates_are_column_means():
+def test_bit_rates_are_column_means() -> None:
     """A bit's rate is the mean of its column."""
     active = np.random.default_rng(4).random((600, 21)) < 0.3
     assert_allclose(sim.bit_rates(pack(active), 21), active.mean(axis=0), atol=1e-6)
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """Wrong widths, dtypes, weights, labels and sizes are named."""
     packed = np.zeros((4, 3), np.uint8)
     with pytest.raises(ShapeError, match=r"one width, got \(4, 3\) and \(4, 2\)"):
         sim.hamming_counts(packed, packed[:, :2])
     with pytest.raises(ShapeError, match=r"expected packed uint8 patterns.*bool"):
-        sim.hamming_counts(np.zeros((4, 3), np.bool_))  # type: ignore[arg-type]  # the point
+        sim.hamming_counts(np.zeros((4, 3), np.bool_))
     with pytest.raises(ShapeError, match="expected 2 bytes for 16 bits, got 3"):
         sim.bit_rates(packed, 16)
     with pytest.raises(LabelError, match=r"2 or more classes, got 1: \[7\]"):

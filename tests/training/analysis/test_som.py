@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from minisom import MiniSom
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -11,14 +12,14 @@ from training.analysis import som as maps
 from training.analysis.errors import ConstantError, ShapeError
 
 
-def clusters(n: int = 300, seed: int = 0):
+def clusters(n: int = 300, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Five blobs in eight dimensions: codes and labels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 5
     return rng.normal(0, 3, (5, 8))[labels] + rng.normal(0, 0.4, (n, 8)), labels
 
 
-def test_a_map_knows_its_clusters():
+def test_a_map_knows_its_clusters() -> None:
     """Clear blobs land on units of their own."""
     codes, labels = clusters()
     som = maps.fit_som(codes, rows=6, columns=6)
@@ -28,7 +29,7 @@ def test_a_map_knows_its_clusters():
     assert som.topographic_error(codes) < 0.2
 
 
-def test_as_good_as_minisom():
+def test_as_good_as_minisom() -> None:
     """Quantisation error is no worse than that of a well-kept library, on the same grid."""
     codes, _ = clusters(400, 1)
     ours = maps.fit_som(codes, rows=7, columns=7)
@@ -42,7 +43,7 @@ def test_as_good_as_minisom():
     assert ours.topographic_error(codes) <= theirs.topographic_error(x) + 0.1
 
 
-def test_errors_are_minisoms_on_the_same_codebook():
+def test_errors_are_minisoms_on_the_same_codebook() -> None:
     """Given one codebook, both errors are MiniSom's."""
     codes, _ = clusters(200, 2)
     ours = maps.fit_som(codes, rows=5, columns=4, epochs=3)
@@ -53,7 +54,7 @@ def test_errors_are_minisoms_on_the_same_codebook():
     assert ours.topographic_error(codes) == pytest.approx(theirs.topographic_error(x))
 
 
-def test_order_of_images_and_scale_of_channels_do_not_matter():
+def test_order_of_images_and_scale_of_channels_do_not_matter() -> None:
     """Batch learning sees a set; standardising takes each channel's unit away."""
     codes, _ = clusters(150, 3)
     order = np.random.default_rng(0).permutation(150)
@@ -64,7 +65,7 @@ def test_order_of_images_and_scale_of_channels_do_not_matter():
     assert_array_equal(maps.fit_som(codes, rows=5, columns=5, seed=4).codebook, som.codebook)
 
 
-def test_label_information_is_scikit_learns():
+def test_label_information_is_scikit_learns() -> None:
     """Normalised mutual information agrees, and renaming units or classes changes nothing."""
     rng = np.random.default_rng(5)
     units, labels = rng.integers(0, 9, 200), rng.integers(0, 4, 200)
@@ -75,7 +76,7 @@ def test_label_information_is_scikit_learns():
     assert maps.label_information(labels, labels) == pytest.approx(1)
 
 
-def test_participation_ratio_counts_directions():
+def test_participation_ratio_counts_directions() -> None:
     """It is 1 on a line, C for a ball, blind to rotation, and follows from PCA's variances."""
     rng = np.random.default_rng(6)
     line = rng.normal(size=(500, 1)) @ rng.normal(size=(1, 6))
@@ -90,7 +91,7 @@ def test_participation_ratio_counts_directions():
     assert maps.participation_ratio(turned) == pytest.approx(expected)
 
 
-def test_entropy_displacement_and_map_of_small_cases():
+def test_entropy_displacement_and_map_of_small_cases() -> None:
     """One unit has no entropy, all units full; moves are grid distances; a map counts images."""
     assert maps.bmu_entropy(np.zeros(9, np.int64), 4) == 0
     assert maps.bmu_entropy(np.arange(4), 4) == pytest.approx(1)
@@ -102,7 +103,7 @@ def test_entropy_displacement_and_map_of_small_cases():
     assert table.sum() == 3
 
 
-def test_codebook_distance_tells_one_code_from_many():
+def test_codebook_distance_tells_one_code_from_many() -> None:
     """Codes along one direction make a homogeneous codebook, codes along axes a diverse one."""
     rng = np.random.default_rng(7)
     one = rng.random((200, 1)) * np.ones(5) + 1 + rng.random((200, 5)) * 0.01
@@ -112,7 +113,7 @@ def test_codebook_distance_tells_one_code_from_many():
     assert diverse > 0.3
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """Constant codes and other shapes are named."""
     with pytest.raises(ConstantError, match="the code is constant: it says the same of all 4"):
         maps.fit_som(np.ones((4, 3)))

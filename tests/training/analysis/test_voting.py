@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 from sklearn.naive_bayes import BernoulliNB
 
 from detector.pattern import pack
@@ -8,7 +9,7 @@ from training.analysis.errors import ConstantError, ShapeError
 from training.analysis.voting import fit_voter, gather_bits, name_channels
 
 
-def planted(n: int, seed: int):
+def planted(n: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Clean and attacked bits that differ at places 3 (on) and 17 (off) of 40 only."""
     rng = np.random.default_rng(seed)
     clean, attacked = rng.random((2, n, 40)) < 0.5
@@ -17,8 +18,8 @@ def planted(n: int, seed: int):
     return clean, attacked
 
 
-def test_planted_bits_are_found_and_vote_right():
-    """The two bits that differ are named, with their direction, and their vote ranks fresh images."""
+def test_planted_bits_are_found_and_vote_right() -> None:
+    """The two bits that differ are named with their direction, and rank fresh images."""
     clean, attacked = planted(500, 0)
     voter = fit_voter(pack(clean), pack(attacked), 40, voters=2)
     assert_array_equal(voter.indices, [3, 17])
@@ -29,7 +30,7 @@ def test_planted_bits_are_found_and_vote_right():
     assert voter.score(pack(fresh_clean)).mean() < 0.2
 
 
-def test_swapping_the_groups_turns_every_vote():
+def test_swapping_the_groups_turns_every_vote() -> None:
     """Who is called attacked only turns the score around."""
     clean, attacked = map(pack, planted(200, 2))
     one, other = fit_voter(clean, attacked, 40), fit_voter(attacked, clean, 40)
@@ -38,7 +39,7 @@ def test_swapping_the_groups_turns_every_vote():
     assert_array_equal(one.on_means_attacked[moved], ~other.on_means_attacked[moved])
 
 
-def test_vote_ranks_as_naive_bayes_with_equal_weights():
+def test_vote_ranks_as_naive_bayes_with_equal_weights() -> None:
     """With voters of one margin the vote is a monotone function of Bernoulli naive Bayes."""
     clean, attacked = planted(800, 3)
     voter = fit_voter(pack(clean), pack(attacked), 40, voters=2)
@@ -49,20 +50,20 @@ def test_vote_ranks_as_naive_bayes_with_equal_weights():
     assert odds[votes == 1].min() > odds[votes == 0.5].max() > odds[votes == 0].max()
 
 
-def test_gather_reads_the_bits_that_were_packed():
+def test_gather_reads_the_bits_that_were_packed() -> None:
     """Chosen bits come back in the order asked for."""
     active = np.random.default_rng(4).random((9, 77)) < 0.5
     chosen = np.array([76, 0, 8, 7, 33])
     assert_array_equal(gather_bits(pack(active), chosen), active[:, chosen])
 
 
-def test_channels_are_named_by_votes():
+def test_channels_are_named_by_votes() -> None:
     """Bits are counted by the channel they lie in, most first."""
     assert name_channels(np.array([0, 5, 4, 11]), (3, 2, 2)) == [(1, 2), (0, 1), (2, 1)]
     assert name_channels(np.array([0, 3, 4]), (2, 3), channel_axis=1) == [(0, 2), (1, 1)]
 
 
-def test_errors_say_what_came():
+def test_errors_say_what_came() -> None:
     """No difference, no voter and wrong widths are named."""
     same = np.zeros((3, 2), np.uint8)
     with pytest.raises(ConstantError, match="none of its 16 bits differs by group"):

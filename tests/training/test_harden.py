@@ -1,0 +1,82 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from detector.errors import SettingsError
+from detector.images import Images
+from detector.model import infer_spec, load_production
+from training.data import Dataset, save_dataset
+from training.harden import HardenSettings, harden, harden_images
+
+
+@pytest.fixture
+def labelled(tiny_model: Path, make_images: Callable[..., Images]) -> Dataset:
+    """Images with labels that one bright corner settles."""
+    del tiny_model
+    images = make_images(120, seed=4)
+    labels = np.arange(120, dtype=np.int64) % 2
+    images[labels == 1, :4, :4] = np.minimum(images[labels == 1, :4, :4].astype(int) + 120, 255)
+    return Dataset(images=images, labels=labels, source="test")
+
+
+def test_the_graph_stays_and_the_weights_move(
+    tiny_model: Path, labelled: Dataset, tmp_path: Path
+) -> None:
+    """The hardened file has the same nodes and names, other numbers, and loads as a model."""
+    save_dataset(labelled, tmp_path / "data.npz")
+    settings = HardenSettings(epochs=2, batch=32, evaluate=24)
+    report = harden(tiny_model, str(tmp_path / "data.npz"), tmp_path / "out", settings=settings)
+    before, after = (
+        load_production(path).proto for path in (tiny_model, tmp_path / "out" / "model.onnx")
+    )
+    assert list(before.graph.node) == list(after.graph.node)
+    pairs = zip(before.graph.initializer, after.graph.initializer, strict=True)
+    moved = [
+        not np.array_equal(numpy_helper.to_array(a), numpy_helper.to_array(b)) for a, b in pairs
+    ]
+    assert all(moved)
+    assert report.evaluated == 24
+    assert report.images == 96
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored["report"]["clean_after"]["value"] == report.clean_after.value
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.onnx", "report.json"]
+
+
+def test_training_learns_and_draws_codes_together(tiny_model: Path, labelled: Dataset) -> None:
+    """Accuracy on clean images rises, and attacked codes come to lie nearer to clean ones."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    settings = HardenSettings(epochs=15, batch=20, rate=0.05, evaluate=40, budget=8)
+    train, test = labelled.take(np.arange(80)), labelled.take(np.arange(80, 120))
+    _, report = harden_images(production, spec, train, test, settings=settings)
+    assert report.clean_gain.low > 0
+    assert report.robust_gain.value > 0
+
+
+def test_a_seed_repeats_the_weights(tiny_model: Path, labelled: Dataset) -> None:
+    """The same seed gives the same bytes, another does not."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    made = [
+        harden_images(
+            production, spec, labelled, labelled, settings=HardenSettings(epochs=1, seed=seed)
+        )[0].SerializeToString()
+        for seed in (0, 0, 1)
+    ]
+    assert made[0] == made[1] != made[2]
+    assert onnx.load_model_from_string(made[0]).graph.node
+
+
+def test_settings_are_checked() -> None:
+    """Senseless settings are refused."""
+    with pytest.raises(
+        SettingsError, match="epochs, batch and evaluate of 1 or more, got 0, 64, 500"
+    ):
+        HardenSettings(epochs=0)
+    with pytest.raises(SettingsError, match="positive budget and rate"):
+        HardenSettings(budget=-1)
