@@ -7,6 +7,7 @@ other sizes add up in another order.
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,15 @@ def test_verdicts_follow_from_scores(guard: Guard, images: Images) -> None:
     np.testing.assert_array_equal(verdicts.p_value, conformal_p_values(verdicts.score, clean))
     np.testing.assert_array_equal(verdicts.is_adversarial, verdicts.p_value <= guard.fpr)
     assert guard.threshold == threshold_at(guard.fpr, clean)
+
+
+def test_a_tie_with_the_threshold_is_clean(guard: Guard, images: Images) -> None:
+    """Scores that were seen in calibration are judged as their p-values say, the limit included."""
+    clean = guard.artifact.head.clean_scores
+    raw = replace(guard.run(guard.spec.to_tensor(images)), score=clean)
+    verdicts = guard.verdicts(raw)
+    assert np.float32(guard.threshold) in clean
+    np.testing.assert_array_equal(verdicts.is_adversarial, verdicts.p_value <= guard.fpr)
 
 
 def test_another_false_positive_rate_moves_only_the_verdict(
