@@ -11,13 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from detector.artifact import Golden, Manifest, write_guard
-from detector.features import CONFIDENCE, FeatureMap
-from detector.head import Head, threshold_at
+from detector.artifact import Golden, read_guard, write_guard
+from detector.head import threshold_at
 from detector.images import Images
-from detector.model import infer_spec, load_production
+from detector.model import load_production
 from detector.runtime import Guard, Reader
-from detector.taps import find_taps
 from service.server import Running, running
 
 SIZE = 12
@@ -97,95 +95,89 @@ class Pair:
         return Guard.open(self.model, self.guard, threads=1)
 
 
-def make_pair(folder: Path, *, seed: int = 0, batch: int | None = None, tag: str = "a") -> Pair:
-    folder.mkdir(parents=True, exist_ok=True)
-    model = folder / "model.onnx"
-    model.write_bytes(_network(seed, batch).SerializeToString())
-    pair = Pair(model=model, guard=folder / "guard")
-    make_guard(pair, tag=tag)
-    return pair
+class Maker:
+    """Makes pairs of a model and a guard that tells smooth images from rough ones.
 
+    The features are those of `tests/conftest.py`; the head on them is the difference of means.
+    """
 
-def make_guard(pair: Pair, *, tag: str, shift: float = 0.0, path: Path | None = None) -> Path:
-    """Fit the difference of means between smooth and rough images, and write the guard."""
-    production = load_production(pair.model, output="logits")
-    spec = infer_spec(production, (SIZE, SIZE, 3))
-    taps = find_taps(production, spec)
-    reader = Reader(production, spec, taps, threads=1)
-    rates, logits = reader.read(smooth_images(200, 1))
-    rough_rates, rough_logits = reader.read(rough_images(200, 2))
-    columns = np.arange(rates.shape[1])
-    width = len(columns) + len(CONFIDENCE)
-    features = FeatureMap(
-        columns=columns,
-        column_taps=np.repeat(np.arange(len(taps)), [tap.channels for tap in taps]),
-        taps=len(taps),
-        classes=0,
-        identities=0,
-        whiten=np.zeros((len(columns), 0), np.float32),
-        whiten_bias=np.zeros(0, np.float32),
-        whiten_taps=np.zeros(0, np.int64),
-        class_means=np.zeros((0, 0), np.float32),
-        center=np.zeros(width, np.float32),
-        spread=np.ones(width, np.float32),
-    )
-    clean, rough = features.transform(rates, logits), features.transform(rough_rates, rough_logits)
-    spread = (clean.std(axis=0) + rough.std(axis=0)) / 2 + 0.05
-    center = (clean.mean(axis=0) + rough.mean(axis=0)) / 2
-    features = replace(features, center=center.astype(np.float32), spread=spread.astype(np.float32))
-    weights = ((rough.mean(axis=0) - clean.mean(axis=0)) / spread).astype(np.float32)
-    head = Head(
-        features=features,
-        weights=(weights[:, None],),
-        biases=(np.array([shift], np.float32),),
-        slope=1.0,
-        intercept=0.0,
-        evidence_weights=weights,
-        evidence_bias=np.zeros(len(taps), np.float32),
-        clean_scores=np.zeros(0, np.float32),
-    )
-    calibration = np.sort(head.score(*reader.read(smooth_images(500, 3))).score)
-    head = replace(head, clean_scores=calibration)
-    probe = np.concatenate([smooth_images(4, 4), rough_images(4, 5)])
-    golden_rates, golden_logits = reader.read(probe)
-    path = path or pair.guard
-    write_guard(
-        path,
-        manifest=Manifest(
-            model_sha256=production.sha256,
-            input=spec,
-            answer="logits",
-            taps=taps,
-            fpr=FPR,
-            thresholds={str(fpr): threshold_at(fpr, calibration) for fpr in (0.01, 0.05, FPR)},
-            calibration_images=len(calibration),
-            created_at="2026-01-02T03:04:05+00:00",
-            provenance={"tag": tag},
-        ),
-        head=head,
-        golden=Golden(
-            images=probe,
-            rates=golden_rates,
-            score=head.score(golden_rates, golden_logits).score,
-            prediction=golden_logits.argmax(axis=1),
-        ),
-    )
-    return path
+    def __init__(self, random_guard: Callable[..., Path]) -> None:
+        self._random_guard = random_guard
+
+    def pair(
+        self, folder: Path, *, seed: int = 0, batch: int | None = None, tag: str = "a"
+    ) -> Pair:
+        """Write a model and a guard for it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = folder / "model.onnx"
+        model.write_bytes(_network(seed, batch).SerializeToString())
+        pair = Pair(model=model, guard=folder / "guard")
+        self.guard(pair, tag=tag)
+        return pair
+
+    def guard(self, pair: Pair, *, tag: str, shift: float = 0.0, path: Path | None = None) -> Path:
+        """Write a guard for the pair's model, there or at `path`; `shift` is added to its scores."""
+        path = path or pair.guard
+        drawn = pair.model.with_name("drawn")
+        start = read_guard(
+            self._random_guard(pair.model, drawn, image_shape=(SIZE, SIZE, 3), fpr=FPR)
+        )
+        production = load_production(pair.model, output=start.manifest.answer)
+        reader = Reader(production, start.manifest.input, start.manifest.taps, threads=1)
+        features = start.head.features
+        clean = features.transform(*reader.read(smooth_images(200, 1)))
+        rough = features.transform(*reader.read(rough_images(200, 2)))
+        spread = (clean.var(axis=0) + rough.var(axis=0)) / 2 + 0.1
+        weights = ((rough.mean(axis=0) - clean.mean(axis=0)) / spread).astype(np.float32)
+        weights /= np.abs(weights).sum() / 10
+        middle = (clean.mean(axis=0) + rough.mean(axis=0)) @ weights / 2
+        head = replace(
+            start.head,
+            weights=(weights[:, None],),
+            biases=(np.array([shift - middle], np.float32),),
+            evidence_weights=weights,
+        )
+        calibration = np.sort(head.score(*reader.read(smooth_images(500, 3))).score)
+        head = replace(head, clean_scores=calibration)
+        probe = np.concatenate([smooth_images(4, 4), rough_images(4, 5)])
+        rates, logits = reader.read(probe)
+        write_guard(
+            path,
+            manifest=replace(
+                start.manifest,
+                thresholds={str(fpr): threshold_at(fpr, calibration) for fpr in (0.01, 0.05, FPR)},
+                calibration_images=len(calibration),
+                provenance={"tag": tag},
+            ),
+            head=head,
+            golden=Golden(
+                images=probe,
+                rates=rates,
+                score=head.score(rates, logits).score,
+                prediction=logits.argmax(axis=1),
+            ),
+        )
+        return path
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("pair"))
+def maker(make_guard: Callable[..., Path]) -> Maker:
+    return Maker(make_guard)
 
 
 @pytest.fixture(scope="session")
-def pairs() -> Callable[..., Pair]:
-    return make_pair
+def pair(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return maker.pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="session")
-def new_guard() -> Callable[..., Path]:
-    return make_guard
+def pairs(maker: Maker) -> Callable[..., Pair]:
+    return maker.pair
+
+
+@pytest.fixture(scope="session")
+def new_guard(maker: Maker) -> Callable[..., Path]:
+    return maker.guard
 
 
 @pytest.fixture(scope="session")
