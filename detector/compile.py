@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detector.errors import ModelError
-from detector.features import LOG_FLOOR, FeatureMap
+from detector.features import FAR, LOG_FLOOR, FeatureMap
 from detector.head import NO_SCORE, Head, threshold_at
 from detector.model import OUTPUT_PREFIX, Production
 from detector.quantised import with_unsigned_pairs
@@ -42,6 +42,7 @@ LOGITS = f"{OUTPUT_PREFIX}logits"
 # HardSigmoid(x) = clip(slope * x) is the bit of x, and stays in ORT's blocked convolution layout,
 # where Sign or Greater would reorder the whole tensor.
 _STEP_SLOPE = 1e38
+_LEVEL_SLOPE = 1e30  # times a level it must stay in the range of float32
 
 
 def compile_reader(production: Production, taps: Sequence[Tap]) -> onnx.ModelProto:
@@ -50,7 +51,7 @@ def compile_reader(production: Production, taps: Sequence[Tap]) -> onnx.ModelPro
     This is what harvesting reads, so that fitting and serving see the same numbers.
     """
     graph = _Graph.over(production)
-    graph.output(RATES, graph.rates(taps), TensorProto.FLOAT, ["N", sum(t.channels for t in taps)])
+    graph.output(RATES, graph.rates(taps), TensorProto.FLOAT, ["N", sum(t.rates for t in taps)])
     graph.output(LOGITS, graph.logits(production), TensorProto.FLOAT, ["N", None])
     return graph.proto
 
@@ -68,7 +69,7 @@ def compile_guard(
         ModelError: the head was made for other taps.
         SettingsError: the head can't promise so low a false-positive rate.
     """
-    rates = sum(tap.channels for tap in taps)
+    rates = sum(tap.rates for tap in taps)
     if head.features.taps != len(taps) or head.features.columns.max(initial=-1) >= rates:
         raise ModelError(
             f"expected a head for {len(taps)} taps of {rates} rates, "
@@ -150,10 +151,10 @@ class _Graph:
 
     def rates(self, taps: Sequence[Tap]) -> str:
         """Every tap's firing rates side by side: float32, (N, D)."""
-        parts = [self._tap_rates(tap) for tap in taps]
+        parts = [rates for tap in taps for rates in self._tap_rates(tap)]
         return self.add("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
 
-    def _tap_rates(self, tap: Tap) -> str:
+    def _tap_rates(self, tap: Tap) -> list[str]:
         value = tap.name
         if tap.dtype != "float32":
             value = self.add("Cast", value, to=TensorProto.FLOAT)
@@ -162,7 +163,15 @@ class _Graph:
         if tap.stride > 1:
             # a pool of one pixel skips rows and columns without leaving the blocked layout
             value = self.add("MaxPool", value, kernel_shape=[1, 1], strides=[tap.stride] * 2)
-        bits = self.add("HardSigmoid", value, alpha=_STEP_SLOPE, beta=0.0)
+        parts = [self._firing(value, tap, alpha=_STEP_SLOPE, beta=0.0)]
+        if tap.level > 0:
+            beta = -tap.level * _LEVEL_SLOPE
+            parts.append(self._firing(value, tap, alpha=_LEVEL_SLOPE, beta=beta))
+        return parts
+
+    def _firing(self, value: str, tap: Tap, *, alpha: float, beta: float) -> str:
+        """The share of values above a threshold, per channel: float32, (N, C)."""
+        bits = self.add("HardSigmoid", value, alpha=alpha, beta=beta)
         rank = len(tap.shape)
         if rank == 1:
             return bits
@@ -175,16 +184,15 @@ class _Graph:
     def features(self, f: FeatureMap, rates: str, logits: str) -> str:
         """Standardised features: float32, (N, X). Mirrors FeatureMap.transform."""
         top, second = self._two_largest(logits)
-        answers = [
-            self.add("Cast", self.add("Equal", logits, value), to=TensorProto.FLOAT)
-            for value in (top, second)
-        ]
         probability = self.add("Softmax", logits, axis=1)
         parts = [rates, *self._confidence(logits, probability, top, second)]
-        if f.identities:
-            parts += [*answers, probability]
         if f.classes:
-            parts += self._profile(f, rates, answers)
+            answer, runner_up = (
+                self.add("Cast", self.add("Equal", logits, value), to=TensorProto.FLOAT)
+                for value in (top, second)
+            )
+            parts += [answer, runner_up, probability]
+            parts += self._evidence(f, rates, (answer, runner_up, probability))
         x = self.add("Concat", *parts, axis=1)
         x = self.add("Sub", x, self.constant(f.center))
         x = self.add("Div", x, self.constant(f.spread))
@@ -214,32 +222,30 @@ class _Graph:
             self.add("Sub", energy, expected),
         ]
 
-    def _profile(self, f: FeatureMap, rates: str, answers: Sequence[str]) -> list[str]:
-        flat = self.gemm(rates, *f.class_weights())
-        s = self.add("Reshape", flat, self.constant(np.array([-1, f.taps, f.classes])))
+    def _evidence(self, f: FeatureMap, rates: str, classes: tuple[str, str, str]) -> list[str]:
+        shape = self.constant(np.array([-1, f.probes, f.classes]))
+        s = self.add("Reshape", self.gemm(rates, f.probe_weights, f.probe_bias), shape)
         total = self.reduce("ReduceLogSumExp", s, [2], keepdims=1)
         floor = self.constant(np.float32(LOG_FLOOR))
-        posterior = self.add("Max", self.add("Sub", s, total), floor)
-        # (N, L, K) x (N, K, 2): what each tap gives to the answer and to the runner-up
-        shape = self.constant(np.array([-1, f.classes, 1]))
-        columns = [self.add("Reshape", answer, shape) for answer in answers]
-        both = self.add("MatMul", posterior, self.add("Concat", *columns, axis=2))
+        log_q = self.add("Max", self.add("Sub", s, total), floor)
+        q = self.add("Exp", log_q)
+        # (N, G, K) x (N, K, 1): what each probe gives to one class of each image
+        column = self.constant(np.array([-1, f.classes, 1]))
+        row = self.constant(np.array([-1, 1, f.classes]))
+        flat = self.constant(np.array([-1, f.probes]))
         given = [
-            self.add("Gather", both, self.constant(np.array(i)), axis=2)
-            for i in range(len(columns))
+            self.add("Reshape", self.add("MatMul", x, self.add("Reshape", y, column)), flat)
+            for x, y in zip((log_q, log_q, q), classes, strict=True)
         ]
-        surprise = self.add("Mul", self.add("Exp", posterior), posterior)
-        entropy = self.add("Neg", self.reduce("ReduceSum", surprise, [2], keepdims=0))
-        s_answer = self.add("MatMul", s, columns[0])
-        s_answer = self.add("Reshape", s_answer, self.constant(np.array([-1, f.taps])))
-        return [*given, entropy, self._log_distance(f, rates, s_answer)]
-
-    def _log_distance(self, f: FeatureMap, rates: str, s: str) -> str:
-        """log(1 + |y - m|^2), where s is y.m - |m|^2 / 2 of the answer's mean m."""
-        whitened = self.gemm(rates, f.whiten, f.whiten_bias)
-        by_tap = (f.whiten_taps[:, None] == np.arange(f.taps)).astype(np.float32)
-        squared = self.add("Mul", whitened, whitened)
-        length = self.add("MatMul", squared, self.constant(by_tap))
-        twice = self.add("Mul", s, self.constant(np.float32(2)))
-        positive = self.add("Relu", self.add("Sub", length, twice))
-        return self.add("Log", self.add("Add", positive, self.constant(np.float32(1))))
+        far = self.add("Mul", self.add("Reshape", classes[0], row), self.constant(np.float32(FAR)))
+        other = self.reduce("ReduceMax", self.add("Sub", log_q, far), [2], keepdims=0)
+        surprise = self.reduce("ReduceSum", self.add("Mul", q, log_q), [2], keepdims=0)
+        every = self.constant(np.array([-1, f.probes * f.classes]))
+        return [
+            given[0],
+            given[1],
+            self.add("Sub", given[0], other),
+            self.add("Neg", surprise),
+            given[2],
+            self.add("Reshape", log_q, every),
+        ]

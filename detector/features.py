@@ -1,4 +1,6 @@
-"""What a guard computes from firing rates and logits. N images, F rates, L taps, K classes.
+"""What a guard computes from firing rates and logits.
+
+N images, F rates, L taps, K classes, G probes.
 
 The NumPy side of the features; `compile` writes the same arithmetic as ONNX operators, and a test
 holds the two together. In the order of the columns of `transform`:
@@ -6,16 +8,18 @@ holds the two together. In the order of the columns of `transform`:
 - the F firing rates;
 - confidence: log of the largest probability, margin of the two largest logits, largest logit,
   log-sum-exp of the logits, entropy;
-- identity, for models of few classes: which class is the answer, which the runner-up, and all
-  probabilities, 3 K numbers, so that rates are judged by what is usual for that answer;
-- profile: for each tap, four numbers that put its pattern in relation to the answer, from a linear
-  discriminant analysis of its rates (one Gaussian per class, one covariance for all): the log
-  posterior of the answer, that of the runner-up, the posterior's entropy, and the log of the
-  squared Mahalanobis distance to the answer's class.
+- identity: which class is the answer, which the runner-up, and all probabilities, so that rates
+  are judged by what is usual for that answer, 3 K numbers;
+- evidence of the probes: a probe is a linear classifier on the rates of a run of taps that was asked
+  of which class the image was *before* anything was done to it. For each, the log-probability it
+  gives to the answer and to the runner-up, the answer's lead over the best other class, its entropy
+  and its agreement with the probabilities, G numbers each; then all log-probabilities, G K numbers.
 
-Chosen by measurement on ResNet-20, 18 attacks: rates alone .917 mean AUROC, with confidence and
-profile .947, with identity .951; near-flip counts, 2 x 2 grids of rates, spatial spread, maxima,
-global distances and consistency between neighbouring taps added nothing.
+Chosen by measurement on ResNet-20 over 25 attacks, one hidden layer: rates alone .917 mean AUROC;
+with confidence and a discriminant analysis per tap .947; with identity .955; probes in place of the
+discriminant analysis .956 at half the false alarms on noise, and with rates at a second level .965.
+Near-flip counts, 2 x 2 grids of rates, spatial spread, maxima, global distances and consistency
+between neighbouring taps added nothing.
 """
 
 from dataclasses import dataclass
@@ -26,14 +30,29 @@ from numpy.typing import NDArray
 
 from detector.errors import GuardError
 
-__all__ = ["CONFIDENCE", "IDENTITY", "PROFILE", "FeatureMap", "Floats", "confidence"]
+__all__ = [
+    "CONFIDENCE",
+    "EVIDENCE",
+    "IDENTITY",
+    "FeatureMap",
+    "Floats",
+    "confidence",
+    "feature_width",
+]
 
 Floats = NDArray[np.float32]
 
 CONFIDENCE = ("log_top", "margin", "top", "energy", "entropy")
-PROFILE = ("answer", "runner_up", "entropy", "far_answer")
 IDENTITY = ("answer", "runner_up", "probability")
-LOG_FLOOR = -30.0  # a log posterior below this says no more
+EVIDENCE = ("answer", "runner_up", "lead", "entropy", "agreement")
+LOG_FLOOR = -30.0  # a log-probability below this says no more
+FAR = 1e6  # taken off the answer's score when the best other class is looked for
+
+
+def feature_width(columns: int, classes: int, probes: int) -> int:
+    """Return X, how many features come of so many rates, classes (0 for none) and probes."""
+    known = len(IDENTITY) * classes + probes * (len(EVIDENCE) + classes)
+    return columns + len(CONFIDENCE) + (known if classes else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,38 +63,32 @@ class FeatureMap:
         columns: int64, (F,). Which of the harvested rates are read.
         column_taps: int64, (F,). The tap each of them belongs to.
         taps: L.
-        classes: K, 0 where the class profile is left out.
-        whiten: float32, (F, P). Whitens each tap's rates by its within-class covariance, up to a
-            factor per tap that makes its posteriors calibrated.
-        whiten_bias: float32, (P,).
-        whiten_taps: int64, (P,). The tap each whitened direction belongs to.
-        class_means: float32, (P, K). The classes' means in whitened coordinates.
+        classes: K, 0 where identity and probes are left out.
+        probe_weights: float32, (F, G * K). The probes side by side.
+        probe_bias: float32, (G * K,).
         center: float32, (X,). Subtracted from the features.
         spread: float32, (X,). Divided by after that.
         limit: standardised features are cut to [-limit, limit].
-        identities: K, 0 where the identity features are left out.
     """
 
     columns: NDArray[np.int64]
     column_taps: NDArray[np.int64]
     taps: int
     classes: int
-    whiten: Floats
-    whiten_bias: Floats
-    whiten_taps: NDArray[np.int64]
-    class_means: Floats
+    probe_weights: Floats
+    probe_bias: Floats
     center: Floats
     spread: Floats
     limit: float = 5.0
-    identities: int = 0
 
     def __post_init__(self) -> None:
-        f, p, x = len(self.columns), len(self.whiten_bias), self.width
+        if self.taps < 1 or self.classes < 0:
+            raise GuardError(f"expected taps and classes, got {self.taps} and {self.classes}")
+        outputs, x = self.probes * self.classes, self.width
         expected = {
-            "column_taps": (f,),
-            "whiten": (f, p),
-            "whiten_taps": (p,),
-            "class_means": (p, self.classes),
+            "column_taps": (len(self.columns),),
+            "probe_weights": (len(self.columns), outputs),
+            "probe_bias": (outputs,),
             "center": (x,),
             "spread": (x,),
         }
@@ -84,38 +97,24 @@ class FeatureMap:
                 raise GuardError(
                     f"expected {name} of shape {shape}, got {getattr(self, name).shape}"
                 )
+        if not (self.spread > 0).all() or not self.limit > 0:
+            raise GuardError("expected a positive spread and limit of the features")
+
+    @property
+    def probes(self) -> int:
+        """G."""
+        return self.probe_bias.size // self.classes if self.classes else 0
 
     @property
     def width(self) -> int:
         """X, how many features come out."""
-        profile = len(PROFILE) * self.taps if self.classes else 0
-        identity = len(IDENTITY) * self.identities
-        return len(self.columns) + len(CONFIDENCE) + identity + profile
+        return feature_width(len(self.columns), self.classes, self.probes)
 
     @property
     def feature_taps(self) -> NDArray[np.int64]:
-        """int64, (X,): the tap of each feature, -1 for those of the answer alone."""
-        no_tap = len(CONFIDENCE) + len(IDENTITY) * self.identities
-        parts = [self.column_taps, np.full(no_tap, -1)]
-        if self.classes:
-            parts += [np.arange(self.taps)] * len(PROFILE)
-        return np.concatenate(parts)
-
-    def class_weights(self) -> tuple[Floats, Floats]:
-        """Return the product that scores every class at every tap, and its bias.
-
-        Returns:
-            float32 (F, L * K) and (L * K,): `rates @ weights + bias` is y.m - |m|^2 / 2 per tap
-            and class, y the whitened rates and m the class mean.
-        """
-        by_tap = self.whiten_taps[:, None] == np.arange(self.taps)
-        spread = (by_tap[:, :, None] * self.class_means[:, None, :]).reshape(
-            len(self.whiten_taps), self.taps * self.classes
-        )
-        norms = by_tap.T.astype(np.float32) @ (self.class_means**2)
-        weights = self.whiten @ spread
-        bias = self.whiten_bias @ spread - norms.reshape(-1) / 2
-        return weights.astype(np.float32), bias.astype(np.float32)
+        """int64, (X,): the tap of each feature, -1 for those that are no single tap's."""
+        shared = np.full(self.width - len(self.columns), -1)
+        return np.concatenate([self.column_taps, shared])
 
     def transform(self, rates: NDArray[Any], logits: NDArray[Any]) -> Floats:
         """Return standardised features: float32, (N, X).
@@ -126,31 +125,47 @@ class FeatureMap:
         """
         read = rates[:, self.columns].astype(np.float32)
         scores = logits.astype(np.float32)
-        top, second = _two_largest(scores)
-        answers = ((scores == top).astype(np.float32), (scores == second).astype(np.float32))
         parts = [read, confidence(scores)]
-        if self.identities:
-            parts += [*answers, np.exp(scores - _log_sum_exp(scores))]
         if self.classes:
-            parts += self._profile(read, *answers)
+            top, second = _two_largest(scores)
+            answer, runner_up = ((scores == value).astype(np.float32) for value in (top, second))
+            probability = np.exp(scores - _log_sum_exp(scores))
+            parts += [answer, runner_up, probability]
+            parts += self._evidence(read, answer, runner_up, probability)
         x = np.concatenate(parts, axis=1)
         standard = (x - self.center) / self.spread
         cut: Floats = np.clip(standard, -self.limit, self.limit).astype(np.float32)
         return cut
 
-    def _profile(self, rates: Floats, answer: Floats, runner_up: Floats) -> list[Floats]:
-        weights, bias = self.class_weights()
-        s = (rates @ weights + bias).reshape(len(rates), self.taps, self.classes)
-        whitened = rates @ self.whiten + self.whiten_bias
-        by_tap = (self.whiten_taps[:, None] == np.arange(self.taps)).astype(np.float32)
-        length = whitened**2 @ by_tap
-        log_posterior = np.maximum(s - _log_sum_exp(s), LOG_FLOOR)
-        s_answer = (s * answer[:, None, :]).sum(axis=2)
+    def probe_classes(self, rates: NDArray[Any]) -> Floats:
+        """Return the log-probability each probe gives to each class: float32, (N, G, K).
+
+        Args:
+            rates: (N, D). Every harvested firing rate.
+        """
+        return self._log_probabilities(rates[:, self.columns].astype(np.float32))
+
+    def _log_probabilities(self, read: Floats) -> Floats:
+        s = (read @ self.probe_weights + self.probe_bias).reshape(
+            len(read), self.probes, self.classes
+        )
+        floored: Floats = np.maximum(s - _log_sum_exp(s), np.float32(LOG_FLOOR))
+        return floored
+
+    def _evidence(
+        self, read: Floats, answer: Floats, runner_up: Floats, probability: Floats
+    ) -> list[Floats]:
+        log_q = self._log_probabilities(read)
+        q = np.exp(log_q)
+        of_answer = (log_q * answer[:, None]).sum(axis=2)
+        other = (log_q - np.float32(FAR) * answer[:, None]).max(axis=2)
         return [
-            (log_posterior * answer[:, None, :]).sum(axis=2),
-            (log_posterior * runner_up[:, None, :]).sum(axis=2),
-            -(np.exp(log_posterior) * log_posterior).sum(axis=2),
-            np.log(np.maximum(length - 2 * s_answer, 0) + 1),
+            of_answer,
+            (log_q * runner_up[:, None]).sum(axis=2),
+            of_answer - other,
+            -(q * log_q).sum(axis=2),
+            (q * probability[:, None]).sum(axis=2),
+            log_q.reshape(len(read), -1),
         ]
 
 

@@ -132,7 +132,6 @@ class Head:
             for name, kind in (
                 ("taps", int),
                 ("classes", int),
-                ("identities", int),
                 ("limit", float),
             ):
                 inner[name] = kind(inner[name].item())

@@ -29,6 +29,9 @@ _AFFINE = {"Add", "BatchNormalization", "Conv", "Gemm", "MatMul"}
 _INTEGER_ZERO = {"QLinearConv": 7, "QLinearMatMul": 7, "QLinearAdd": 7, "QGemm": 8}
 
 
+MAX_LEVEL = 1e6
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
     """One gate to read: ONNX tensor `name`, of `shape` per image; its bit is `value > 0`.
@@ -36,7 +39,8 @@ class Tap:
     An int8 or uint8 tensor is off at the least value of its type.
 
     `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
-    over every `stride`-th row and column.
+    over every `stride`-th row and column. With a `level` above 0 each channel has a second rate:
+    the share of values above the level, which is who fired hard.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Tap:
     channel_axis: int = 0
     dtype: str = "float32"
     stride: int = 1
+    level: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.stride)
@@ -58,13 +63,22 @@ class Tap:
                 f"expected a channel axis of tap {self.name!r} in its shape {self.shape}, "
                 f"got {self.channel_axis}"
             )
+        if not 0 <= self.level < MAX_LEVEL:
+            raise SettingsError(
+                f"expected a level of tap {self.name!r} in [0, {MAX_LEVEL:g}), got {self.level}"
+            )
         if self.stride > 1 and (len(self.shape) != 3 or self.channel_axis != 0):
             raise SettingsError(f"tap {self.name!r} of shape {self.shape} can't be read in strides")
 
     @property
     def channels(self) -> int:
-        """How many firing rates the tap gives."""
+        """How many channels the tap has."""
         return self.shape[self.channel_axis]
+
+    @property
+    def rates(self) -> int:
+        """How many firing rates it gives: one per channel, or two where it has a level."""
+        return self.channels * (2 if self.level > 0 else 1)
 
     @property
     def bits(self) -> int:

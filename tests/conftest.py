@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detector.artifact import Golden, Manifest, write_guard
-from detector.features import CONFIDENCE, IDENTITY, PROFILE, FeatureMap
+from detector.features import FeatureMap, feature_width
 from detector.head import Head, threshold_at
 from detector.images import Images
 from detector.model import infer_spec, load_production
@@ -92,7 +92,7 @@ def random_head(
         rates: (N, D).
         logits: (N, K).
         seed: of every weight.
-        profile: whether it has the class profile and the identity of the answer.
+        profile: whether it has probes and the identity of the answer.
     """
     rng = np.random.default_rng(seed)
 
@@ -100,22 +100,16 @@ def random_head(
         return rng.normal(0, 1 / np.sqrt(max(shape[0], 1)), shape).astype(np.float32)
 
     classes = logits.shape[1] if profile else 0
-    of_column = np.repeat(np.arange(len(taps)), [tap.channels for tap in taps])
-    directions = [min(4, tap.channels) if profile else 0 for tap in taps]
-    of_direction = np.repeat(np.arange(len(taps)), directions)
-    columns, width = len(of_column), sum(directions)
-    inputs = columns + len(CONFIDENCE) + len(IDENTITY) * classes
-    inputs += len(PROFILE) * len(taps) if profile else 0
+    of_column = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
+    columns, outputs = len(of_column), 2 * classes
+    inputs = feature_width(columns, classes, 2)
     features = FeatureMap(
         columns=np.arange(columns),
         column_taps=of_column,
         taps=len(taps),
         classes=classes,
-        identities=classes,
-        whiten=normal(columns, width) * (of_column[:, None] == of_direction),
-        whiten_bias=normal(width),
-        whiten_taps=of_direction,
-        class_means=normal(width, classes) * 2,
+        probe_weights=normal(columns, outputs) * 3,
+        probe_bias=normal(outputs),
         center=np.zeros(inputs, np.float32),
         spread=np.ones(inputs, np.float32),
         limit=1e30,

@@ -4,17 +4,19 @@ N images, H rows, W columns, C channels, K classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from detector.head import images_needed
 from detector.images import Images, InputSpec
 from detector.model import Production, infer_spec, load_production
 from detector.runtime import Reader
+from detector.session import open_session, run_session
 from detector.taps import Tap, find_taps
 from training.data import Dataset, check_classes, check_labels, load_data, split_sources
 from training.errors import DataError
@@ -23,6 +25,8 @@ from training.recipes import Recipe
 __all__ = ["Case", "Preprocessing", "open_case", "predict", "source_images"]
 
 CHUNK = 256
+LEVEL_IMAGES = 64
+LEVEL_FACTOR = 1.5  # with it mean AUROC on ResNet-20 rises from .956 to .965, worst .89 to .91
 MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
 GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
 
@@ -99,6 +103,8 @@ def open_case(
         bgr=preprocessing.bgr,
     )
     taps = find_taps(production, spec)
+    if recipe.levels:
+        taps = with_levels(production, spec, taps, dataset.images[:LEVEL_IMAGES])
     reader = Reader(production, spec, taps, threads=threads)
     classes = predict(reader, dataset.images[:1]).shape[1]
     if classes < 2:
@@ -133,6 +139,41 @@ def open_case(
         right=np.concatenate([right, mirrored]),
     )
     return case, reader
+
+
+def with_levels(
+    production: Production, spec: InputSpec, taps: tuple[Tap, ...], images: Images
+) -> tuple[Tap, ...]:
+    """Return the taps with a second level at LEVEL_FACTOR times their mean positive value.
+
+    Args:
+        production: the model.
+        spec: how images go into it.
+        taps: to read twice.
+        images: uint8, (N, H, W, C), a sample of clean images.
+    """
+    probe = onnx.ModelProto()
+    probe.CopyFrom(production.proto)
+    known = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(
+        onnx.ValueInfoProto(name=tap.name) for tap in taps if tap.name not in known
+    )
+    session = open_session(probe)
+    total, count = np.zeros(len(taps)), np.zeros(len(taps))
+    step = spec.batch or 4
+    for start in range(0, len(images) - len(images) % step, step):
+        tensor = spec.to_tensor(images[start : start + step])
+        values = run_session(session, {spec.name: tensor}, [tap.name for tap in taps])
+        for i, (tap, value) in enumerate(zip(taps, values, strict=True)):
+            real = value.astype(np.float32) + (128 if tap.dtype == "int8" else 0)
+            positive = real[real > 0]
+            total[i] += positive.sum(dtype=np.float64)
+            count[i] += positive.size
+    means = total / np.maximum(count, 1)
+    return tuple(
+        replace(tap, level=float(np.float32(LEVEL_FACTOR * mean)))
+        for tap, mean in zip(taps, means, strict=True)
+    )
 
 
 def source_images(

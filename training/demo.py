@@ -212,7 +212,8 @@ def _forget(work: Path) -> None:
 
 def _unseen(settings: FitSettings, artifact: GuardArtifact) -> tuple[_Images, _Images]:
     """Return the clean and the attacked images of the test split, attacks in turn."""
-    clean, attacked = [], []
+    clean: list[_Images] = []
+    attacked: list[_Images] = []
     slugs = {portion["slug"] for portion in artifact.manifest.provenance["recipe"]["attacks"]}
     for folder in sorted(work_folder(settings).iterdir()):
         for file in sorted(folder.glob("test-*.npz")) if folder.is_dir() else ():

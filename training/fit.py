@@ -16,7 +16,7 @@ from detector.features import FeatureMap
 from detector.head import Head, images_needed
 from detector.taps import Tap
 from training.errors import DataError
-from training.profile import fit_feature_map, select_columns, standardise
+from training.probes import Probes, fit_probes, select_columns, standardise
 
 __all__ = ["HeadSettings", "Readings", "calibrate", "fit_head"]
 
@@ -37,6 +37,7 @@ class Readings:
         logits: float32, (N, K).
         sources: int64, (N,). Index of the image it was made from.
         labels: int64, (N,). True class of the source.
+        weight: how much the group counts among its kind.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Readings:
     logits: Floats
     sources: NDArray[np.int64]
     labels: NDArray[np.int64]
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -71,13 +73,13 @@ class HeadSettings:
     """How the head is fitted."""
 
     members: int = 2
-    units: int = 64
+    units: int = 96
     dropout: float = 0.2
     weight_decay: float = 1.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     batch: int = 256
-    epochs: int = 20
-    benign_share: float = 0.65  # of the weight of all negatives
+    epochs: int = 12
+    benign_share: float = 0.6  # of the weight of all negatives
 
 
 def fit_head(
@@ -106,13 +108,13 @@ def fit_head(
     attacks = [group for group in groups if group.kind == "attack" and len(group)]
     if clean is None or not attacks:
         raise DataError("expected clean images and at least one attack that succeeded on some")
-    features = _fit_features(clean, attacks, taps)
     groups = [group for group in groups if len(group)]
-    inputs = np.concatenate([features.transform(g.rates, g.logits) for g in groups])
+    weights = _weights(groups, settings.benign_share)
+    probes, inputs = _fit_features(groups, weights, taps)
     rows = _Rows(
         x=torch.from_numpy(inputs),
         y=torch.from_numpy(np.concatenate([np.full(len(g), g.kind == "attack") for g in groups])),
-        weight=torch.from_numpy(_weights(groups, settings.benign_share)),
+        weight=torch.from_numpy(weights),
         sources=np.concatenate([g.sources for g in groups]),
     )
     members = []
@@ -124,13 +126,14 @@ def fit_head(
         out_of_fold[held] = _scores(member, rows.x[held])
         members.append(member)
         progress((k + 1) / (settings.members + 1))
-    weights, biases = _join(members)
+    layers, biases = _join(members)
     slope, intercept = _fit_logistic(out_of_fold, rows)
+    features = probes.features
     evidence_weights, evidence_bias = _fit_evidence(features, rows, settings, seed)
     progress(1.0)
     return Head(
         features=features,
-        weights=weights,
+        weights=layers,
         biases=biases,
         slope=slope,
         intercept=intercept,
@@ -173,30 +176,49 @@ class _Rows:
     sources: NDArray[np.int64]
 
 
-def _fit_features(clean: Readings, attacks: Sequence[Readings], taps: Sequence[Tap]) -> FeatureMap:
-    right = clean.rows(clean.predictions == clean.labels)
+def _fit_features(
+    groups: Sequence[Readings], weights: Floats, taps: Sequence[Tap]
+) -> tuple[Probes, Floats]:
+    """Return probes and the groups' features as they would be on fresh images: (N, X)."""
+    clean = next(group for group in groups if group.kind == "clean")
     columns = select_columns(
-        clean.rates.astype(np.float32), [g.rates.astype(np.float32) for g in attacks]
+        clean.rates.astype(np.float32),
+        [group.rates.astype(np.float32) for group in groups if group.kind == "attack"],
     )
-    fitted = fit_feature_map(
-        right.rates.astype(np.float32),
-        right.labels,
+    rates = np.concatenate([group.rates for group in groups])
+    logits = np.concatenate([group.logits for group in groups])
+    sources = np.concatenate([group.sources for group in groups])
+    probes = fit_probes(
+        rates,
+        np.concatenate([group.labels for group in groups]),
+        sources,
+        weights,
         taps=taps,
         columns=columns,
         classes=clean.logits.shape[1],
     )
-    return standardise(fitted, clean.rates.astype(np.float32), clean.logits)
+    uncut = replace(probes.features, limit=float(np.finfo(np.float32).max))
+    raw = replace(
+        probes, features=uncut, folds=tuple(replace(f, limit=uncut.limit) for f in probes.folds)
+    )
+    harmless = np.concatenate([np.full(len(g), g.kind != "attack") for g in groups])
+    x = raw.out_of_fold(rates[harmless], logits[harmless], sources[harmless])
+    probes = standardise(probes, x)
+    return probes, probes.out_of_fold(rates, logits, sources)
 
 
 def _weights(groups: Sequence[Readings], benign_share: float) -> Floats:
-    """Both sides weigh the same; within a side every group does, but for clean against benign."""
-    count = {kind: sum(g.kind == kind for g in groups) for kind in ("clean", "benign", "attack")}
+    """Both sides weigh the same; within a side groups count by their own weight."""
+    sides = {
+        kind: sum(group.weight for group in groups if group.kind == kind)
+        for kind in ("clean", "benign", "attack")
+    }
     share = {
         "attack": 1.0,
-        "clean": 1.0 - benign_share if count["benign"] else 1.0,
+        "clean": 1.0 - benign_share if sides["benign"] else 1.0,
         "benign": benign_share,
     }
-    parts = [np.full(len(g), share[g.kind] / count[g.kind] / len(g)) for g in groups]
+    parts = [np.full(len(g), share[g.kind] * g.weight / sides[g.kind] / len(g)) for g in groups]
     weights = np.concatenate(parts)
     even: Floats = (weights / weights.mean()).astype(np.float32)
     return even

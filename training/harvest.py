@@ -103,7 +103,7 @@ class Workspace:
         """Return what the jobs of one slug and split gave; of attacks, only the successes."""
         shards = [self.read(job) for job in jobs]
         first = jobs[0]
-        joined = {
+        joined: dict[str, Any] = {
             name: np.concatenate([getattr(shard, name) for shard in shards])
             for name in ("rates", "logits", "sources", "labels")
         }

@@ -95,13 +95,16 @@ def _attack_plot(card: Mapping[str, Any], fpr: str) -> str:
     shown = {slug: entry for slug, entry in card["attacks"].items() if "auroc" in entry}
     figure = Figure(figsize=(8, 1 + 0.32 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    for offset, (label, marker, color, pick) in enumerate(
+    figures = (
+        ("AUROC", "o", "#0072b2", [entry["auroc"] for entry in shown.values()]),
         (
-            ("AUROC", "o", "#0072b2", lambda entry: entry["auroc"]),
-            (f"detected at FPR {fpr}", "s", "#d55e00", lambda entry: entry["detected"][fpr]),
-        )
-    ):
-        values = [pick(entry) for entry in shown.values()]
+            f"detected at FPR {fpr}",
+            "s",
+            "#d55e00",
+            [entry["detected"][fpr] for entry in shown.values()],
+        ),
+    )
+    for offset, (label, marker, color, values) in enumerate(figures):
         x = [value["value"] for value in values]
         errors = [
             [max(0.0, v["value"] - v["low"]) for v in values],
@@ -116,6 +119,7 @@ def _attack_plot(card: Mapping[str, Any], fpr: str) -> str:
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower left")
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer)
+    FigureCanvasSVG(figure)
+    figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
     return text[text.index("<svg") :]

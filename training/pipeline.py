@@ -128,7 +128,9 @@ def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
         "input": case.spec.to_json(),
         "output": case.production.answer,
         "twin": settings.twin,
-        "recipe": {k: v for k, v in recipe.to_json().items() if k not in {"name", "head"}},
+        "recipe": {
+            k: v for k, v in recipe.to_json().items() if k not in {"name", "head", "weights"}
+        },
         "seed": settings.seed,
     }
 
@@ -202,7 +204,11 @@ def _fit(
     settings: FitSettings,
     progress: Progress,
 ) -> Head:
-    groups = [workspace.readings(_of_split(made, "fit")) for made in jobs.values()]
+    weights = {p.change.name: p.weight for p in (*recipe.attacks, *recipe.benign)}
+    groups = [
+        replace(workspace.readings(_of_split(made, "fit")), weight=weights.get(slug, 1.0))
+        for slug, made in jobs.items()
+    ]
     progress.stage("head", 100)
     done = 0
 

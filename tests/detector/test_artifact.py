@@ -317,19 +317,19 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "input setting": (lambda d: d["input"].update(evil=1), "unknown input settings: evil"),
     "input scale": (lambda d: d["input"].update(scale=0), "expected a positive scale"),
     "huge array": (
-        lambda d: d["files"]["head.npz"]["arrays"]["whiten"].update(shape=[10**9, 10**9]),
+        lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(shape=[10**9, 10**9]),
         "unpacks to .* more than",
     ),
     "negative shape": (
-        lambda d: d["files"]["head.npz"]["arrays"]["whiten"].update(shape=[-1, 4]),
-        "expected numbers in whiten",
+        lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(shape=[-1, 4]),
+        "expected numbers in probe_weights",
     ),
     "object array": (
-        lambda d: d["files"]["head.npz"]["arrays"]["whiten"].update(dtype="object"),
-        "expected numbers in whiten",
+        lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(dtype="object"),
+        "expected numbers in probe_weights",
     ),
     "unknown dtype": (
-        lambda d: d["files"]["head.npz"]["arrays"]["whiten"].update(dtype="evil"),
+        lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(dtype="evil"),
         "does not match what the manifest declares",
     ),
     "other shape": (
@@ -394,21 +394,14 @@ HEADS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
         "expected the clean calibration scores in ascending order",
     ),
     "fewer scores": ({"clean_scores": np.zeros(3, np.float32)}, "expected 199 clean scores, got 3"),
-    "no spread": ({"spread": np.zeros(45, np.float32)}, "expected a positive spread"),
+    "no spread": ({"spread": np.zeros(55, np.float32)}, "expected a positive spread"),
     "columns out of range": ({"columns": np.arange(1, 21)}, r"expected columns .* in \[0, 20\)"),
     "columns below zero": ({"columns": np.arange(-1, 19)}, r"expected columns .* in \[0, 20\)"),
     "columns elsewhere": ({"columns": np.arange(20)[::-1].copy()}, "at the tap its rate is read"),
-    "tap out of range": ({"whiten_taps": np.full(8, 2)}, r"expected whiten_taps .* in \[0, 2\)"),
     "float columns": ({"columns": np.arange(20.0)}, r"expected columns .* in \[0, 20\)"),
-    "a class profile of terabytes": (
-        {
-            "classes": np.array(10**9),
-            "whiten": np.zeros((20, 0), np.float32),
-            "whiten_bias": np.zeros(0, np.float32),
-            "whiten_taps": np.zeros(0, np.int64),
-            "class_means": np.zeros((0, 10**9), np.float32),
-        },
-        "expected a class profile of less size",
+    "probes of terabytes": (
+        {"classes": np.array(10**9)},
+        "expected probe_weights of shape",
     ),
 }
 

@@ -477,7 +477,7 @@ def test_a_head_that_reads_some_rates_only(
         f,
         columns=keep,
         column_taps=f.column_taps[keep],
-        whiten=f.whiten[keep],
+        probe_weights=f.probe_weights[keep],
         center=f.center[of_feature],
         spread=f.spread[of_feature],
     )

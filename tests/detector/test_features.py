@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detector.features import CONFIDENCE, IDENTITY, PROFILE, FeatureMap, confidence
+from detector.features import CONFIDENCE, EVIDENCE, IDENTITY, FeatureMap, confidence
 from detector.head import Head
 from detector.taps import Tap
 
@@ -22,7 +22,7 @@ def readings(count: int = 40) -> tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @pytest.fixture
 def features(make_head: Callable[..., Head]) -> FeatureMap:
-    """A class profile with neither centre nor limit, so that raw features come out."""
+    """Probes with neither centre nor limit, so that raw features come out."""
     made = make_head(TAPS, *readings()).features
     width = made.width
     zeros, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
@@ -56,28 +56,30 @@ def test_identity_names_answer_runner_up_and_probabilities(features: FeatureMap)
     np.testing.assert_allclose(identity.astype(np.float64), expected, atol=1e-6)
 
 
-def test_the_profile_is_a_discriminant_analysis(features: FeatureMap) -> None:
-    """Log posteriors, entropy and distance are those computed class by class in float64."""
+def test_probes_are_linear_classifiers_held_against_the_answer(features: FeatureMap) -> None:
+    """What each probe says of answer and runner-up, computed image by image in float64."""
     rates, logits = readings()
     x = features.transform(rates, logits).astype(np.float64)
-    start = len(features.columns) + len(CONFIDENCE) + len(IDENTITY) * 5
-    profile = x[:, start:].reshape(len(x), len(PROFILE), features.taps)
-    whitened = rates.astype(np.float64) @ features.whiten + features.whiten_bias
-    order = np.argsort(-logits, axis=1)
-    rows = np.arange(len(x))
-    for tap in range(features.taps):
-        own = features.whiten_taps == tap
-        means = features.class_means[own].T.astype(np.float64)
-        squared = ((whitened[:, None, own] - means) ** 2).sum(axis=2)
-        density = -squared / 2
-        posterior = density - np.log(np.exp(density).sum(axis=1, keepdims=True))
-        expected = [
-            posterior[rows, order[:, 0]],
-            posterior[rows, order[:, 1]],
-            -(np.exp(posterior) * posterior).sum(axis=1),
-            np.log1p(squared[rows, order[:, 0]]),
-        ]
-        np.testing.assert_allclose(profile[:, :, tap], np.stack(expected, axis=1), atol=1e-4)
+    g, k = features.probes, features.classes
+    start = len(features.columns) + len(CONFIDENCE) + len(IDENTITY) * k
+    evidence = x[:, start : start + len(EVIDENCE) * g].reshape(len(x), len(EVIDENCE), g)
+    s = rates.astype(np.float64) @ features.probe_weights + features.probe_bias
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for image in range(len(x)):
+        answer, second = np.argsort(-logits[image])[:2]
+        for probe in range(g):
+            scores = s[image, probe * k : (probe + 1) * k]
+            log_q = scores - np.log(np.exp(scores).sum())
+            expected = [
+                log_q[answer],
+                log_q[second],
+                log_q[answer] - np.delete(log_q, answer).max(),
+                -(np.exp(log_q) * log_q).sum(),
+                (np.exp(log_q) * probability[image]).sum(),
+            ]
+            np.testing.assert_allclose(evidence[image, :, probe], expected, atol=1e-4)
+            every = x[image, start + len(EVIDENCE) * g :].reshape(g, k)[probe]
+            np.testing.assert_allclose(every, log_q, atol=1e-4)
 
 
 def test_features_are_cut_at_the_limit(features: FeatureMap) -> None:
@@ -89,7 +91,7 @@ def test_features_are_cut_at_the_limit(features: FeatureMap) -> None:
 
 
 def test_every_feature_knows_its_tap(features: FeatureMap) -> None:
-    """Rates belong to their tap, those of the answer to none, each profile number to one."""
-    expected = [0] * 6 + [1] * 4 + [-1] * (5 + 3 * 5) + [0, 1] * 4
+    """Rates belong to their tap, what is read from all of them to none."""
+    expected = [0] * 6 + [1] * 4 + [-1] * (5 + 3 * 5 + 2 * (5 + 5))
     np.testing.assert_array_equal(features.feature_taps, expected)
     assert features.width == len(expected)

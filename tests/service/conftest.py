@@ -116,7 +116,7 @@ class Maker:
         return pair
 
     def guard(self, pair: Pair, *, tag: str, shift: float = 0.0, path: Path | None = None) -> Path:
-        """Write a guard for the pair's model, there or at `path`; `shift` is added to its scores."""
+        """Write a guard for the pair's model, there or at `path`, its scores raised by `shift`."""
         path = path or pair.guard
         drawn = pair.model.with_name("drawn")
         start = read_guard(

@@ -14,10 +14,11 @@ __all__ = ["Portion", "Recipe", "recipe_named"]
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """One attack or benign change, on a share of the source images of each split."""
+    """One attack or benign change on a share of the source images, and how much it counts."""
 
     change: Attack | Benign
     share: float = 1.0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -30,15 +31,19 @@ class Portion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What to attack, what to leave harmless, how to split and how to fit."""
+    """What to attack, what to leave harmless, how to split and how to fit.
+
+    With `levels`, each tap is also read at a second level: which ReLUs fired hard.
+    """
 
     name: str
     attacks: tuple[Portion, ...]
     benign: tuple[Portion, ...]
     head: HeadSettings = field(default_factory=HeadSettings)
-    fit: float = 0.55
-    calibrate: float = 0.30
-    test: float = 0.15
+    fit: float = 0.60
+    calibrate: float = 0.28
+    test: float = 0.12
+    levels: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for the manifest."""
@@ -46,6 +51,8 @@ class Recipe:
             "name": self.name,
             "attacks": [portion.to_json() for portion in self.attacks],
             "benign": [portion.to_json() for portion in self.benign],
+            "weights": {p.change.name: p.weight for p in (*self.attacks, *self.benign)},
+            "levels": self.levels,
             "head": asdict(self.head),
             "splits": {"fit": self.fit, "calibrate": self.calibrate, "test": self.test},
         }

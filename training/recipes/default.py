@@ -53,7 +53,9 @@ def benign(share: float) -> tuple[Portion, ...]:
         Mixture("contrast", tuple(Contrast(factor=f) for f in (0.5, 0.75, 1.25))),
         Mixture("shift", tuple(Shift(down=d, right=r) for d, r in shifts)),
     )
-    return tuple(Portion(mixture, share) for mixture in mixtures)
+    # noise is what a guard most easily takes for an attack
+    weights = {"gaussian": 3.0, "sign": 4.0, "uniform": 3.0}
+    return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in mixtures)
 
 
 def default() -> Recipe:
@@ -62,14 +64,14 @@ def default() -> Recipe:
         name="default",
         attacks=(
             Portion(FGSM(size=1.0), 0.5),
-            Portion(FGSM(size=2.0), 0.6),
+            Portion(FGSM(size=2.0), 0.6, weight=1.5),
             Portion(FGSM(size=4.0), 0.4),
             Portion(FGSM(size=8.0), 0.3),
-            Portion(PGD(size=1.0), 0.8),
+            Portion(PGD(size=1.0), 0.8, weight=1.5),
             Portion(PGD(size=2.0), 0.7),
             Portion(PGD(size=4.0), 0.3),
             Portion(PGD(size=8.0), 0.25),
-            Portion(APGD(loss="dlr", size=2.0, steps=12), 0.5),
+            Portion(APGD(loss="dlr", size=2.0, steps=12), 0.5, weight=1.5),
             Portion(PGD(norm="l2", size=0.25), 0.5),
             Portion(PGD(norm="l2", size=0.5), 0.25),
             Portion(PGD(norm="l1", size=12.0), 0.2),
