@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import NotReadyError, OverloadedError, RequestError
-from service.metrics import Metrics
+from service.metrics import MethodMetrics, Metrics
 from service.security import ANYBODY, Caller, Scope, Tokens
 from service.status import INTERNAL, Status, status_of
 
@@ -124,18 +124,18 @@ class Edge:
             method: answers; whatever it raises goes through the table in `status`.
             scope: what the caller's token must allow; None leaves the method open to all.
         """
-        labels = self._labels("unary", path)
+        counts = self._metrics.rpc.method("unary", *path)
 
         async def handle(data: bytes, context: Context) -> bytes:
             _name_request(context)
             encoded = b""
-            with self._counted(labels) as outcome:
-                self._metrics.rpc.received.labels(*labels).inc()
+            with _counted(counts) as outcome:
+                counts.received.inc()
                 with outcome.caught(), self.admitted():
                     call = self.call(context, scope)
                     answer = await method(call, parse(request_class, data))
                     encoded = answer.SerializeToString()
-                    self._metrics.rpc.sent.labels(*labels).inc()
+                    counts.sent.inc()
             await outcome.tell(context)
             return encoded
 
@@ -161,7 +161,7 @@ class Edge:
             scope: looked at again for each message: a revoked token ends the stream.
             window: most messages of one stream being handled; reading stops beyond it.
         """
-        labels = self._labels("bidi_stream", path)
+        counts = self._metrics.rpc.method("bidi_stream", *path)
 
         async def answer(context: Context, data: bytes) -> bytes:
             request = request_class()
@@ -181,9 +181,9 @@ class Edge:
 
         async def handle(_: Any, context: Context) -> None:
             _name_request(context)
-            with self._counted(labels) as outcome, outcome.caught():
+            with _counted(counts) as outcome, outcome.caught():
                 self.call(context, scope)
-                await self._pump(context, labels, answer, window)
+                await self._pump(context, counts, answer, window)
             await outcome.tell(context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
@@ -191,7 +191,7 @@ class Edge:
     async def _pump(
         self,
         context: Context,
-        labels: tuple[str, str, str],
+        counts: MethodMetrics,
         answer: Callable[[Context, bytes], Awaitable[bytes]],
         window: int,
     ) -> None:
@@ -211,7 +211,7 @@ class Edge:
                     data = reading.result()
                     if data is grpc.aio.EOF:
                         break
-                    self._metrics.rpc.received.labels(*labels).inc()
+                    counts.received.inc()
                     task = asyncio.ensure_future(answer(context, data))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
@@ -224,32 +224,13 @@ class Edge:
         try:
             while (task := await answers.get()) is not None:
                 await context.write(await task)
-                self._metrics.rpc.sent.labels(*labels).inc()
+                counts.sent.inc()
         finally:
             reader.cancel()
             for task in list(tasks):
                 task.cancel()
         if self.stopping.is_set():
             raise NotReadyError("the server is shutting down")
-
-    def _labels(self, kind: str, path: tuple[str, str]) -> tuple[str, str, str]:
-        labels = (kind, *path)
-        rpc = self._metrics.rpc
-        for metric in (rpc.started, rpc.received, rpc.sent, rpc.seconds):
-            metric.labels(*labels)
-        rpc.handled.labels(*labels, "OK")
-        return labels
-
-    @contextmanager
-    def _counted(self, labels: tuple[str, str, str]) -> Iterator["_Outcome"]:
-        outcome = _Outcome()
-        rpc = self._metrics.rpc
-        rpc.started.labels(*labels).inc()
-        with rpc.seconds.labels(*labels).time():
-            try:
-                yield outcome
-            finally:
-                rpc.handled.labels(*labels, _go_name(outcome.code)).inc()
 
 
 @dataclass(slots=True)
@@ -279,6 +260,17 @@ class _Outcome:
             pushback = str(int(self.status.retry_after_s * 1000))
             trailing.append(("grpc-retry-pushback-ms", pushback))
         await context.abort(self.status.code, self.status.message, tuple(trailing))
+
+
+@contextmanager
+def _counted(counts: MethodMetrics) -> Iterator[_Outcome]:
+    outcome = _Outcome()
+    counts.started.inc()
+    with counts.seconds.time():
+        try:
+            yield outcome
+        finally:
+            counts.handled(_go_name(outcome.code))
 
 
 def parse(request_class: type[Request], data: bytes) -> Request:

@@ -71,15 +71,14 @@ class Rules:
         withheld = is_adversarial if self.policy == "reject" else np.zeros(n, np.bool_)
         hidden = np.full(n, np.nan, np.float32)
         full = detail is Detail.FULL
+        likelihood = verdicts.likelihood if full else hidden
+        if detail is Detail.COARSE:
+            likelihood = self._coarse(verdicts.likelihood)
         return View(
             verdicts=Verdicts(
                 prediction=np.where(withheld, -1, verdicts.prediction),
                 score=verdicts.score if full else hidden,
-                likelihood={
-                    Detail.FULL: verdicts.likelihood,
-                    Detail.COARSE: self._coarse(verdicts.likelihood),
-                    Detail.NONE: hidden,
-                }[detail],
+                likelihood=likelihood,
                 p_value=verdicts.p_value if full else hidden.astype(np.float64),
                 is_adversarial=is_adversarial & (detail is not Detail.NONE),
                 evidence=verdicts.evidence if full else np.zeros((n, 0), np.float32),

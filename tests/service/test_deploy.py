@@ -33,10 +33,7 @@ def exported() -> dict[str, set[str]]:
     metrics = Metrics(registry)
     model = metrics.model("m", "annotate")
     model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0)
-    rpc = metrics.rpc
-    for metric in (rpc.started, rpc.received, rpc.sent, rpc.seconds):
-        metric.labels("t", "s", "m")
-    rpc.handled.labels("t", "s", "m", "c")
+    metrics.rpc.method("unary", "s", "m")
     names: dict[str, set[str]] = {"up": set()}
     for family in registry.collect():
         for sample in family.samples:

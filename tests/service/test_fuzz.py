@@ -125,6 +125,7 @@ def test_any_bytes_are_answered_or_refused(channel: grpc.Channel, method: str, d
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(method=st.sampled_from(METHODS), data=requests | spoiled(requests) | st.binary(max_size=64))
 def test_very_many_bytes_are_answered_or_refused(
