@@ -187,10 +187,13 @@ def _contributions(
     moved = head.features.transform(rates, logits)[0] * head.evidence_weights
     of_rates = moved[: len(head.features.columns)].astype(np.float64)
     chosen = np.argsort(-np.abs(of_rates), kind="stable")[:_CHANNELS]
-    starts = np.cumsum([0, *(tap.channels for tap in taps)])
+    starts = np.cumsum([0, *(tap.rates for tap in taps)])
     columns = head.features.columns[chosen]
     tap = np.searchsorted(starts, columns, side="right") - 1
-    places = tuple((int(t), int(c - starts[t])) for t, c in zip(tap, columns, strict=True))
+    # a tap with a level gives all its channels' rates twice
+    places = tuple(
+        (int(t), int(c - starts[t]) % taps[t].channels) for t, c in zip(tap, columns, strict=True)
+    )
     return places, of_rates[chosen]
 
 

@@ -17,7 +17,7 @@ from training.data import Dataset, load_data, save_dataset
 from training.errors import TwinError
 from training.progress import Progress
 
-SETTINGS = AnalysisSettings(limit=180, pairwise=90, attacks=("pgd-linf-32",), seed=1)
+SETTINGS = AnalysisSettings(limit=180, pairwise=90, attacks=("pgd-l1-12",), seed=1)
 
 
 class Counting(Progress):
@@ -127,6 +127,7 @@ def test_every_stage_is_done_to_its_end(folder: Path, progress: Counting) -> Non
     assert all(total == done for total, done in progress.stages)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_arrays(
     folder: Path, lively_model: Path, lively_data: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from training.analysis.plots import (
     svg,
 )
 from training.analysis.studies.maps import CODES, MapStudy, depth_trend
+from training.metrics import Interval
 
 __all__ = ["maps_chapter"]
 
@@ -32,8 +33,8 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
         "A self-organizing map lays a layer's codes (one number per feature map) out on a grid; an "
         "image's best-matching unit is its functional code. The paper finds homogeneous codes "
         "early and diverse ones late. Here the rank correlation with depth is "
-        f"{ratio.value:+.2f} for the participation ratio, {distance.value:+.2f} for the distance "
-        f"of codebook vectors and {entropy.value:+.2f} for the entropy of the units. The units say "
+        f"{_signed(ratio)} for the participation ratio, {_signed(distance)} for the distance "
+        f"of codebook vectors and {_signed(entropy)} for the entropy of the units. The units say "
         f"{study.information[0, 0]:.2f} (NMI) of the class at the first tap and "
         f"{study.information[0, -1]:.2f} at the last."
     )
@@ -59,6 +60,10 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
             "grid.",
         ),
     )
+
+
+def _signed(trend: Interval | None) -> str:
+    return "undefined (fewer than three taps)" if trend is None else f"{trend.value:+.2f}"
 
 
 def _maps(study: MapStudy, material: Material) -> str:

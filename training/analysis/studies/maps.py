@@ -142,6 +142,10 @@ def _folds(codes: NDArray[np.float32], seed: int) -> Floats:
     return out
 
 
-def depth_trend(profiles: Floats, *, seed: int = 0) -> Interval:
-    """Return Spearman's rho of depth and a homogeneity figure: (F, L) folds in, interval out."""
-    return rank_trend(profiles[:, np.isfinite(profiles).all(axis=0)], seed=seed)
+def depth_trend(profiles: Floats, *, seed: int = 0) -> Interval | None:
+    """Return Spearman's rho of depth and a homogeneity figure: (F, L) folds in, interval out.
+
+    None for fewer than three taps, over which nothing can be said to rise.
+    """
+    known = profiles[:, np.isfinite(profiles).all(axis=0)]
+    return rank_trend(known, seed=seed) if known.shape[1] > 2 else None
