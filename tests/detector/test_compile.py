@@ -463,6 +463,26 @@ def test_a_stride_reads_every_so_many_rows_and_columns(
     np.testing.assert_allclose(rates, (value[:, :, ::2, ::2] > 0).mean(axis=(2, 3)), atol=1e-6)
 
 
+@pytest.mark.parametrize("level", [1e-3, 0.1, 0.37])
+def test_a_level_gives_each_channel_a_second_rate(
+    tiny_model: Path, make_images: Callable[..., Images], level: float
+) -> None:
+    """First the share of values above zero, then of those above the level, channel by channel."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    tap = Tap(name="r1", op="Relu", shape=(8, 8, 8), level=level)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(production.proto)
+    probe.graph.output.append(onnx.ValueInfoProto(name="r1"))
+    feeds = {spec.name: spec.to_tensor(make_images(6))}
+    (value,) = run_session(open_session(probe, threads=1), feeds, ["r1"])
+    reader = open_session(compile_reader(production, [tap]), threads=1)
+    (rates,) = run_session(reader, feeds, [RATES])
+    wanted = [(value > limit).mean(axis=(2, 3)) for limit in (0, np.float32(level))]
+    np.testing.assert_allclose(rates, np.concatenate(wanted, axis=1), atol=1e-6)
+    assert wanted[1].mean() < wanted[0].mean() or level < 0.01
+
+
 def test_a_head_that_reads_some_rates_only(
     tiny_model: Path, make_head: Callable[..., Head], make_images: Callable[..., Images]
 ) -> None:

@@ -145,6 +145,13 @@ def test_taps_come_in_the_order_of_the_graph_with_their_shapes(tiny_model: Path)
     assert [(tap.channels, tap.bits) for tap in taps] == [(8, 512), (12, 108)]
 
 
+def test_a_level_doubles_the_rates() -> None:
+    """A tap read at a second level gives two rates per channel."""
+    plain, levelled = (Tap(name="r", op="Relu", shape=(3, 2, 2), level=x) for x in (0.0, 0.5))
+    assert (plain.channels, plain.rates) == (3, 3)
+    assert (levelled.channels, levelled.rates) == (3, 6)
+
+
 def test_channels_last_is_read_from_the_layer_before(tmp_path: Path) -> None:
     """After a MatMul the last axis holds the units, after a Conv the first the channels."""
     last = graph(
@@ -192,6 +199,12 @@ TAPS: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"shape": (0,)}, "expected positive sizes of tap 'r'"),
     "stride": ({"shape": (3, 4, 4), "stride": 0}, "expected positive sizes of tap 'r'"),
     "axis": ({"shape": (3,), "channel_axis": 1}, "expected a channel axis of tap 'r'"),
+    "level": (
+        {"shape": (3,), "level": -1.0},
+        r"expected a level of tap 'r' in \[0, 1e\+06\), got -1",
+    ),
+    "endless level": ({"shape": (3,), "level": float("inf")}, "expected a level of tap 'r'"),
+    "level of no number": ({"shape": (3,), "level": float("nan")}, "expected a level of tap 'r'"),
     "dense stride": ({"shape": (3,), "stride": 2}, "can't be read in strides"),
 }
 
