@@ -161,7 +161,8 @@ class Model:
                 version = await loop.run_in_executor(loader, self.source.open)
             except (DetectorError, ReloadError, OSError) as error:
                 self.metrics.reloaded("refused")
-                _log.error("model %s: refused, the last good version stays: %s", self.name, error)
+                stays = "not served" if self._version is None else "the last good version stays"
+                _log.error("model %s: refused, %s: %s", self.name, stays, error)
                 if self._version is None:
                     self.reason = "refused"
                 raise ReloadError(

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -388,11 +389,15 @@ def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) 
         settings: what and how.
         ready: called once the server is SERVING.
 
-    Raises:
-        StartError: the server could not start.
+    Returns:
+        0 after a drain; 1 if the server could not start, with one line on standard error.
     """
     logs.set_up(settings.log_level)
-    return asyncio.run(_serve(settings, ready))
+    try:
+        return asyncio.run(_serve(settings, ready))
+    except StartError as error:
+        sys.stderr.write(f"reluguard: {error}\n")
+        return 1
 
 
 async def _serve(settings: Settings, ready: Callable[[Server], None] | None) -> int:
