@@ -9,8 +9,8 @@ holds the two together. In the order of the columns of `transform`:
 - confidence: log of the largest probability, margin of the two largest logits, largest logit,
   log-sum-exp of the logits, entropy;
 - identity: which class is the answer, which the runner-up, and all probabilities, so that rates
-  are judged by what is usual for that answer, 3 K numbers;
-- evidence of the probes: a probe is a linear classifier on the rates of a run of taps that was asked
+  are judged by what is usual for that answer: 3 K numbers;
+- evidence of the probes: a probe is a linear classifier on the rates of a run of taps, asked
   of which class the image was *before* anything was done to it. For each, the log-probability it
   gives to the answer and to the runner-up, the answer's lead over the best other class, its entropy
   and its agreement with the probabilities, G numbers each; then all log-probabilities, G K numbers.
