@@ -35,8 +35,8 @@ def survive(
     twin: Twin,
     budget: Budget,
     *,
-    growth: float = 1.05,
-    most: float = 4.0,
+    growth: float = 1.08,
+    most: float = 50.0,
 ) -> Tensor:
     """Return each change stretched just so far that it reaches its goal in whole pixels.
 
@@ -69,7 +69,7 @@ class DeepFool(Attack):
 
     Past it means in whole pixels: the paper's fixed overshoot of 2 % is followed by a search along
     the direction found. Own code: ART 1.20 takes 25 s for 32 images of ResNet-20, of which 3 %
-    survive rounding; this takes 1 s and 97 % survive.
+    survive rounding; this takes 1 s and all survive.
 
     Source: Moosavi-Dezfooli et al. 2016, arXiv 1511.04599, algorithm 2.
     """
@@ -137,7 +137,8 @@ class DeepFool(Attack):
 class FMN(Attack):
     """Follows the boundary inwards: the ball shrinks while the answer is wrong, grows while right.
 
-    Each step is judged in whole pixels, its gradient passed straight through the rounding.
+    Each step is judged in whole pixels, its gradient passed straight through the rounding. A step
+    is a share of the ball, where the paper has a fixed length: it suits near and far boundaries.
 
     Source: Pintor et al. 2021, arXiv 2102.12827, algorithm 1.
     """
@@ -184,11 +185,14 @@ class FMN(Attack):
             best = torch.where(better[:, None, None, None], whole, best)
             shortest = torch.where(better, length, shortest)
             reach = self._reach(reach, change, gradient, margin, shortest, reached, gamma)
-            stride = self.step * (0.01 + 0.99 * cosine) * (1 if self.norm == "l2" else 1 / 32)
-            change = self._shrink(change + stride * ascent(gradient, "l2"), reach)
+            stride = (reach * self.step * (0.02 + 0.98 * cosine))[:, None, None, None]
+            change = self._shrink(change + stride * ascent(gradient, self.norm), reach)
             change = (clean + change).clamp(0, 1) - clean
-        found = torch.isfinite(shortest)[:, None, None, None]
-        return clean + torch.where(found, best, change)
+        # A boundary within half an 8-bit step is crossed by no rounded step: stretch the way there.
+        lost = torch.nonzero(torch.isinf(shortest)).squeeze(1)
+        stretched = survive(clean[lost], (clean + change)[lost], goal.take(lost), twin, self.budget)
+        best[lost] = stretched - clean[lost]
+        return clean + best
 
     def _reach(
         self,

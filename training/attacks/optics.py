@@ -112,7 +112,8 @@ class Contrast(Change):
         """Scale about the mean."""
         del generator
         mean = images.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
-        return (images - mean) * self.factor + mean
+        scaled: Floats = (images - mean) * self.factor + mean
+        return scaled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from training.attacks.base import Attack, Goal
 from training.attacks.budget import Budget
+from training.attacks.carlini import Adam
 from training.attacks.gradient import MIFGSM
 from training.attacks.victim import Victim
 from training.errors import AttackError
@@ -86,15 +87,13 @@ class Ensemble(Attack):
         del generator
         own = (victim.twin,) if self.with_twin and victim.twin is not None else ()
         twins = (*victim.surrogates, *own)
-        pixels = clean.clone().requires_grad_()
-        optimiser = torch.optim.Adam([pixels], lr=self.rate / 255)
+        pixels = clean
+        adam = Adam(clean, torch.full((len(clean),), self.rate / 255, device=clean.device))
         for _ in range(self.steps):
+            pixels = pixels.detach().requires_grad_()
             # `goal.loss` is to be raised; Adam lowers.
             reach = -torch.stack([goal.loss(twin.logits(pixels)) for twin in twins]).mean(0)
             change = (pixels - clean).square().flatten(1).mean(1)
-            optimiser.zero_grad()
-            (self.weight * change + reach).sum().backward()
-            optimiser.step()
-            with torch.no_grad():
-                pixels.clamp_(0, 1)
-        return pixels.detach()
+            (gradient,) = torch.autograd.grad((self.weight * change + reach).sum(), pixels)
+            pixels = (pixels.detach() - adam.step(gradient)).clamp(0, 1)
+        return pixels

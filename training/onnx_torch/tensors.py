@@ -140,6 +140,14 @@ def _gather_elements(node: Node, x: Tensor, places: Tensor) -> Tensor:
     return x.gather(axis, torch.where(rows < 0, rows + x.shape[axis], rows))
 
 
+@table(TENSORS, "GatherND")
+def _gather_nd(node: Node, x: Tensor, places: Tensor) -> Tensor:
+    if node.get("batch_dims", 0):
+        raise NotImplementedError("GatherND with batch_dims")
+    rows = places.to(x.device, torch.int64)
+    return x[tuple(rows.movedim(-1, 0))]
+
+
 @table(TENSORS, "Expand")
 def _expand(_node: Node, x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(ints(shape) or [])))

@@ -1,0 +1,280 @@
+"""Every attack in the list, through one body, on a small trained network."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from training.attacks import (
+    APGD,
+    ATTACKS,
+    BIM,
+    CWL2,
+    FGSM,
+    FMN,
+    MIFGSM,
+    PGD,
+    Attack,
+    Budget,
+    DeepFool,
+    Ensemble,
+    FromART,
+    HopSkipJump,
+    Patch,
+    SparsePGD,
+    Spatial,
+    Square,
+    Transfer,
+    Victim,
+    attack_named,
+)
+from training.data import Dataset
+from training.errors import AttackError
+
+# On 8 x 8 digits a budget that fools some and not all, so that success can go wrong both ways.
+TABLE: list[tuple[Attack, float]] = [
+    # attack, and the least share of images it must fool
+    (FGSM(size=24.0), 0.3),
+    (BIM(size=24.0, steps=5), 0.4),
+    (MIFGSM(size=24.0, steps=5), 0.4),
+    (PGD(size=24.0), 0.4),
+    (PGD(size=24.0, early_stop=True), 0.4),
+    (PGD(size=16.0, restarts=2, steps=5), 0.1),
+    (PGD(norm="l2", size=0.8), 0.4),
+    (PGD(norm="l1", size=4.0), 0.4),
+    (APGD(loss="ce", size=24.0, steps=15), 0.4),
+    (APGD(loss="dlr", size=24.0, steps=15), 0.4),
+    (APGD(loss="ce", norm="l2", size=0.8, steps=15), 0.4),
+    (DeepFool(), 0.9),
+    (FMN(norm="l2"), 0.9),
+    (FMN(norm="linf"), 0.9),
+    (CWL2(), 0.9),
+    (CWL2(confidence=2.0), 0.9),
+    (SparsePGD(places=6), 0.4),
+    (Patch(side=3), 0.4),
+    (Square(size=40.0, most_queries=100), 0.3),
+    (HopSkipJump(steps=3, probes=30), 0.9),
+    (Spatial(turns=5, share=0.2), 0.4),
+    (Transfer(inner=MIFGSM(size=32.0)), 0.1),
+    (Ensemble(rate=20.0, weight=10.0), 0.4),
+    (Ensemble(rate=20.0, weight=10.0, with_twin=False), 0.05),
+    (
+        FromART(
+            attack="NewtonFool", arguments=(("max_iter", 20), ("eta", 0.3), ("verbose", False))
+        ),
+        0.1,
+    ),
+    (FromART(attack="FastGradientMethod", arguments=(("eps", 0.2),), limit=Budget("linf", 5)), 0),
+]
+ATTACK = [row[0] for row in TABLE]
+
+
+@pytest.mark.filterwarnings("ignore::Warning:art")
+@pytest.mark.parametrize(("attack", "least"), TABLE, ids=map(repr, ATTACK))
+def test_attack_keeps_its_promises(
+    attack: Attack, least: float, digits: Dataset, digits_victim: Victim
+) -> None:
+    """Within budget, whole, in range, measured on ONNX, repeatable, and it does fool the model."""
+    images, labels = digits.images[:24], digits.labels[:24]
+    untouched = images.copy()
+    result = attack(images, labels, digits_victim, seed=3, batch=16)
+    assert_array_equal(images, untouched)
+    norm, size = attack.budget.norm, attack.budget.size
+    if norm != "none":
+        assert (getattr(result, norm) <= size + 1e-9).all()
+    before = digits_victim.predict(images).argmax(axis=1)
+    after = digits_victim.predict(result.images).argmax(axis=1)
+    wanted = after != before if result.target is None else after == result.target
+    assert_array_equal(result.success, wanted)
+    assert result.success.mean() >= least
+    again = attack(images, labels, digits_victim, seed=3, batch=16)
+    assert_array_equal(again.images, result.images)
+    if result.queries is not None:
+        assert (result.queries >= 1).all()
+
+
+def test_the_table_has_every_kind() -> None:
+    """No attack class in the list goes untested."""
+    assert {type(make()) for make in ATTACKS.values()} == {type(attack) for attack in ATTACK}
+
+
+def test_more_of_the_same_is_stronger(digits: Dataset, digits_victim: Victim) -> None:
+    """Success rises with the budget and reaches nearly all: the gradients are sound."""
+    args = (digits.images[:80], digits.labels[:80], digits_victim)
+    rates = [PGD(size=size)(*args, seed=0).success.mean() for size in (4.0, 16.0, 48.0, 128.0)]
+    assert rates == sorted(rates)
+    assert rates[0] < 0.5
+    assert rates[-1] > 0.97
+    weak = FGSM(size=24.0)(*args, seed=0).success.mean()
+    assert PGD(size=24.0, steps=40)(*args, seed=0).success.mean() >= weak
+
+
+def test_least_changes_are_small(digits: Dataset, digits_victim: Victim) -> None:
+    """The minimal attacks agree on how far the boundary is, and confidence costs distance."""
+    args = (digits.images[:40], digits.labels[:40], digits_victim)
+    lengths = {
+        attack.name: np.median(attack(*args, seed=0).l2)
+        for attack in (DeepFool(), FMN(), CWL2(), CWL2(confidence=2.0))
+    }
+    assert lengths["fmn-l2"] < 1.25 * lengths["cw-l2"]
+    assert lengths["cw-l2"] < 1.25 * lengths["fmn-l2"]
+    assert lengths["deepfool-l2"] < 1.6 * lengths["fmn-l2"]
+    assert lengths["cw-l2-k2"] > 1.1 * lengths["cw-l2"]
+
+
+def test_confidence_is_reached(digits: Dataset, digits_victim: Victim) -> None:
+    """A confident attack leaves the asked margin behind it, in logits of the ONNX model."""
+    result = CWL2(confidence=2.0)(digits.images[:24], digits.labels[:24], digits_victim, seed=0)
+    logits = digits_victim.predict(result.images)[result.success]
+    rows = np.arange(len(logits))
+    old = logits[rows, result.clean_prediction[result.success]]
+    assert ((logits.max(axis=1) - old) > 1.95).mean() > 0.9
+
+
+def test_early_stop_rests_at_the_boundary(digits: Dataset, digits_victim: Victim) -> None:
+    """With an early stop the answer is less certain than after all steps."""
+    args = (digits.images[:40], digits.labels[:40], digits_victim)
+    deep, early = (PGD(size=48.0, early_stop=stop)(*args, seed=0) for stop in (False, True))
+    assert early.success.mean() >= deep.success.mean() - 0.1
+    assert early.l2.mean() < deep.l2.mean()
+
+
+def test_square_stops_asking(digits: Dataset, digits_victim: Victim) -> None:
+    """An image is not asked about again once it is fooled, nor more often than allowed."""
+    attack = Square(size=40.0, most_queries=50)
+    result = attack(digits.images[:40], digits.labels[:40], digits_victim, seed=0)
+    assert result.queries is not None
+    assert result.queries.max() == 50
+    assert (result.queries[~result.success] == 50).all()
+    assert result.queries.min() < 25
+
+
+def test_a_patch_is_one_square(digits: Dataset, digits_victim: Victim) -> None:
+    """All changed places lie within one square."""
+    result = Patch(side=3)(digits.images[:20], digits.labels[:20], digits_victim, seed=0)
+    changed = (result.images != digits.images[:20]).any(axis=3)
+    for image in changed:
+        rows, columns = np.nonzero(image)
+        assert np.ptp(rows) < 3
+        assert np.ptp(columns) < 3
+
+
+def test_spatial_moves_by_whole_pixels_and_turns() -> None:
+    """A shift by whole pixels moves them; no turn and no shift change nothing."""
+    import torch
+
+    from training.attacks.spatial import turned
+
+    image = torch.rand(1, 3, 6, 8)
+    torch.testing.assert_close(turned(image, 0, 0, 0), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned(image, 0, 2, 1)[..., 2:, 1:], image[..., :-2, :-1])
+    square = torch.rand(1, 1, 5, 5)
+    turns = [turned(square, degrees, 0, 0) for degrees in (90, -90)]
+    torch.testing.assert_close(turns[0], turns[1].flip(2, 3), atol=1e-5, rtol=0)
+    wide = torch.zeros(1, 1, 5, 9)
+    wide[..., 2, 2:7] = 1  # a bar of five pixels across stays five long when upright
+    upright = turned(wide, 90, 0, 0)
+    torch.testing.assert_close(upright[0, 0, :, 4], torch.ones(5), atol=1e-4, rtol=0)
+
+
+def test_names_are_unique_and_make_what_they_say() -> None:
+    """Every name in the list makes an attack of that name."""
+    for name in ATTACKS:
+        assert attack_named(name).name == name
+    assert len(ATTACKS) >= 28
+
+
+def test_an_attack_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`module:Class` finds an attack in the working folder; what is none is refused."""
+    (tmp_path / "my_attacks.py").write_text(
+        "from training.attacks import FGSM\n"
+        "def strong(): return FGSM(size=32.0)\n"
+        "def needy(size): return FGSM(size=size)\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    try:
+        assert attack_named("my_attacks:strong") == FGSM(size=32.0)
+        for text, message in (
+            ("my_attacks:missing", "can't find the attack my_attacks:missing"),
+            ("my_attacks:needy", "expected my_attacks:needy to need no arguments"),
+            ("my_attacks:number", "expected my_attacks:number to be an Attack, got int"),
+            (
+                "nowhere",
+                "expected an attack of fgsm-linf-1, .* or module:Class of yours, got 'nowh",
+            ),
+        ):
+            with pytest.raises(AttackError, match=message):
+                attack_named(text)
+    finally:
+        sys.modules.pop("my_attacks", None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(norm="l0"), "expected PGD in linf, l2 or l1, got 'l0'"),
+        (lambda: PGD(steps=0), "expected positive steps, restarts and step, got 0, 1 and 2.5"),
+        (lambda: PGD(size=-1.0), "expected a positive size of the linf budget, got -1.0"),
+        (lambda: FGSM(size=0.0), "expected a positive size of the linf budget, got 0"),
+        (lambda: BIM(steps=0), "expected positive steps, got 0"),
+        (lambda: MIFGSM(decay=-1.0), "expected positive steps and decay, got 10 and -1.0"),
+        (lambda: APGD(loss=cast("Any", "mse")), "expected loss ce or dlr"),
+        (lambda: DeepFool(candidates=0), "expected positive steps, candidates and overshoot"),
+        (lambda: FMN(norm="l1"), "expected FMN in l2 or linf"),
+        (lambda: CWL2(rate=0.0), "expected positive searches, steps, rate and weight"),
+        (lambda: CWL2(confidence=-1.0), "expected a confidence of 0 or more, got -1.0"),
+        (lambda: SparsePGD(steps=0), "expected positive steps and step"),
+        (lambda: Patch(side=0), "expected positive side, steps and step"),
+        (lambda: Square(share=0.0), "expected 1 or more queries and a share in"),
+        (lambda: HopSkipJump(steps=0), "expected positive steps, probes, starts and bisections"),
+        (lambda: Spatial(turns=0), "expected positive turns and shifts"),
+        (lambda: Transfer(inner=Ensemble()), "expected a plain attack to transfer, got ensemble"),
+        (lambda: Ensemble(rate=0.0), "expected positive steps, rate and weight"),
+    ],
+)
+def test_meaningless_settings_are_refused(make: Callable[[], object], message: str) -> None:
+    """A setting without meaning stops before anything runs."""
+    with pytest.raises(AttackError, match=message):
+        make()
+
+
+@pytest.mark.filterwarnings("ignore::Warning:art")
+def test_art_says_what_it_lacks(digits: Dataset, digits_victim: Victim) -> None:
+    """An unknown class of ART, and arguments it refuses, are our errors."""
+    args = (digits.images[:2], digits.labels[:2], digits_victim)
+    with pytest.raises(AttackError, match=r"expected a class of art.attacks.evasion, got 'NoSuch'"):
+        FromART(attack="NoSuch")(*args, seed=0)
+    with pytest.raises(AttackError, match="ART's FastGradientMethod refuses its arguments"):
+        FromART(attack="FastGradientMethod", arguments=(("eps", -1.0),))(*args, seed=0)
+
+
+def test_a_patch_needs_room(digits: Dataset, digits_victim: Victim) -> None:
+    """A patch larger than the image is refused."""
+    with pytest.raises(AttackError, match="expected images of at least 9 pixels a side"):
+        Patch(side=9)(digits.images[:2], digits.labels[:2], digits_victim, seed=0)
+
+
+@pytest.mark.slow
+def test_ten_steps_on_two_thousand_images_take_a_minute(shared: Path) -> None:
+    """PGD is fast enough for fitting: a minute of processor time for 2,000 images of ResNet-20."""
+    from detector.images import InputSpec
+    from training.attacks import open_victim
+    from training.data import load_data
+    from training.twin import load_twin
+
+    data = load_data(str(shared / "data" / "cifar10" / "heldout.npz"))
+    model = shared / "models" / "resnet20-cifar10.onnx"
+    spec = InputSpec(name="image", height=32, width=32, channels=3)
+    twin = load_twin(model, spec, images=data.images, device="cpu")
+    victim = open_victim(model, spec, twin=twin, threads=1)
+    start = time.process_time()
+    result = PGD(size=4.0)(data.images[:2000], data.labels[:2000], victim, seed=0)
+    assert time.process_time() - start < 60
+    assert result.success.mean() > 0.98
