@@ -39,18 +39,26 @@ class OnnxModule(nn.Module):
     Args:
         model: with its weights inside.
         output: the tensor to return, an output or any inner one.
+        operators: by name, used instead of or beside those of this package.
 
     Raises:
         TwinError: an operator has no torch counterpart here, or the tensor is not in the graph.
     """
 
-    def __init__(self, model: onnx.ModelProto, output: str) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        output: str,
+        *,
+        operators: Mapping[str, Operator] | None = None,
+    ) -> None:
         super().__init__()
+        self._operators = {**_OPERATORS, **(operators or {})}
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 1)
         nodes = _needed([_read(node, opset) for node in model.graph.node], output)
-        _check(nodes)
+        _check(nodes, self._operators)
         self._host: dict[str, Tensor] = {}
         self._weights: dict[str, str] = {}
         wanted = {name for node in nodes for name in node.inputs}
@@ -103,7 +111,7 @@ class OnnxModule(nn.Module):
     def _run(self, node: Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs = [self._value(name, values) for name in node.inputs]
         try:
-            result = _OPERATORS[node.op](node, *inputs)
+            result = self._operators[node.op](node, *inputs)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             raise TwinError(
                 f"operator {node.op} (node {node.name!r}) can't run in torch: {error}; {_WAY_OUT}"
@@ -146,7 +154,7 @@ def _needed(nodes: list[Node], output: str) -> list[Node]:
     return kept[::-1]
 
 
-def _check(nodes: list[Node]) -> None:
-    missing = sorted({node.op for node in nodes} - set(_OPERATORS))
+def _check(nodes: list[Node], known: Mapping[str, Operator]) -> None:
+    missing = sorted({node.op for node in nodes} - set(known))
     if missing:
         raise TwinError(f"no torch counterpart of operator {', '.join(missing)}; {_WAY_OUT}")
