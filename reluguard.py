@@ -8,13 +8,16 @@ import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from detector.errors import DetectorError
     from detector.runtime import Guard
     from detector.verdict import Verdict, Verdicts
@@ -31,6 +34,9 @@ _HOMES = {
     "Verdict": "detector.verdict",
     "Verdicts": "detector.verdict",
 }
+
+
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
 def __getattr__(name: str) -> Any:
@@ -60,10 +66,11 @@ Data = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", help="Threads per run; by default the usable cores.")
+    int | None,
+    typer.Option("--threads", min=1, help="Threads per run; by default the usable cores."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
 
 
 @app.command()
@@ -79,11 +86,27 @@ def demo(
     from training.demo import print_demo, run_demo
 
     with _progress(quiet=as_json) as progress:
-        result = run_demo(out, seed=seed, progress=progress)
+        result = run_demo(out, _ask_server, seed=seed, progress=progress)
     if as_json:
         typer.echo(json.dumps(result.summary))
     else:
         print_demo(result)
+
+
+def _ask_server(
+    guard: "Guard", batches: "Sequence[NDArray[np.uint8]]"
+) -> "tuple[list[Verdicts], str]":
+    """Serve a guard on free ports, ask it by gRPC, and return verdicts and the metrics page."""
+    import urllib.request
+
+    from service.client import Client
+    from service.server import running
+
+    with running(guard) as server, Client(server.address) as client:
+        verdicts = [client.inspect(images) for images in batches]
+        url = f"http://{server.metrics_address}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return verdicts, reply.read().decode()
 
 
 @app.command()
@@ -126,7 +149,7 @@ def fit(
     seed: Seed = 0,
     threads: Threads = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes. [default: the usable cores]")
+        int | None, typer.Option("--workers", min=1, help="Processes. [default: the usable cores]")
     ] = None,
     work: Annotated[
         Path | None,
@@ -306,10 +329,13 @@ def bench(
     model: Model,
     guard: GuardFolder,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", help="Batch size; may be repeated. [1, 8, 32]")
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Batch size; may be repeated. [1, 8, 32]"),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="Timed pairs per batch size.")] = 200,
-    threads: Annotated[int, typer.Option("--threads", help="Threads per run.")] = 1,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Timed pairs per batch size.")
+    ] = 200,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per run.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Time the guarded model against the plain one, run by run in turn."""
@@ -439,14 +465,21 @@ def main() -> None:
     try:
         app()
     except DetectorError as error:
-        typer.echo(f"reluguard: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
     except OSError as error:
-        typer.echo(f"reluguard: {error.strerror or error}: {error.filename or ''}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("reluguard: interrupted; what is in the work folder is kept", err=True)
-        sys.exit(130)
+        place = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{place}")
+    except ModuleNotFoundError as error:
+        _fail(f"no module {error.name} here: install reluguard with the extra [training]")
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("reluguard: interrupted; finished work is kept", err=True)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"reluguard: {' '.join(message.split())}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from detector.images import Images, InputSpec
 from detector.model import Production, infer_spec, load_production
 from detector.runtime import Reader
 from detector.session import open_session, run_session
-from detector.taps import Tap, find_taps
+from detector.taps import MAX_LEVEL, Tap, find_taps
 from training.data import Dataset, check_classes, check_labels, load_data, split_sources
 from training.errors import DataError
 from training.recipes import Recipe
@@ -161,8 +161,9 @@ def with_levels(
     session = open_session(probe)
     total, count = np.zeros(len(taps)), np.zeros(len(taps))
     step = spec.batch or 4
-    for start in range(0, len(images) - len(images) % step, step):
-        tensor = spec.to_tensor(images[start : start + step])
+    rows = np.arange(-(-len(images) // step) * step) % len(images)  # a fixed batch is filled up
+    for start in range(0, len(rows), step):
+        tensor = spec.to_tensor(images[rows[start : start + step]])
         values = run_session(session, {spec.name: tensor}, [tap.name for tap in taps])
         for i, (tap, value) in enumerate(zip(taps, values, strict=True)):
             real = value.astype(np.float32) + (128 if tap.dtype == "int8" else 0)
@@ -171,7 +172,7 @@ def with_levels(
             count[i] += positive.size
     means = total / np.maximum(count, 1)
     return tuple(
-        replace(tap, level=float(np.float32(LEVEL_FACTOR * mean)))
+        replace(tap, level=min(float(np.float32(LEVEL_FACTOR * mean)), MAX_LEVEL / 2))
         for tap, mean in zip(taps, means, strict=True)
     )
 

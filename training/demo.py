@@ -5,8 +5,7 @@ The digits are scikit-learn's, real handwriting of 8 x 8 pixels (Alpaydin & Kayn
 
 import io
 import shutil
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +33,9 @@ TRAIN_IMAGES = 600
 SHOWN = 8
 SCORE_TOLERANCE = 1e-3  # log-odds: batches of other sizes add up in another order
 METRICS = ("grpc_server_handled_total", "reluguard_verdicts_total", "reluguard_guard_info")
+
+
+Ask = Callable[[Guard, Sequence[Images]], tuple[list[Verdicts], str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +101,22 @@ def train_classifier(data: Dataset, *, seed: int, epochs: int = 25) -> torch.nn.
     return network.eval()
 
 
-def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
+def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = None) -> DemoResult:
     """Train, export, attack, fit, serve, ask; return what came out.
 
     Everything is made anew in `out`. Attacked images come from source images that no step of
     fitting saw.
-    """
-    from service.client import Client
-    from service.server import running
 
+    Args:
+        out: a folder for model, data, guard and picture.
+        ask: serves a guard and asks it about batches of images: the verdicts and /metrics.
+        seed: of every random choice.
+        progress: told of the stages.
+    """
     started = perf_counter()
     progress = progress or Progress()
     out.mkdir(parents=True, exist_ok=True)
-    model, held_out = _train_and_export(out, seed, progress)
+    model, held_out = train_and_export(out, seed, progress)
     settings = FitSettings(
         model=model, data=str(held_out), out=out / "guard", recipe="digits", seed=seed, workers=1
     )
@@ -120,9 +125,8 @@ def run_demo(out: Path, *, seed: int = 0, progress: Progress | None = None) -> D
     guard = Guard.open(model, settings.out)
     clean, attacked = _unseen(settings, read_guard(settings.out))
     progress.stage("serve and ask", 1)
-    with running(guard) as server, Client(server.address) as client:
-        served = [client.inspect(images) for images in (clean.images, attacked.images)]
-        metrics = _scrape(server.metrics_address)
+    served, page = ask(guard, [clean.images, attacked.images])
+    metrics = _telling(page)
     progress.advance(1)
     offline = [guard.inspect(images) for images in (clean.images, attacked.images)]
     limit = threshold_at(0.01, guard.artifact.head.clean_scores)
@@ -179,7 +183,7 @@ class _Images:
     names: Sequence[str]
 
 
-def _train_and_export(out: Path, seed: int, progress: Progress) -> tuple[Path, Path]:
+def train_and_export(out: Path, seed: int, progress: Progress) -> tuple[Path, Path]:
     """Return the exported classifier and the file of digits it was not trained on."""
     progress.stage("train and export", 1)
     data = digits()
@@ -242,14 +246,11 @@ def _join(parts: Sequence[_Images]) -> _Images:
     )
 
 
-def _scrape(address: str | None) -> list[str]:
+def _telling(page: str) -> list[str]:
     """Return the lines of the Prometheus page that tell the story."""
-    url = f"http://{address}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as reply:
-        lines = reply.read().decode().splitlines()
     return [
         line
-        for line in lines
+        for line in page.splitlines()
         if line.startswith(METRICS) and not line.endswith(" 0.0") and "_created" not in line
     ]
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import Golden, GuardArtifact, Manifest, write_guard
+from detector.artifact import Golden, GuardArtifact, Manifest, check_place, write_guard
+from detector.errors import SettingsError
 from detector.head import Head
 from detector.runtime import Guard, Reader
 from detector.session import available_cores
 from training.case import Case, Preprocessing, open_case
-from training.errors import AttackError
+from training.errors import AttackError, DataError
 from training.fit import Readings, calibrate, fit_head
 from training.harvest import Job, Orders, Workspace, harvest, plan_jobs
 from training.html import report_page
@@ -51,6 +52,14 @@ class FitSettings:
     workers: int | None = None
     work: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.prevalence < 1:
+            raise SettingsError(f"expected a prevalence between 0 and 1, got {self.prevalence}")
+        if self.seed < 0:
+            raise SettingsError(f"expected a seed of 0 or more, got {self.seed}")
+        if self.workers is not None and self.workers < 1:
+            raise SettingsError(f"expected 1 or more workers, got {self.workers}")
+
 
 def work_folder(settings: FitSettings) -> Path:
     """Return where the shards lie."""
@@ -66,8 +75,10 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
         DataError: the data don't fit the model, or are too few for the rate asked for.
         TwinError: the twin can't be made, or does not match the model.
         ModelError: the model can't be read, run or guarded.
+        GuardError: the place holds something else than a guard.
         OSError: the disk is full; nothing half-written is left.
     """
+    check_place(settings.out)
     progress = progress or Progress()
     started = perf_counter()
     recipe = settings.recipe
@@ -167,6 +178,12 @@ def _harvest(
         jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some)
     # an attack has nothing to do where the model is wrong already
     right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
+    for split, sources in right.items():
+        if not len(sources):
+            raise DataError(
+                f"the model answers none of the {len(fitted[split])} images of the {split} part "
+                "right: give more images"
+            )
     for index, portion in enumerate(recipe.attacks):
         if settings.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
