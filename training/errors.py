@@ -3,12 +3,13 @@
 DetectorError
 ├── DataError    the images or labels can't be used
 ├── TwinError    there is no differentiable copy of the model, or it says something else
-└── AttackError  an attack is unknown, misconfigured or lacks what it needs
+├── AttackError  an attack is unknown, misconfigured or lacks what it needs
+└── WorkerError  a worker process died
 """
 
 from detector.errors import DetectorError
 
-__all__ = ["AttackError", "DataError", "TwinError"]
+__all__ = ["AttackError", "DataError", "TwinError", "WorkerError"]
 
 
 class DataError(DetectorError):
@@ -21,3 +22,7 @@ class TwinError(DetectorError):
 
 class AttackError(DetectorError):
     """An attack is unknown, misconfigured or lacks what it needs."""
+
+
+class WorkerError(DetectorError):
+    """A worker process died before its work was done."""

@@ -102,7 +102,7 @@ def fit_head(
         progress: called with the share done.
 
     Raises:
-        DataError: no clean group, or no attack succeeded.
+        DataError: no clean group, or no attack succeeded, or on too few source images.
     """
     clean = next((group for group in groups if group.kind == "clean"), None)
     attacks = [group for group in groups if group.kind == "attack" and len(group)]
@@ -317,6 +317,12 @@ def _fit_logistic(scores: Floats, rows: _Rows) -> tuple[float, float]:
     from sklearn.linear_model import LogisticRegression
 
     seen = ~np.isnan(scores)  # fewer members than folds leave some rows unscored
+    if len(np.unique(rows.y.numpy()[seen])) < 2:
+        attacked = len(np.unique(rows.sources[rows.y.numpy()]))
+        raise DataError(
+            f"expected attacks that succeeded on more source images, got {attacked} of "
+            f"{len(np.unique(rows.sources))}: give more images or stronger attacks"
+        )
     model = LogisticRegression(C=1e6)
     model.fit(scores[seen, None], rows.y.numpy()[seen], sample_weight=rows.weight.numpy()[seen])
     return float(model.coef_[0, 0]), float(model.intercept_[0])

@@ -5,10 +5,17 @@ whatever is there is whole and a fit that was killed goes on where it was. N ima
 classes.
 """
 
+import contextlib
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +32,7 @@ from training.attacks import Attack, Victim
 from training.attacks.benign import Change as Benign
 from training.case import predict, source_images
 from training.data import Dataset
-from training.errors import DataError
+from training.errors import DataError, WorkerError
 from training.fit import Kind, Readings
 from training.twin import load_twin
 
@@ -34,6 +41,8 @@ __all__ = ["Job", "Maker", "Orders", "Shard", "Workspace", "harvest", "plan_jobs
 SHARD_IMAGES = 256
 KEPT_IMAGE_BYTES = 65_536
 TWIN_SAMPLE = 8
+# what NumPy, zipfile and zlib raise on a file that is not what it was written as
+_DAMAGE = (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +77,22 @@ class Workspace:
     """A folder of shards that belong to one plan: model, data, recipe and seed.
 
     Raises:
-        DataError: the folder holds the work of another plan.
+        DataError: the folder holds shards of another plan.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
         text = json.dumps(plan, sort_keys=True, indent=2)
         file = folder / "plan.json"
-        if file.is_file():
-            if file.read_text() != text:
-                raise DataError(
-                    f"{folder} holds the work of another model, data set, recipe or seed: "
-                    "give another --work folder or remove that one"
-                )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(file, text.encode())
+        known = file.read_text() if file.is_file() else None
+        if known == text:
+            return
+        if known is not None and any(folder.glob("*/*.npz")):
+            raise DataError(
+                f"{folder} holds work of another {_differences(known, plan)}: give another --work "
+                "folder or remove that one"
+            )
+        write_file(file, text.encode())
 
     def read(self, job: Job) -> Shard:
         """Return a shard.
@@ -96,7 +105,7 @@ class Workspace:
             with np.load(file, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}
             return Shard(**{"images": None, **values})
-        except (OSError, ValueError, TypeError, EOFError) as error:
+        except _DAMAGE as error:
             raise DataError(f"the shard {file} is damaged: remove it to make it anew") from error
 
     def readings(self, jobs: Sequence[Job]) -> Readings:
@@ -111,6 +120,17 @@ class Workspace:
         if first.kind != "attack":
             return readings
         return readings.rows(np.concatenate([shard.success for shard in shards]))
+
+
+def _differences(known: str, plan: Mapping[str, Any]) -> str:
+    """Return in what a stored plan differs, as words."""
+    try:
+        stored = dict(json.loads(known))
+    except (ValueError, TypeError):
+        return "plan"
+    wanted = json.loads(json.dumps(plan))
+    keys = sorted(stored.keys() | wanted.keys())
+    return " and ".join(key for key in keys if stored.get(key) != wanted.get(key))
 
 
 def plan_jobs(slug: str, kind: Kind, splits: Mapping[str, NDArray[np.int64]]) -> list[Job]:
@@ -222,6 +242,7 @@ def harvest(
 
     Raises:
         TwinError: the twin can't be made, or does not match the model.
+        WorkerError: a worker process died.
         OSError: the disk is full.
     """
     left = [job for job in jobs if not (orders.workspace / job.file).is_file()]
@@ -231,12 +252,18 @@ def harvest(
             progress(job)
     if not left:
         return
-    maker = Maker(orders)  # here first: what is wrong with the model or twin is told plainly
-    if workers == 1:
-        for job in left:
+    with _torch_threads(orders.threads):
+        maker = Maker(orders)  # here first: what is wrong with the model or twin is told plainly
+        for job in left if workers == 1 else ():
             maker.make(job)
             progress(job)
-        return
+    if workers > 1:
+        _harvest_in_processes(left, orders, min(workers, len(left)), progress)
+
+
+def _harvest_in_processes(
+    left: Sequence[Job], orders: Orders, workers: int, progress: Callable[[Job], None]
+) -> None:
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (orders,)
     ) as pool:
@@ -245,9 +272,27 @@ def harvest(
             for future in as_completed(futures):
                 future.result()
                 progress(futures[future])
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                "a worker process died, most likely for want of memory: what is done is kept, "
+                "go on with fewer --workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """Lend torch so many threads, and give it back its own number after."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Worker:
@@ -259,8 +304,18 @@ class _Worker:
 def _start_worker(orders: Orders) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a trace
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(orders.threads or 1)
     _Worker.maker = Maker(replace(orders, threads=orders.threads or 1))
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent was killed: a pool's workers would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make(job: Job) -> None:

@@ -52,7 +52,7 @@ class Probes:
             sources: int64, (N,).
         """
         x = np.empty((len(rates), self.features.width), np.float32)
-        of_row = sources % FOLDS
+        of_row = _folds(sources)
         for fold, features in enumerate(self.folds):
             rows = of_row == fold
             x[rows] = features.transform(rates[rows], logits[rows])
@@ -123,7 +123,7 @@ def fit_probes(
     x = np.concatenate([(read - mean) / spread, np.ones((len(read), 1))], axis=1)
     x = x.astype(np.float32)
     target = (np.eye(classes)[labels] - 1 / classes).astype(np.float32)
-    of_row = sources % FOLDS
+    of_row = _folds(sources)
     blocks = _blocks(of_column, len(taps))
     solutions = _solve(x, target, share.astype(np.float32), of_row, blocks)
     held = np.empty((len(x), len(blocks) * classes), np.float32)
@@ -143,6 +143,20 @@ def fit_probes(
         stacked = np.concatenate([weights_in, bias[None]])
         maps.append(_feature_map(columns, of_column, len(taps), classes, stacked))
     return Probes(maps[-1], tuple(maps[:-1]))
+
+
+def _folds(sources: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the fold of each source image, whatever order the images come in: int64, (N,).
+
+    By the number itself, images dealt out class by class would leave whole classes to one fold.
+    Source: the finaliser of SplitMix64, Steele et al. 2014.
+    """
+    x = sources.astype(np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    folds: NDArray[np.int64] = (x % np.uint64(FOLDS)).astype(np.int64)
+    return folds
 
 
 def _blocks(of_column: NDArray[np.int64], taps: int) -> list[NDArray[np.int64]]:

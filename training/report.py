@@ -135,7 +135,7 @@ def print_card(card: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    rate = next(iter(reversed(card["clean"]["false_positive_rate"])))
+    rate = max(card["clean"]["false_positive_rate"], key=float)
     clean = card["clean"]
     console.print(f"clean accuracy {_text(clean['accuracy'])} on {clean['images']} unseen images")
     for fpr, value in clean["false_positive_rate"].items():

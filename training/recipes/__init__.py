@@ -23,6 +23,8 @@ class Portion:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise DataError(f"expected a share of sources in (0, 1], got {self.share}")
+        if not self.weight > 0:
+            raise DataError(f"expected a positive weight, got {self.weight}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: the change with its settings, and the share."""
@@ -44,6 +46,12 @@ class Recipe:
     calibrate: float = 0.28
     test: float = 0.12
     levels: bool = True
+
+    def __post_init__(self) -> None:
+        names = ["clean", *(p.change.name for p in (*self.attacks, *self.benign))]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"expected every change of a recipe once, got {', '.join(twice)} twice")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for the manifest."""
