@@ -151,6 +151,13 @@ def fit(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes. [default: the usable cores]")
     ] = None,
+    max_overhead: Annotated[
+        float | None,
+        typer.Option(
+            "--max-overhead",
+            help="Read only as many taps as keep guarded / plain time under this, like 1.05.",
+        ),
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option("--work", help="Where harvested shards are kept. [default: OUT.work]"),
@@ -176,6 +183,7 @@ def fit(
         seed=seed,
         threads=threads,
         workers=workers,
+        max_overhead=max_overhead,
         work=work,
     )
     with _progress(quiet=as_json) as progress:

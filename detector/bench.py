@@ -6,14 +6,22 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
 
 from detector.artifact import read_guard
-from detector.compile import EVIDENCE, LIKELIHOOD, SCORE
-from detector.model import load_production
+from detector.compile import EVIDENCE, LIKELIHOOD, SCORE, compile_guard
+from detector.head import Head
+from detector.images import InputSpec
+from detector.model import Production, load_production
 from detector.runtime import Guard
 from detector.session import open_session
+from detector.taps import Tap
 
-__all__ = ["bench_guard"]
+__all__ = ["bench_guard", "pair_ratio"]
+
+Sides = tuple[tuple[ort.InferenceSession, list[str]], ...]
 
 WARM_UP = 5
 
@@ -43,26 +51,11 @@ def bench_guard(
     artifact = read_guard(guard)
     production = load_production(model, output=artifact.manifest.answer)
     guarded = Guard(production, artifact, threads=threads)
-    names = [info.name for info in production.outputs]
-    sides = (
-        (open_session(production.proto, threads=threads), names),
-        (open_session(guarded.compiled, threads=threads), [*names, SCORE, LIKELIHOOD, EVIDENCE]),
-    )
+    sides = _sides(production, guarded.compiled, threads)
     spec = artifact.manifest.input
-    rng = np.random.default_rng(seed)
-    shape = (spec.height, spec.width, spec.channels)
     rows = []
     for batch in [spec.batch] if spec.batch else batches:
-        images = rng.integers(0, 256, (batch, *shape), dtype=np.uint8)
-        feeds = {spec.name: spec.to_tensor(images)}
-        seconds = np.empty((rounds, 2))
-        for turn in range(-WARM_UP, rounds):
-            for side in (0, 1) if turn % 2 else (1, 0):
-                session, fetch = sides[side]
-                started = perf_counter()
-                session.run(fetch, feeds)
-                if turn >= 0:
-                    seconds[turn, side] = perf_counter() - started
+        seconds = _time_in_turn(sides, _feeds(spec, batch, seed), rounds)
         ratio = seconds[:, 1] / seconds[:, 0]
         plain, with_guard = np.median(seconds, axis=0)
         low, high = np.quantile(ratio, [0.25, 0.75])
@@ -84,3 +77,46 @@ def bench_guard(
         "overhead_p50": {str(row["batch"]): row["overhead_p50"] for row in rows},
         "batches": rows,
     }
+
+
+def pair_ratio(
+    production: Production,
+    spec: InputSpec,
+    taps: Sequence[Tap],
+    head: Head,
+    *,
+    batch: int,
+    rounds: int,
+    threads: int = 1,
+) -> float:
+    """Return how many times longer the model takes with this guard: the median ratio of pairs."""
+    compiled = compile_guard(production, taps, head, fpr=0.5)
+    seconds = _time_in_turn(_sides(production, compiled, threads), _feeds(spec, batch, 0), rounds)
+    return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+
+def _sides(production: Production, guarded: onnx.ModelProto, threads: int) -> Sides:
+    names = [info.name for info in production.outputs]
+    return (
+        (open_session(production.proto, threads=threads), names),
+        (open_session(guarded, threads=threads), [*names, SCORE, LIKELIHOOD, EVIDENCE]),
+    )
+
+
+def _feeds(spec: InputSpec, batch: int, seed: int) -> dict[str, NDArray[Any]]:
+    shape = (batch, spec.height, spec.width, spec.channels)
+    images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return {spec.name: spec.to_tensor(images)}
+
+
+def _time_in_turn(sides: Sides, feeds: dict[str, NDArray[Any]], rounds: int) -> NDArray[np.float64]:
+    """Return seconds of each run, (rounds, 2): plain and guarded, first one first in turn."""
+    seconds = np.empty((rounds, 2))
+    for turn in range(-WARM_UP, rounds):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            session, fetch = sides[side]
+            started = perf_counter()
+            session.run(fetch, feeds)
+            if turn >= 0:
+                seconds[turn, side] = perf_counter() - started
+    return seconds

@@ -82,6 +82,7 @@ class Workspace:
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
+        self.columns: NDArray[np.int64] | None = None  # of the harvested rates; all of them
         text = json.dumps(plan, sort_keys=True, indent=2)
         file = folder / "plan.json"
         known = file.read_text() if file.is_file() else None
@@ -116,6 +117,8 @@ class Workspace:
             name: np.concatenate([getattr(shard, name) for shard in shards])
             for name in ("rates", "logits", "sources", "labels")
         }
+        if self.columns is not None:
+            joined["rates"] = joined["rates"][:, self.columns]
         readings = Readings(name=first.slug, kind=first.kind, **joined)
         if first.kind != "attack":
             return readings

@@ -18,10 +18,12 @@ from detector.head import Head
 from detector.runtime import Guard, Reader
 from detector.session import available_cores
 from training.case import Case, Preprocessing, open_case
+from training.economy import choose_taps
 from training.errors import AttackError, DataError
 from training.fit import Readings, calibrate, fit_head
 from training.harvest import Job, Orders, Workspace, harvest, plan_jobs
 from training.html import report_page
+from training.probes import column_taps
 from training.progress import Progress
 from training.recipes import Portion, Recipe, recipe_named
 from training.report import promised_rates, report_card
@@ -50,6 +52,7 @@ class FitSettings:
     seed: int = 0
     threads: int | None = None
     workers: int | None = None
+    max_overhead: float | None = None
     work: Path | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +102,9 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
     workspace = Workspace(orders.workspace, _plan(case, recipe, settings))
     jobs = _harvest(case, recipe, orders, settings, progress)
     head = _fit(case, recipe, jobs, workspace, settings, progress)
+    if settings.max_overhead is not None:
+        case, reader = _cheaper(case, head, workspace, settings)
+        head = _fit(case, recipe, jobs, workspace, settings, progress)
     head = calibrate(
         head,
         _readings(case, reader, case.splits["calibrate"]),
@@ -237,6 +243,20 @@ def _fit(
     return fit_head(
         groups, taps=case.taps, settings=recipe.head, seed=settings.seed, progress=advance
     )
+
+
+def _cheaper(
+    case: Case, head: Head, workspace: Workspace, settings: FitSettings
+) -> tuple[Case, Reader]:
+    """Return the case with the taps that fit the budget; the workspace gives their rates alone."""
+    assert settings.max_overhead is not None
+    chosen = choose_taps(
+        case.production, case.spec, case.taps, head, max_overhead=settings.max_overhead
+    )
+    workspace.columns = np.flatnonzero(np.isin(column_taps(case.taps), chosen))
+    taps = tuple(case.taps[i] for i in chosen)
+    reader = Reader(case.production, case.spec, taps, threads=settings.threads)
+    return replace(case, taps=taps), reader
 
 
 def _readings(case: Case, reader: Reader, sources: NDArray[np.int64]) -> Readings:
