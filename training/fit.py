@@ -6,6 +6,7 @@ network, so an ensemble costs the graph two products like a single net does.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -232,11 +233,12 @@ def _folds(sources: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int6
 
 
 def _network(inputs: int, settings: HeadSettings, generator: torch.Generator) -> torch.nn.Module:
+    linear = partial(torch.nn.utils.skip_init, torch.nn.Linear)  # it would draw from global state
     network = torch.nn.Sequential(
-        torch.nn.Linear(inputs, settings.units),
+        linear(inputs, settings.units),
         torch.nn.ReLU(),
         torch.nn.Dropout(settings.dropout),
-        torch.nn.Linear(settings.units, 1),
+        linear(settings.units, 1),
     )
     for name, parameter in network.named_parameters():
         bound = 1 / np.sqrt(inputs if name.startswith("0") else settings.units)
