@@ -1,0 +1,324 @@
+"""Retraining: new attacks join the old harvest, a challenger is fitted, and the gate judges it.
+
+Nothing on disk is attacked again. The challenger goes to a folder of its own; putting it into
+service is another step, `detector.shelf.promote`.
+"""
+
+import datetime as dt
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.artifact import (
+    Golden,
+    GuardArtifact,
+    check_model,
+    check_place,
+    read_guard,
+    write_file,
+    write_guard,
+)
+from detector.head import Head
+from detector.model import Production, load_production
+from detector.runtime import Guard, Reader
+from training.additions import CAPTURE, Fresh, read_captured, read_images, run_attack, store
+from training.case import predict
+from training.data import Dataset, load_data, split_sources
+from training.errors import DataError
+from training.fit import Readings, calibrate, fit_head
+from training.gate import GateLimits, GateResult, gate
+from training.harvest import Orders
+from training.html import report_page
+from training.kept import CLEAN, WEIGHT, Added, Kept, open_kept
+from training.progress import Progress
+from training.report import promised_rates, report_card
+
+__all__ = ["Retrained", "retrain"]
+
+CALIBRATION = "calibration.npz"
+PARTS = ("fit", "calibrate", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrained:
+    """The challenger, what it learned from and what the gate says of it."""
+
+    guard: GuardArtifact
+    added: tuple[Added, ...]
+    gate: GateResult
+
+
+def retrain(
+    guard: Path,
+    model: Path,
+    new: Sequence[Path],
+    out: Path,
+    *,
+    attacks: Sequence[str] = (),
+    work: Path | None = None,
+    data: str | None = None,
+    share: float = 0.2,
+    sources: int = 400,
+    limits: GateLimits | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Retrained:
+    """Fit a guard on the harvest of an old one and on new attacks; write it and judge it.
+
+    Args:
+        guard: the champion's folder.
+        model: its production ONNX file.
+        new: each an npz of attacked images, a folder of such, or a folder of labelled captures.
+        out: the challenger's folder.
+        attacks: names of attacks to run on the original data set, or module:Class.
+        work: the harvest; by default the one the champion names, or GUARD.work.
+        data: where the original data set lies now, if it moved.
+        share: of the weight of all attacks that the new ones get, however few they are.
+        sources: images per named attack, at most.
+        limits: of the gate.
+        seed: of every random choice.
+        threads: of ONNX Runtime.
+        progress: told of the stages.
+
+    Raises:
+        DataError: nothing new, the harvest or the data set is gone or another, too few images.
+        AttackError: an attack is unknown or lacks what it needs.
+        GuardError: the champion can't be read, or is not the model's.
+        OSError: the disk is full; nothing half-written is left.
+    """
+    check_place(out)
+    if not 0 < share < 1:
+        raise DataError(f"expected a share of the weight in (0, 1), got {share}")
+    if not new and not attacks:
+        raise DataError("expected something new: images, labelled captures or an attack to run")
+    progress = progress or Progress()
+    champion = read_guard(guard)
+    manifest = champion.manifest
+    production = load_production(model, output=manifest.answer)
+    check_model(champion, production.sha256)
+    reader = Reader(production, manifest.input, manifest.taps, threads=threads)
+    kept = open_kept(champion, work)
+    original = _Original(champion, data)
+    progress.stage("new images", len(new) + len(attacks))
+    clean = _calibration(kept, original, reader)
+    fresh: list[Fresh] = []
+    for path in new:
+        is_captured = (path / CAPTURE).is_file()
+        fresh += read_captured(path, champion) if is_captured else read_images(path, reader)
+        progress.advance(1)
+    of_attacks = sum(one.kind == "attack" for one in fresh) + len(attacks)
+    before = {name: kept.weights.get(name, WEIGHT) for name in kept.jobs}
+    kinds = {name: made[0].kind for name, made in kept.jobs.items()}
+    old = sum(weight for name, weight in before.items() if kinds[name] == "attack")
+    weight = share / (1 - share) * old / max(of_attacks, 1)
+    first = len(kept.added)
+    for one in fresh:
+        added = store(one, kept, weight=weight if one.kind == "attack" else WEIGHT)
+        kept = kept.with_added([added])
+    for name in attacks:
+        orders = _orders(champion, model, original.dataset, kept, threads)
+        splits = _attackable(original, reader, sources, seed)
+        kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
+        progress.advance(1)
+    head = _fit(kept, champion, clean, seed, progress)
+    draft = _draft(champion, out, head, reader, kept, kept.added[first:], seed)
+    progress.stage("gate", 1)
+    judged = gate(
+        production,
+        champion,
+        draft,
+        kept,
+        new=[added.name for added in kept.added[first:]],
+        limits=limits,
+        seed=seed,
+    )
+    artifact = _write(draft, production, kept, judged, seed, threads)
+    progress.advance(1)
+    return Retrained(guard=artifact, added=kept.added[first:], gate=judged)
+
+
+class _Original:
+    """The data set of the first fit, loaded when it is needed."""
+
+    def __init__(self, champion: GuardArtifact, data: str | None) -> None:
+        self._manifest = champion.manifest
+        self._data = data or str(self._manifest.provenance["data"]["source"])
+        self._loaded: Dataset | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images.
+
+        Raises:
+            DataError: it is gone, or another.
+        """
+        if self._loaded is None:
+            spec = self._manifest.input
+            loaded = load_data(self._data, size=(spec.height, spec.width))
+            expected = self._manifest.provenance["data"]["sha256"]
+            if loaded.digest != expected:
+                raise DataError(
+                    f"expected the images the guard was fitted on, SHA-256 {expected[:16]}…, "
+                    f"{self._data} holds others"
+                )
+            self._loaded = loaded
+        return self._loaded
+
+    @property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Its parts, drawn again as the fit drew them."""
+        provenance = self._manifest.provenance
+        stored = provenance["recipe"]["splits"]
+        shares = {part: float(stored[part]) for part in PARTS}  # the order deals the images out
+        return split_sources(self.dataset.labels, shares, int(provenance["seed"]))
+
+
+def _calibration(kept: Kept, original: _Original, reader: Reader) -> Readings:
+    """Return the clean calibration readings, kept on disk so that the images may go after this.
+
+    Raises:
+        DataError: neither the readings nor the images are there.
+    """
+    file = kept.workspace.folder / CALIBRATION
+    if not file.is_file():
+        try:
+            rows = original.splits["calibrate"]
+        except DataError as error:
+            raise DataError(
+                f"a new head needs new clean scores, and the calibration images are out of reach: "
+                f"{error}. Give --data with the images of the first fit"
+            ) from error
+        rates, logits = reader.read(original.dataset.images[rows])
+        labels = original.dataset.labels[rows]
+        arrays: dict[str, NDArray[Any]] = {
+            "rates": rates,
+            "logits": logits,
+            "sources": rows,
+            "labels": labels,
+        }
+        write_file(file, npz=arrays)
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            values = {name: stored[name] for name in ("rates", "logits", "sources", "labels")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is damaged: remove it to make it anew") from error
+    return Readings(name=CLEAN, kind="clean", **values)
+
+
+def _orders(
+    champion: GuardArtifact, model: Path, dataset: Dataset, kept: Kept, threads: int | None
+) -> Orders:
+    manifest = champion.manifest
+    return Orders(
+        model=model,
+        output=manifest.answer,
+        spec=manifest.input,
+        taps=manifest.taps,
+        twin=str(manifest.provenance["twin"]),
+        dataset=dataset,
+        changes={},
+        workspace=kept.workspace.folder,
+        seed=int(manifest.provenance["seed"]),
+        threads=threads,
+    )
+
+
+def _attackable(
+    original: _Original, reader: Reader, most: int, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Return images the model answers right: so many to fit on, half as many to judge by."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for split, limit in (("fit", most), ("test", -(-most // 2))):
+        rows = rng.permutation(original.splits[split])
+        dataset = original.dataset.take(rows)
+        right = rows[predict(reader, dataset.images).argmax(axis=1) == dataset.labels]
+        found[split] = np.sort(right[:limit])
+    return found
+
+
+def _fit(
+    kept: Kept, champion: GuardArtifact, clean: Readings, seed: int, progress: Progress
+) -> Head:
+    progress.stage("head", 100)
+    done = 0
+
+    def advance(part: float) -> None:
+        nonlocal done
+        progress.advance(round(100 * part) - done)
+        done = round(100 * part)
+
+    manifest = champion.manifest
+    head = fit_head(
+        kept.groups("fit"), taps=manifest.taps, settings=kept.head, seed=seed, progress=advance
+    )
+    prevalence = float(manifest.provenance.get("prevalence", 0.5))
+    return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)
+
+
+def _draft(
+    champion: GuardArtifact,
+    out: Path,
+    head: Head,
+    reader: Reader,
+    kept: Kept,
+    added: Sequence[Added],
+    seed: int,
+) -> GuardArtifact:
+    """Return the challenger as it will be written, but for its report card."""
+    rates, logits = reader.read(champion.golden.images)
+    golden: Golden = replace(champion.golden, rates=rates, score=head.score(rates, logits).score)
+    provenance: Mapping[str, Any] = {
+        **{k: v for k, v in champion.manifest.provenance.items() if k != "forced"},
+        "work": str(kept.workspace.folder.resolve()),
+        "added": [asdict(one) for one in kept.added],
+        "lineage": [
+            *champion.manifest.provenance.get("lineage", ()),
+            {"parent": champion.digest, "seed": seed, "added": [one.name for one in added]},
+        ],
+    }
+    manifest = replace(
+        champion.manifest,
+        thresholds=promised_rates(head.clean_scores, champion.manifest.fpr),
+        calibration_images=len(head.clean_scores),
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        provenance=provenance,
+        metrics={},
+    )
+    return GuardArtifact(path=out, digest="", manifest=manifest, head=head, golden=golden)
+
+
+def _write(
+    draft: GuardArtifact,
+    production: Production,
+    kept: Kept,
+    judged: GateResult,
+    seed: int,
+    threads: int | None,
+) -> GuardArtifact:
+    card = report_card(
+        Guard(production, draft, threads=threads),
+        kept.workspace,
+        kept.split("test"),
+        thresholds=draft.manifest.thresholds,
+        seed=seed,
+    )
+    card["gate"] = judged.to_json()
+    manifest = replace(draft.manifest, metrics=json.loads(json.dumps(card)))
+    return write_guard(
+        draft.path,
+        manifest=manifest,
+        head=draft.head,
+        golden=draft.golden,
+        reports={
+            "report.json": json.dumps(card, indent=2).encode(),
+            "report.html": report_page(card, manifest).encode(),
+        },
+    )
