@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from detector.errors import DetectorError
     from detector.runtime import Guard
+    from detector.shelf import Change
     from detector.verdict import Verdict, Verdicts
     from service.client import AsyncClient, Client
     from training.progress import Progress
@@ -448,6 +449,159 @@ def harden(
         before, after = report[f"{what}_before"]["value"], report[f"{what}_after"]["value"]
         typer.echo(f"{what:<12} {before:.3f} -> {after:.3f}")
     typer.echo(f"model: {out / 'model.onnx'}")
+
+
+Shelf = Annotated[
+    Path, typer.Option("--shelf", help="The folder of versions that `serve --guard` follows.")
+]
+Why = Annotated[str, typer.Option("--why", help="Goes into the history.")]
+Who = Annotated[str, typer.Option("--who", help="Goes into the history. [the user's name]")]
+
+
+@app.command()
+def retrain(
+    *,
+    guard: GuardFolder,
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="The new guard's folder to write.")],
+    new: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--new",
+            help="An .npz of attacked `images` with their true `labels`, a folder of such, or a "
+            "folder of labelled captures; may be repeated.",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help="An attack to run, by name or module:Class; repeatable."),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="The harvest. [what the guard names]")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="The images of the first fit, if they moved.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option("--share", help="Of all attacks' weight, for the new ones.")
+    ] = 0.2,
+    sources: Annotated[
+        int, typer.Option("--sources", help="Images per --attack to fit on, at most.")
+    ] = 400,
+    margin: Annotated[
+        float, typer.Option("--margin", help="AUROC that an old attack may lose.")
+    ] = 0.01,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a guard on new attacks beside all old ones and judge it: exit code 1 if refused."""
+    from training.gate import GateLimits, print_gate
+    from training.retrain import retrain as run_retrain
+
+    with _progress(quiet=as_json) as progress:
+        found = run_retrain(
+            guard,
+            model,
+            new or [],
+            out,
+            attacks=attack or [],
+            work=work,
+            data=data,
+            share=share,
+            sources=sources,
+            limits=GateLimits(auroc=margin),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        document = {"guard": str(out), "digest": found.guard.digest, "gate": found.gate.to_json()}
+        typer.echo(json.dumps(document))
+    else:
+        print_gate(found.gate)
+        typer.echo(f"guard: {out}")
+    sys.exit(0 if found.gate.passed else 1)
+
+
+@app.command()
+def promote(
+    *,
+    shelf: Shelf,
+    guard: GuardFolder,
+    why: Why,
+    who: Who = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Against the gate's word; the version says so.")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="PEM, an Ed25519 private key to sign with.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a guard on the shelf and make it current; a running server follows."""
+    from detector.shelf import promote as put
+
+    change = put(shelf, guard, who=who or _user(), why=why, force=force, key=key)
+    _tell_change(change, as_json=as_json)
+
+
+@app.command()
+def rollback(*, shelf: Shelf, why: Why, who: Who = "", as_json: Json = False) -> None:
+    """Make the version current that was so before; again, one further back."""
+    from detector.shelf import rollback as go_back
+
+    _tell_change(go_back(shelf, who=who or _user(), why=why), as_json=as_json)
+
+
+@app.command()
+def status(*, shelf: Shelf, as_json: Json = False) -> None:
+    """Show the current version, the others, the gate's last word and the history."""
+    from dataclasses import asdict
+
+    from detector.shelf import current, history, versions
+
+    live, known, changes = current(shelf), versions(shelf), history(shelf)
+    gate = {} if live is None else live.manifest.metrics.get("gate", {})
+    if as_json:
+        document = {
+            "current": live and live.digest,
+            "versions": {name: found.manifest.created_at for name, found in known.items()},
+            "gate": gate,
+            "history": [asdict(change) for change in changes],
+        }
+        typer.echo(json.dumps(document))
+        return
+    for name, found in known.items():
+        mark = "*" if live is not None and found.digest == live.digest else " "
+        typer.echo(f"{mark} {name}  fitted {found.manifest.created_at}")
+    if gate:
+        typer.echo(f"gate: {'passed' if gate['passed'] else 'refused'}")
+    for change in changes:
+        forced = ", forced" if change.forced else ""
+        typer.echo(
+            f"{change.number:>4} {change.when} {change.action:<8} {change.guard[:16]} "
+            f"by {change.who}{forced}: {change.why}"
+        )
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+def _tell_change(change: "Change", *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        typer.echo(json.dumps(asdict(change)))
+        return
+    before = f", before {change.before[:16]}" if change.before else ""
+    typer.echo(f"{change.action}: {change.guard[:16]} is current{before}")
 
 
 def _floats(text: str) -> tuple[float, ...]:
