@@ -54,7 +54,7 @@ def benign(share: float) -> tuple[Portion, ...]:
         Mixture("shift", tuple(Shift(down=d, right=r) for d, r in shifts)),
     )
     # noise is what a guard most easily takes for an attack
-    weights = {"gaussian": 3.0, "sign": 4.0, "uniform": 3.0}
+    weights = {"gaussian": 2.0, "sign": 4.0, "uniform": 2.0, "impulse": 2.0, "brightness": 2.0}
     return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in mixtures)
 
 
