@@ -30,6 +30,7 @@ __all__ = ["CAPTURE", "Fresh", "read_captured", "read_images", "run_attack", "st
 
 CAPTURE = "capture.sqlite"
 HELD_OUT = 0.3
+SPLITS = 1000  # an id's remainder says whether it is held out
 HASHED = 1 << 62  # ids of images from outside: apart from the row numbers of the data set
 LABELLED_CLEAN = "labelled-clean"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -170,7 +171,7 @@ def _labelled(
         rates=read.astype(np.float16),
         logits=answered,
         labels=_likely_class(artifact, read, answered, kind),
-        ids=_hashed(ids),
+        ids=_together(ids),
         source=str(folder),
         dropped=dropped,
     )
@@ -258,7 +259,7 @@ def store(fresh: Fresh, kept: Kept, *, weight: float) -> Added:
     """
     known = [job.sources for made in kept.jobs.values() for job in made]
     old = np.isin(fresh.ids, np.concatenate(known))
-    held = fresh.ids % 1000 < 1000 * HELD_OUT
+    held = fresh.ids % SPLITS < SPLITS * HELD_OUT
     parts = {"fit": np.flatnonzero(~held & ~old), "test": np.flatnonzero(held & ~old)}
     if not all(map(len, parts.values())):
         raise DataError(
@@ -291,6 +292,15 @@ def store(fresh: Fresh, kept: Kept, *, weight: float) -> Added:
 def _hashed(texts: Sequence[bytes]) -> NDArray[np.int64]:
     numbers = [int.from_bytes(hashlib.sha256(text).digest()[:7]) for text in texts]
     return np.array(numbers, np.int64) | HASHED
+
+
+def _together(ids: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return a number per captured image, held out or not together with its request.
+
+    Images of one request may all but be copies; an id is REQUEST:ROW.
+    """
+    requests = _hashed([name.rpartition(b":")[0] or name for name in ids])
+    return _hashed(ids) // SPLITS * SPLITS + requests % SPLITS
 
 
 def _checked_name(name: str) -> str:

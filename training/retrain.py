@@ -27,6 +27,7 @@ from detector.artifact import (
 from detector.head import Head
 from detector.model import Production, load_production
 from detector.runtime import Guard, Reader
+from detector.shelf import current
 from training.additions import CAPTURE, Fresh, read_captured, read_images, run_attack, store
 from training.case import predict
 from training.data import Dataset, load_data, split_sources
@@ -73,7 +74,7 @@ def retrain(
     """Fit a guard on the harvest of an old one and on new attacks; write it and judge it.
 
     Args:
-        guard: the champion's folder.
+        guard: the champion's folder, or a shelf whose current version is the champion.
         model: its production ONNX file.
         new: each an npz of attacked images, a folder of such, or a folder of labelled captures.
         out: the challenger's folder.
@@ -99,7 +100,7 @@ def retrain(
     if not new and not attacks:
         raise DataError("expected something new: images, labelled captures or an attack to run")
     progress = progress or Progress()
-    champion = read_guard(guard)
+    champion = current(guard) or read_guard(guard)
     manifest = champion.manifest
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)

@@ -14,6 +14,7 @@ from detector.head import threshold_at
 from detector.images import Images
 from detector.model import load_production
 from detector.runtime import Guard, Reader
+from detector.shelf import promote
 from training.attacks import FGSM, PGD, Patch, Victim
 from training.attacks.benign import GaussianNoise
 from training.data import Dataset, save_dataset
@@ -106,7 +107,7 @@ def write_captures(
             "row INTEGER)"
         )
         values = [
-            (f"request-{i}", changes.get("model", "m"), label, "0.npz", i)
+            (f"request-{i // 5}:{i % 5}", changes.get("model", "m"), label, "0.npz", i)
             for i, (_, label) in enumerate(rows)
         ]
         index.executemany("INSERT INTO captures VALUES (?, ?, ?, ?, ?)", values)
@@ -117,11 +118,15 @@ def write_captures(
 def test_a_new_attack_is_learned_and_no_old_one_forgotten(
     champion: Champion, tmp_path: Path
 ) -> None:
-    """From 100 images; the lineage, the gate's word and the promised rate are in the manifest."""
+    """From 100 images; lineage and the gate's word are in the manifest, and the shelf takes it."""
     before = read_guard(champion.guard)
+    shelf, work = tmp_path / "shelf", champion.guard.with_name("guard.work")
+    promote(shelf, champion.guard, who="ann", why="first")
     new = tmp_path / "patch.npz"
     save_dataset(champion.patched.take(np.arange(100)), new)
-    found = retrain(champion.guard, champion.model, [new], tmp_path / "g2", limits=FAST, threads=1)
+    found = retrain(
+        shelf, champion.model, [new], tmp_path / "g2", work=work, limits=FAST, threads=1
+    )
     fresh = champion.patched.images[100:]
     assert detection(champion, found.guard, fresh) > detection(champion, before, fresh) + 0.05
     assert found.gate.passed, found.gate.reasons
@@ -136,6 +141,7 @@ def test_a_new_attack_is_learned_and_no_old_one_forgotten(
     assert manifest.metrics["gate"]["champion"] == before.digest
     assert manifest.calibration_images == before.manifest.calibration_images
     assert f"{manifest.fpr:g}" in manifest.thresholds
+    assert promote(shelf, tmp_path / "g2", who="ann", why="patches").guard == found.guard.digest
 
 
 @pytest.mark.slow
@@ -184,6 +190,7 @@ def test_labelled_captures_need_no_image(champion: Champion, tmp_path: Path) -> 
     assert added["labelled-clean"].dropped["shard damaged"] == 1
     assert added["labelled-clean"].fit + added["labelled-clean"].test == 100
     assert added["patch"].kind == "attack"
+    assert added["patch"].fit % 5 == added["patch"].test % 5 == 0  # a request is not torn apart
     fresh = champion.patched.images[100:]
     assert detection(champion, found.guard, fresh) > detection(champion, before, fresh) + 0.05
 
