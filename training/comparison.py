@@ -1,0 +1,202 @@
+"""A guard beside its baselines, on the same images. N images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from detector.artifact import Manifest
+from detector.images import Images
+from detector.model import Production
+from detector.runtime import Guard, Reader, in_batches
+from detector.session import open_session
+from training.analysis.recording import Recorder
+from training.baselines import Baseline, Context, Material
+from training.case import predict
+from training.errors import AttackError
+from training.fit import HeadSettings, Kind, Readings
+from training.harvest import Shard, Workspace
+from training.leave_out import shards_of
+from training.metrics import auroc
+from training.progress import Progress
+
+__all__ = ["Group", "compare", "mean"]
+
+MATCHED_RATE = 0.05
+CHUNK = 256
+GUARD = "reluguard"
+
+Scores = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Images of one kind, failed attacks too, with the guard's scores.
+
+    Attributes:
+        name: "clean", or the attack's or change's.
+        shard: images, sources, labels, rates and logits.
+        kind: on which side it is.
+        score: float32, (N,).
+        wrong: bool, (N,). Whether the model's answer is not the true class.
+    """
+
+    name: str
+    shard: Shard
+    kind: Kind
+    score: NDArray[np.float32]
+    wrong: NDArray[np.bool_]
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """bool, (N,). Whether the attack changed the model's right answer to a wrong one."""
+        return self.shard.success & self.wrong
+
+
+def compare(
+    groups: Mapping[str, Group],
+    guard: Guard,
+    production: Production,
+    reader: Reader,
+    fit: Workspace | None,
+    kinds: Sequence[type[Baseline]],
+    rows: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return each baseline's figures beside the guard's, at a threshold matched on clean images.
+
+    Args:
+        groups: what is judged, by name, "clean" among them.
+        guard: the guard.
+        production: its model.
+        reader: of that model's firing rates.
+        fit: the work folder of the guard's fit, without which what needs fitting is left out.
+        kinds: the baselines.
+        rows: of each fitting group at most.
+        seed: of every random choice.
+        progress: told of each baseline.
+    """
+    manifest = guard.artifact.manifest
+    result = {GUARD: _comparison({slug: g.score for slug, g in groups.items()}, groups)}
+    if any(group.shard.images is None for group in groups.values()):
+        return result | {"left out": {"note": "images too large to keep in shards"}}
+    recorder = Recorder(production, guard.spec, manifest.taps)
+    late = max(
+        (i for i, tap in enumerate(manifest.taps) if len(tap.shape) == 3),
+        default=len(manifest.taps) - 1,
+    )
+    context = Context(
+        taps=manifest.taps,
+        settings=HeadSettings(**manifest.provenance.get("recipe", {}).get("head", {})),
+        predict=lambda images: predict(reader, images),
+        activations=_tap_reader(production, guard, manifest.taps[late].name),
+        seed=seed,
+    )
+    chosen = [kind for kind in kinds if fit is not None or not kind.needs_fit]
+    progress.stage("baselines", len(chosen) + 2)
+    fitted = _fit_material(fit, manifest, recorder, rows, seed) if fit is not None else []
+    progress.advance(1)
+    judged = {slug: _material(_readings(g), g.shard.images, recorder) for slug, g in groups.items()}
+    progress.advance(1)
+    for kind in chosen:
+        baseline = kind()
+        try:
+            baseline.fit(fitted, context)
+            scores = {slug: baseline.score(material) for slug, material in judged.items()}
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            result[kind.name] = {"note": f"failed: {error}"}
+        else:
+            result[kind.name] = _comparison(scores, groups) | {"note": kind.note}
+        progress.advance(1)
+    return result
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return float(np.mean(values)) if values else None
+
+
+def _comparison(scores: Mapping[str, Scores], groups: Mapping[str, Group]) -> dict[str, Any]:
+    """Return AUROC by attack, and what is flagged where 5 % of these clean images are."""
+    clean = scores["clean"]
+    limit = float(np.quantile(clean, 1 - MATCHED_RATE, method="higher"))
+    hits = {
+        slug: scores[slug][g.hits]
+        for slug, g in groups.items()
+        if g.kind == "attack" and g.hits.any()
+    }
+    areas = {slug: auroc(clean, attacked) for slug, attacked in hits.items()}
+    harmless = {
+        slug: float((scores[slug] > limit).mean())
+        for slug, g in groups.items()
+        if g.kind == "benign"
+    }
+    return {
+        "auroc": areas,
+        "mean_auroc": mean([*areas.values()]),
+        "worst_auroc": min(areas.values(), default=None),
+        "detected": {slug: float((attacked > limit).mean()) for slug, attacked in hits.items()},
+        "benign_flagged": harmless,
+        "mean_benign_flagged": mean([*harmless.values()]),
+    }
+
+
+def _tap_reader(production: Production, guard: Guard, name: str) -> Callable[[Any], NDArray[Any]]:
+    probe = onnx.ModelProto()
+    probe.CopyFrom(production.proto)
+    if name not in {value.name for value in probe.graph.output}:
+        probe.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = open_session(probe, threads=1)
+
+    def read(images: Images) -> NDArray[Any]:
+        values = in_batches(session, guard.spec, guard.spec.to_tensor(images), [name])
+        return values[0].astype(np.float32)
+
+    return read
+
+
+def _readings(group: Group) -> Readings:
+    shard = group.shard
+    return Readings(
+        name=group.name,
+        kind=group.kind,
+        rates=shard.rates,
+        logits=shard.logits,
+        sources=shard.sources,
+        labels=shard.labels,
+    )
+
+
+def _material(readings: Readings, images: Any, recorder: Recorder) -> Material:
+    parts = [
+        np.concatenate(recorder.record(images[i : i + CHUNK]).means, axis=1)
+        for i in range(0, len(images), CHUNK)
+    ]
+    return Material(readings=readings, images=images, means=np.concatenate(parts))
+
+
+def _fit_material(
+    fit: Workspace, manifest: Manifest, recorder: Recorder, rows: int, seed: int
+) -> list[Material]:
+    """Return some rows of each group the guard was fitted on; of attacks, successes."""
+    weights = manifest.provenance["recipe"].get("weights", {})
+    rng = np.random.default_rng(seed)
+    found = []
+    for slug, jobs in shards_of(fit, manifest, "fit").items():
+        shards = [fit.read(job) for job in jobs]
+        images = [shard.images for shard in shards if shard.images is not None]
+        if len(images) < len(shards):
+            raise AttackError("the fit's images were too large to keep in its shards")
+        kept = np.concatenate([shard.success for shard in shards])
+        limit = 4 * rows if slug == "clean" else rows
+        chosen = np.sort(rng.permutation(np.flatnonzero(kept))[:limit])
+        if len(chosen) == 0:
+            continue
+        readings = fit.readings([replace(job, kind="clean") for job in jobs]).rows(chosen)
+        readings = replace(readings, kind=jobs[0].kind, weight=weights.get(slug, 1.0))
+        found.append(_material(readings, np.concatenate(images)[chosen], recorder))
+    return found

@@ -1,0 +1,145 @@
+"""Seen and unseen: heads fitted without one family of attacks, judged on it.
+
+All from the shards of a fit: heads on its fitting split, figures on its test split.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.artifact import Manifest
+from training.errors import DataError
+from training.fit import HeadSettings, Kind, Readings, fit_head
+from training.harvest import Job, Workspace
+from training.metrics import auroc
+from training.progress import Progress
+
+__all__ = ["family", "leave_one_out", "open_fit", "shards_of"]
+
+_FAMILIES: Mapping[str, str] = {
+    "fgsm": "one step",
+    "bim": "PGD Linf",
+    "mifgsm": "PGD Linf",
+    "pgd-linf": "PGD Linf",
+    "apgd": "PGD Linf",
+    "pgd-l2": "PGD L2 and L1",
+    "pgd-l1": "PGD L2 and L1",
+    "deepfool": "minimal",
+    "fmn": "minimal",
+    "cw": "minimal",
+    "hopskipjump": "minimal",
+    "art-newtonfool": "minimal",
+}
+
+
+def family(slug: str) -> str:
+    """Return the family an attack belongs to: of its own where it is like no other."""
+    known = (name for prefix, name in _FAMILIES.items() if slug.startswith(prefix))
+    return next(known, slug.split("-", maxsplit=1)[0])
+
+
+def open_fit(folder: Path, manifest: Manifest) -> Workspace:
+    """Return the workspace a guard was fitted in.
+
+    Raises:
+        DataError: there is none, or it belongs to another guard.
+    """
+    import json
+
+    file = folder / "plan.json"
+    if not file.is_file():
+        raise DataError(f"expected the work folder of a fit, {folder} has no plan.json")
+    plan = json.loads(file.read_text())
+    provenance = manifest.provenance
+    own = (manifest.model_sha256, provenance.get("data", {}).get("sha256"), provenance.get("seed"))
+    if (plan.get("model"), plan.get("data"), plan.get("seed")) != own:
+        raise DataError(f"{folder} holds the work of another model, data set or seed")
+    return Workspace(folder, plan)
+
+
+def shards_of(workspace: Workspace, manifest: Manifest, split: str) -> dict[str, list[Job]]:
+    """Return the shards of a fit's split by slug, clean first."""
+    recipe = manifest.provenance["recipe"]
+    kinds: dict[str, Kind] = {"clean": "clean"}
+    kinds |= {portion["slug"]: "benign" for portion in recipe["benign"]}
+    kinds |= {portion["slug"]: "attack" for portion in recipe["attacks"]}
+    found: dict[str, list[Job]] = {}
+    for slug, kind in kinds.items():
+        files = sorted((workspace.folder / slug).glob(f"{split}-*.npz"))
+        if files:
+            empty = np.zeros(0, np.int64)
+            found[slug] = [
+                Job(slug=slug, kind=kind, split=split, number=i, sources=empty)
+                for i in range(len(files))
+            ]
+    if "clean" not in found:
+        raise DataError(f"{workspace.folder} has no clean images of the {split} split")
+    return found
+
+
+def leave_one_out(
+    workspace: Workspace,
+    manifest: Manifest,
+    *,
+    rows: int | None = 1500,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return AUROC on every attack of heads fitted without one family each, and of one with all.
+
+    Args:
+        workspace: of the fit.
+        manifest: of the guard.
+        rows: of each group at most are fitted on, None for all: fewer are faster, a little worse.
+        seed: of the rows and the heads.
+        progress: told of each head.
+    """
+    progress = progress or Progress()
+    recipe = manifest.provenance["recipe"]
+    weights = recipe.get("weights", {})
+    fitted = [
+        replace(_some(group, rows, seed), weight=weights.get(group.name, 1.0))
+        for group in _groups(workspace, manifest, "fit")
+    ]
+    judged = _groups(workspace, manifest, "test")
+    clean = next(group for group in judged if group.kind == "clean")
+    attacks = [group for group in judged if group.kind == "attack" and len(group)]
+    families = list(dict.fromkeys(family(group.name) for group in attacks))
+    settings = HeadSettings(**recipe["head"])
+    progress.stage("leave one family out", len(families) + 1)
+    table: dict[str, dict[str, float]] = {}
+    for left in (None, *families):
+        kept = [g for g in fitted if g.kind != "attack" or family(g.name) != left]
+        if not any(g.kind == "attack" and len(g) for g in kept):
+            continue
+        head = fit_head(kept, taps=manifest.taps, settings=settings, seed=seed)
+        base = head.score(clean.rates, clean.logits).score
+        table[left or "nothing"] = {
+            g.name: auroc(base, head.score(g.rates, g.logits).score) for g in attacks
+        }
+        progress.advance(1)
+    unseen = {g.name: table[family(g.name)][g.name] for g in attacks if family(g.name) in table}
+    return {
+        "rows_per_group": rows,
+        "families": {g.name: family(g.name) for g in attacks},
+        "auroc": table,
+        "unseen": unseen,
+        "mean_unseen": float(np.mean([*unseen.values()])) if unseen else None,
+        "worst_unseen": min(unseen.values()) if unseen else None,
+    }
+
+
+def _groups(workspace: Workspace, manifest: Manifest, split: str) -> list[Readings]:
+    found = shards_of(workspace, manifest, split)
+    return [group for jobs in found.values() if len(group := workspace.readings(jobs))]
+
+
+def _some(group: Readings, rows: int | None, seed: int) -> Readings:
+    if rows is None or len(group) <= rows:
+        return group
+    limit = 3 * rows if group.kind == "clean" else rows
+    chosen = np.random.default_rng(seed).permutation(len(group))[:limit]
+    return group.rows(np.sort(chosen))
