@@ -103,7 +103,8 @@ class Workspace:
         """
         file = self.folder / job.file
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            # NumPy leaves a file open that it opened itself and can't read
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}
             return Shard(**{"images": None, **values})
         except _DAMAGE as error:

@@ -10,9 +10,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from detector.artifact import GuardArtifact
 from detector.images import Images, InputSpec
-from training.attacks import Victim, open_victim
-from training.data import Dataset
+from training.attacks import FGSM, PGD, Square, Victim, open_victim
+from training.attacks.benign import GaussianNoise
+from training.attacks.mixture import Mixture
+from training.data import Dataset, save_dataset
+from training.fit import HeadSettings
+from training.pipeline import FitSettings, fit_guard
+from training.recipes import Portion, Recipe
 from training.twin import Twin, load_twin
 
 SPEC = InputSpec(name="image", height=8, width=8, channels=1)
@@ -144,3 +150,53 @@ def graph_of(
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=min(10, 9 if opset < 21 else 10)
     )
+
+
+@pytest.fixture(scope="session")
+def digits_file(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The npz of the 300 digits that the model was not trained on."""
+    path = tmp_path_factory.mktemp("unseen") / "unseen.npz"
+    save_dataset(digits.take(np.arange(300)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def brief_recipe() -> Recipe:
+    """A recipe of a second: attacks with and without gradients, and one harmless change."""
+    return Recipe(
+        name="brief",
+        attacks=(
+            Portion(FGSM(size=48.0)),
+            Portion(PGD(size=24.0, steps=4), 0.5),
+            Portion(Square(size=56.0, most_queries=40), 0.6),
+        ),
+        benign=(Portion(Mixture("noise", tuple(GaussianNoise(sigma=s) for s in (4.0, 16.0)))),),
+        head=HeadSettings(units=16, epochs=6, batch=64),
+        fit=0.5,
+        calibrate=0.3,
+        test=0.2,
+    )
+
+
+@pytest.fixture(scope="session")
+def fit_settings(
+    digits_model: Path,
+    digits_file: Path,
+    brief_recipe: Recipe,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> FitSettings:
+    """What `fitted` was asked for; its work folder is kept."""
+    return FitSettings(
+        model=digits_model,
+        data=str(digits_file),
+        out=tmp_path_factory.mktemp("fitted") / "guard",
+        recipe=brief_recipe,
+        threads=1,
+        workers=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def fitted(fit_settings: FitSettings) -> GuardArtifact:
+    """A guard fitted on digits by the brief recipe."""
+    return fit_guard(fit_settings)
