@@ -220,6 +220,129 @@ def score(
 
 
 @app.command()
+def evaluate(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    data: Data,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for evaluation.json and evaluation.html.")
+    ],
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attack", help="By name or module:Class; may be repeated. [a list of 21 of each kind]"
+        ),
+    ] = None,
+    benign: Annotated[
+        list[str] | None,
+        typer.Option("--benign", help="Harmless change by name; may be repeated. [all]"),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Where shards are kept. [default: OUT/work]")
+    ] = None,
+    fit_work: Annotated[
+        Path | None,
+        typer.Option(
+            "--fit-work",
+            help="The work folder of the guard's fit: baselines are fitted from it. "
+            "[default: GUARD.work]",
+        ),
+    ] = None,
+    twin: Annotated[
+        str, typer.Option("--twin", help="auto, package.module:function or none, as in fit.")
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Unseen images at most. [default: all]")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes. [default: the usable cores]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a guard on images it never saw: report card, baselines, seen against unseen."""
+    from training.evaluate import evaluate as run_evaluation
+    from training.evaluate import print_evaluation
+
+    with _progress(quiet=as_json) as progress:
+        card = run_evaluation(
+            model,
+            guard,
+            data,
+            out,
+            attacks=attack,
+            benign=benign,
+            work=work,
+            fit_work=fit_work,
+            twin=twin,
+            seed=seed,
+            limit=limit,
+            threads=threads,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(card))
+    else:
+        print_evaluation(card)
+        typer.echo(f"\nreport: {out / 'evaluation.html'}")
+
+
+@app.command()
+def redteam(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder for red_team.json and evasions.npz.")],
+    budget: Annotated[
+        list[float] | None,
+        typer.Option("--budget", help="Linf, in 8-bit steps; may be repeated. [2.55, 4, 8]"),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Of each run of an attack.")] = 100,
+    restarts: Annotated[int, typer.Option("--restarts", help="Runs of each attack.")] = 2,
+    queries: Annotated[
+        int, typer.Option("--queries", help="Questions of the black box per image.")
+    ] = 1000,
+    limit: Annotated[int, typer.Option("--limit", help="Images to attack at most.")] = 100,
+    publish: Annotated[
+        bool,
+        typer.Option("--publish", help="Write the figures into the guard's manifest."),
+    ] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Attack your own guard with full knowledge of it, and say how often that gets past."""
+    from training import redteam as red
+
+    with _progress(quiet=as_json) as progress:
+        card = red.redteam(
+            model,
+            guard,
+            data,
+            out,
+            budgets=budget or red.BUDGETS,
+            steps=steps,
+            restarts=restarts,
+            queries=queries,
+            seed=seed,
+            limit=limit,
+            threads=threads,
+            progress=progress,
+        )
+    if publish:
+        red.publish(guard, card)
+    if as_json:
+        typer.echo(json.dumps(card))
+    else:
+        red.print_red_team(card)
+        typer.echo(f"\nfigures: {out / 'red_team.json'}, images: {out / 'evasions.npz'}")
+
+
+@app.command()
 def export(
     *,
     model: Model,
