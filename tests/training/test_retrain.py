@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import reluguard
 from detector.artifact import GuardArtifact, read_guard
 from detector.errors import ModelMismatchError
 from detector.head import threshold_at
@@ -282,6 +284,24 @@ def test_bad_input_is_named(champion: Champion, tmp_path: Path, tiny_model: Path
         retrain(champion.guard, tiny_model, [right], tmp_path / "g2")
     (champion.guard.with_name("guard.work") / "calibration.npz").unlink(missing_ok=True)
     attempt([few], "calibration images are out of reach.*Give --data", data=str(tmp_path / "gone"))
+
+
+@pytest.mark.slow
+def test_the_command_says_by_its_exit_code_what_the_gate_says(
+    champion: Champion, tmp_path: Path
+) -> None:
+    """0 and the gate's table as JSON for a guard that passed, 1 for one that was refused."""
+    new = tmp_path / "patch.npz"
+    save_dataset(champion.patched.take(np.arange(100)), new)
+    arguments = ["retrain", "--guard", champion.guard, "--model", champion.model, "--new", new]
+    arguments += ["--out", tmp_path / "g2", "--threads", 1, "--json"]
+    for margin, code in ((0.9, 0), (-1.0, 1)):
+        done = CliRunner().invoke(
+            reluguard.app, [*map(str, arguments), "--margin", str(margin)], catch_exceptions=False
+        )
+        said = json.loads(done.stdout)
+        assert said["digest"] == read_guard(tmp_path / "g2").digest
+        assert (done.exit_code, said["gate"]["passed"]) == (code, code == 0)
 
 
 @pytest.mark.slow
