@@ -378,7 +378,8 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="[default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option("--port", help="0 for any. [default: 50051]")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option("--metrics-port", help="Prometheus, status page. [default: 9464]")
+        int | None,
+        typer.Option("--metrics-port", help="Metrics, status; none by --set. [default: 9464]"),
     ] = None,
     threads: Threads = None,
     policy: Annotated[
@@ -725,6 +726,93 @@ def _tell_change(change: "Change", *, as_json: bool) -> None:
         return
     before = f", before {change.before[:16]}" if change.before else ""
     typer.echo(f"{change.action}: {change.guard[:16]} is current{before}")
+
+
+label = typer.Typer(
+    help="Say what captured images were: list, export, import, set.", no_args_is_help=True
+)
+app.add_typer(label, name="label")
+
+Captures = Annotated[Path, typer.Option("--captures", help="The server's capture folder.")]
+Labeller = Annotated[str, typer.Option("--labeller", help="Who says so, for the record.")]
+
+
+@label.command("list")
+def label_list(
+    *,
+    captures: Captures,
+    limit: Annotated[int, typer.Option("--limit", help="Images, at most.")] = 50,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Only what waits.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List captured images, the most adversarial first."""
+    from service.label import list_captures
+
+    with _labels():
+        found = list_captures(captures, limit=limit, unlabelled=unlabelled)
+    rows = [row.to_json() for row in found]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['id']}  {row['stratum']:<7}  score {row['score']:8.3f}  p {row['p_value']:.4f}"
+            f"  class {row['prediction']}  {row['label'] or '-'}"
+        )
+
+
+@label.command("export")
+def label_export(
+    out: Annotated[Path, typer.Argument(help="The CSV to write.")], *, captures: Captures
+) -> None:
+    """Write the captures as CSV, for its column `label` to be filled in."""
+    from service.label import export_csv
+
+    with _labels():
+        count = export_csv(captures, out)
+    typer.echo(f"{count} captures written to {out}")
+
+
+@label.command("import")
+def label_import(
+    file: Annotated[Path, typer.Argument(help="A CSV with the columns id and label.")],
+    *,
+    captures: Captures,
+    labeller: Labeller = "cli",
+) -> None:
+    """Take the labels of a CSV, all of them or none."""
+    from service.label import import_csv
+
+    with _labels():
+        count = import_csv(captures, file, labeller=labeller)
+    typer.echo(f"{count} new labels")
+
+
+@label.command("set")
+def label_set(
+    name: Annotated[str, typer.Argument(metavar="ID", help="Of the captured image.")],
+    value: Annotated[str, typer.Argument(metavar="LABEL", help="clean or attack:NAME.")],
+    *,
+    captures: Captures,
+    labeller: Labeller = "cli",
+) -> None:
+    """Label one captured image."""
+    from service.label import set_label
+
+    with _labels():
+        count = set_label(captures, [(name, value)], labeller=labeller)
+    typer.echo(f"{count} new labels")
+
+
+@contextlib.contextmanager
+def _labels() -> Iterator[None]:
+    """Turn what is wrong with a label into one clear line."""
+    from service.errors import LabelError
+
+    try:
+        yield
+    except LabelError as error:
+        _fail(str(error))
 
 
 def _floats(text: str) -> tuple[float, ...]:

@@ -57,13 +57,18 @@ def compile_reader(production: Production, taps: Sequence[Tap]) -> onnx.ModelPro
 
 
 def compile_guard(
-    production: Production, taps: Sequence[Tap], head: Head, *, fpr: float
+    production: Production,
+    taps: Sequence[Tap],
+    head: Head,
+    *,
+    fpr: float,
+    readings: bool = False,
 ) -> onnx.ModelProto:
     """Return the guarded model: the production outputs plus what the guard says.
 
     Further outputs: `reluguard_score` and `reluguard_likelihood` float32 (N,),
     `reluguard_is_adversarial` bool (N,) at the given false-positive rate, `reluguard_evidence`
-    float32 (N, L).
+    float32 (N, L). With `readings` also what the head read, as `compile_reader` gives it.
 
     Raises:
         ModelError: the head was made for other taps.
@@ -76,10 +81,11 @@ def compile_guard(
             f"got one for {head.features.taps} taps up to rate {head.features.columns.max()}"
         )
     graph = _Graph.over(production)
-    read = graph.rates(taps)
+    every = read = graph.rates(taps)
     if not np.array_equal(head.features.columns, np.arange(rates)):
         read = graph.add("Gather", read, graph.constant(head.features.columns), axis=1)
-    x = graph.features(head.features, read, graph.logits(production))
+    logits = graph.logits(production)
+    x = graph.features(head.features, read, logits)
     score = x
     for i, (w, b) in enumerate(zip(head.weights, head.biases, strict=True)):
         score = graph.add("Relu", score) if i else score
@@ -96,6 +102,9 @@ def compile_guard(
     shares = (head.evidence_weights[:, None] * by_tap).astype(np.float32)
     evidence = graph.instead_of_nan(graph.gemm(x, shares, head.evidence_bias), 0)
     graph.output(EVIDENCE, evidence, TensorProto.FLOAT, ["N", len(taps)])
+    if readings:
+        graph.output(RATES, every, TensorProto.FLOAT, ["N", rates])
+        graph.output(LOGITS, logits, TensorProto.FLOAT, ["N", None])
     return graph.proto
 
 

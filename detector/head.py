@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from detector.errors import GuardError, SettingsError
 from detector.features import FeatureMap, Floats
 
-__all__ = ["NO_SCORE", "Head", "Scores", "conformal_p_values", "images_needed", "threshold_at"]
+__all__ = [
+    "NO_SCORE",
+    "Head",
+    "Scores",
+    "conformal_p_values",
+    "images_needed",
+    "is_scored",
+    "threshold_at",
+]
 
 NO_SCORE = 1e4  # of a pass that overflowed to NaN: it must never count as clean
 
@@ -159,6 +167,11 @@ def _expand(name: str, value: NDArray[Any]) -> NDArray[Any]:
     if value.dtype.kind == "i":
         return value.astype(np.int64)
     return value.astype(np.float32) if value.dtype == np.float16 else value
+
+
+def is_scored(scores: Floats) -> NDArray[np.bool_]:
+    """Return which rows have a score: not those whose pass overflowed."""
+    return np.isfinite(scores) & (scores < NO_SCORE)
 
 
 def images_needed(fpr: float) -> int:

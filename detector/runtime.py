@@ -26,7 +26,7 @@ from detector.model import Production, TensorInfo, load_production
 from detector.probe import check_golden
 from detector.session import open_session, run_session
 from detector.taps import Tap
-from detector.verdict import Verdicts
+from detector.verdict import Readings, Verdicts
 
 __all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
 
@@ -43,6 +43,7 @@ class RawOutputs:
         score: float32, (N,).
         likelihood: float32, (N,).
         evidence: float32, (N, L).
+        readings: what the head read, if the guard was opened for it.
     """
 
     outputs: Mapping[str, NDArray[Any]]
@@ -50,6 +51,7 @@ class RawOutputs:
     score: NDArray[np.float32]
     likelihood: NDArray[np.float32]
     evidence: NDArray[np.float32]
+    readings: Readings | None = None
 
 
 class Guard:
@@ -70,6 +72,7 @@ class Guard:
         threads: int | None = None,
         fpr: float | None = None,
         optimise: bool = True,
+        readings: bool = False,
     ) -> None:
         check_model(artifact, production.sha256)
         self.artifact = artifact
@@ -77,7 +80,10 @@ class Guard:
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
         self._production = production
         taps = artifact.manifest.taps
-        self.compiled = compile_guard(production, taps, artifact.head, fpr=self.fpr)
+        self.compiled = compile_guard(
+            production, taps, artifact.head, fpr=self.fpr, readings=readings
+        )
+        self._readings = [RATES, LOGITS] if readings else []
         self._session = open_session(
             self.compiled, providers=providers, threads=threads, optimise=optimise
         )
@@ -95,6 +101,7 @@ class Guard:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         fpr: float | None = None,
+        readings: bool = False,
     ) -> "Guard":
         """Return the guarded model, verified: hashes, model binding and golden replay.
 
@@ -104,6 +111,7 @@ class Guard:
             providers: ONNX Runtime's execution providers; CPU by default.
             threads: per run; the cores of the CPU affinity by default.
             fpr: false-positive rate of the verdicts; the guard's own by default.
+            readings: let verdicts carry the rates and logits the head read, as capture needs.
 
         Raises:
             ModelError: the model can't be read or run.
@@ -113,7 +121,19 @@ class Guard:
         """
         artifact = read_guard(guard)
         production = load_production(model, output=artifact.manifest.answer)
-        return cls(production, artifact, providers=providers, threads=threads, fpr=fpr)
+        return cls(
+            production,
+            artifact,
+            providers=providers,
+            threads=threads,
+            fpr=fpr,
+            readings=readings,
+        )
+
+    @property
+    def has_readings(self) -> bool:
+        """Whether verdicts carry what the head read."""
+        return bool(self._readings)
 
     @property
     def spec(self) -> InputSpec:
@@ -138,9 +158,10 @@ class Guard:
             ModelError: the run failed.
         """
         self.spec.check_tensor(tensor)
-        fetch = [*self._names, SCORE, LIKELIHOOD, EVIDENCE]
+        fetch = [SCORE, LIKELIHOOD, EVIDENCE, *self._readings, *self._names]
         values = in_batches(self._session, self.spec, tensor, fetch)
-        *outputs, score, likelihood, evidence = values
+        score, likelihood, evidence, *rest = values
+        read, outputs = rest[: len(self._readings)], rest[len(self._readings) :]
         named = dict(zip(self._names, outputs, strict=True))
         return RawOutputs(
             outputs=named,
@@ -148,6 +169,7 @@ class Guard:
             score=score,
             likelihood=likelihood,
             evidence=evidence,
+            readings=Readings(rates=read[0], logits=read[1]) if read else None,
         )
 
     def verdicts(self, raw: RawOutputs) -> Verdicts:
@@ -160,6 +182,7 @@ class Guard:
             is_adversarial=raw.score > np.float32(self.threshold),
             evidence=raw.evidence,
             outputs=raw.outputs,
+            readings=raw.readings,
         )
 
     def inspect(self, images: Images) -> Verdicts:

@@ -1,4 +1,4 @@
-"""What the guard says of a batch. N images, L taps."""
+"""What the guard says of a batch. N images, L taps, D rates, K classes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Verdict", "Verdicts"]
+__all__ = ["Readings", "Verdict", "Verdicts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,14 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """What the head read: rates float32 (N, D) and logits float32 (N, K)."""
+
+    rates: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     """Verdicts on a batch as arrays, one row per image in the order they came.
 
@@ -40,6 +48,7 @@ class Verdicts:
         is_adversarial: bool, (N,).
         evidence: float32, (N, L).
         outputs: the production model's own outputs, untouched, by name.
+        readings: what the head read, if the guard was opened for it.
     """
 
     prediction: NDArray[np.int64]
@@ -49,6 +58,7 @@ class Verdicts:
     is_adversarial: NDArray[np.bool_]
     evidence: NDArray[np.float32]
     outputs: Mapping[str, NDArray[Any]]
+    readings: Readings | None = None
 
     def __len__(self) -> int:
         return len(self.score)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.verdict import Verdicts
+from detector.verdict import Readings, Verdicts
 from service.errors import ExpiredError, NotReadyError, OverloadedError
 from service.metrics import ModelMetrics
 
@@ -320,6 +320,7 @@ def _run_merged(runner: Runner, tensors: Sequence[NDArray[Any]]) -> Verdicts:
 def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
     """Return these rows of the verdicts."""
     rows = slice(start, stop)
+    read = verdicts.readings
     return Verdicts(
         prediction=verdicts.prediction[rows],
         score=verdicts.score[rows],
@@ -328,11 +329,15 @@ def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
         is_adversarial=verdicts.is_adversarial[rows],
         evidence=verdicts.evidence[rows],
         outputs={name: output[rows] for name, output in verdicts.outputs.items()},
+        readings=None
+        if read is None
+        else Readings(rates=read.rates[rows], logits=read.logits[rows]),
     )
 
 
 def join(parts: Sequence[Verdicts]) -> Verdicts:
     """Return the verdicts of several parts as one, in order. Undoes `take`."""
+    read = [part.readings for part in parts if part.readings is not None]
     return Verdicts(
         prediction=np.concatenate([part.prediction for part in parts]),
         score=np.concatenate([part.score for part in parts]),
@@ -344,4 +349,10 @@ def join(parts: Sequence[Verdicts]) -> Verdicts:
             name: np.concatenate([part.outputs[name] for part in parts])
             for name in parts[0].outputs
         },
+        readings=Readings(
+            rates=np.concatenate([part.rates for part in read]),
+            logits=np.concatenate([part.logits for part in read]),
+        )
+        if read
+        else None,
     )

@@ -10,6 +10,7 @@ ServiceError
 ├── ReloadError           the new guard or model was refused; the last good one stays
 ├── UnauthenticatedError  no token, or a token we don't know
 ├── ForbiddenError        the token lacks the scope
+├── LabelError            a label that can't be taken: unknown id, conflict, cap
 ├── DisabledError         this server does not offer that
 ├── CallError             client side: the server refused a call, or could not be reached
 └── StartError            the server can't start: port, certificate, token file
@@ -22,6 +23,7 @@ __all__ = [
     "DisabledError",
     "ExpiredError",
     "ForbiddenError",
+    "LabelError",
     "NotFoundError",
     "NotReadyError",
     "OverloadedError",
@@ -76,6 +78,10 @@ class UnauthenticatedError(ServiceError):
 
 class ForbiddenError(ServiceError):
     """The caller's token lacks the scope."""
+
+
+class LabelError(ServiceError):
+    """A label on a captured image can't be taken."""
 
 
 class DisabledError(ServiceError):

@@ -14,7 +14,8 @@ from PIL import Image
 
 from detector.errors import ImageTooLargeError
 from detector.images import InputSpec, decode_image
-from service.edge import Call
+from service.capture import Capture
+from service.edge import Call, request_id
 from service.errors import RequestError
 from service.models import Model, Version
 from service.policy import Rules, View
@@ -127,11 +128,13 @@ class Inspector:
         decoder: a thread pool for what is too slow for the event loop.
         limits: of one request.
         rules: the server's policy.
+        capture: what keeps a sample of the traffic; None for nothing.
     """
 
     decoder: Executor
     limits: Limits
     rules: Rules
+    capture: Capture | None = None
 
     async def inspect(
         self, model: Model, call: Call, given: Input, *, rules: Rules | None = None
@@ -156,6 +159,14 @@ class Inspector:
         model.metrics.stage("decode", decode_s)
         answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
         model.metrics.verdicts(answer.verdicts)
+        if self.capture is not None:
+            self.capture.offer(
+                answer.verdicts,
+                version.guard,
+                request=request_id.get(),
+                source=call.caller.name,
+                images=given.array if isinstance(given, PixelArray) else None,
+            )
         view = (rules or self.rules).view(
             answer.verdicts, privileged=call.caller.may(Scope.PRIVILEGED)
         )

@@ -17,7 +17,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from detector.head import is_scored
 from detector.verdict import Verdicts
+from service.capture import DropReason
+from service.drift import STATISTICS, Drift
 from service.settings import Policy
 
 __all__ = [
@@ -86,14 +89,40 @@ class Metrics:
         self.draining = Gauge(
             "reluguard_draining", "1 while the server shuts down.", registry=registry
         )
+        self._capture_dropped = Counter(
+            "reluguard_capture_dropped_total", "Sampled images that were not kept, by reason.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self._drift = Gauge(
+            "reluguard_drift_statistic", "How far captured traffic is from calibration.",
+            ["model", "statistic"], registry=registry,
+        )  # fmt: skip
+        self._drift_samples = Gauge(
+            "reluguard_drift_samples", "Effective number of images behind the drift statistics.",
+            ["model"], registry=registry,
+        )  # fmt: skip
         self._guards = _Guards()
         registry.register(self._guards)
         for reason in ("too_many_calls", "draining"):
             self._refused_calls.labels(reason)
+        for reason in get_args(DropReason):
+            self._capture_dropped.labels(reason)
 
     def call_refused(self, reason: Literal["too_many_calls", "draining"]) -> None:
         """Count a call that was refused before it was read."""
         self._refused_calls.labels(reason).inc()
+
+    def capture_dropped(self, reason: DropReason, rows: int) -> None:
+        """Count sampled images that were not kept."""
+        self._capture_dropped.labels(reason).inc(rows)
+
+    def drift(self, model: str, drift: Drift) -> None:
+        """Show how far a model's traffic is from calibration; without samples, no statistic."""
+        self._drift_samples.labels(model).set(drift.samples)
+        for name in STATISTICS:
+            self._drift.labels(model, name).set(drift.statistics.get(name, math.nan))
+        for advice in ("recalibrate", "retrain"):
+            self._drift.labels(model, advice).set(drift.advice == advice)
 
     def model(self, name: str, policy: Policy) -> "ModelMetrics":
         """Return the metrics of one configured model."""
@@ -167,7 +196,7 @@ class ModelMetrics:
 
     def verdicts(self, verdicts: Verdicts) -> None:
         """Count the verdicts on one request."""
-        scored = np.isfinite(verdicts.score)
+        scored = is_scored(verdicts.score)
         for score in verdicts.score[scored].tolist():
             self._score.observe(score)
         unscored = int((~scored).sum())

@@ -38,6 +38,7 @@ class Source:
     guard: Path
     providers: tuple[str, ...] | None = None
     threads: int | None = None
+    readings: bool = False  # let verdicts carry what the head read, for capture
 
     def guard_folder(self) -> Path:
         """Return the guard's folder, through a link or a `CURRENT` file that names it.
@@ -75,7 +76,11 @@ class Source:
             ReloadError: the pointer is broken.
         """
         guard = Guard.open(
-            self.model, self.guard_folder(), providers=self.providers, threads=self.threads
+            self.model,
+            self.guard_folder(),
+            providers=self.providers,
+            threads=self.threads,
+            readings=self.readings,
         )
         return Version(guard=guard)
 
@@ -229,7 +234,11 @@ class Repository:
 
 
 def sources_in(
-    folder: Path, *, providers: tuple[str, ...] | None, threads: int | None
+    folder: Path,
+    *,
+    providers: tuple[str, ...] | None,
+    threads: int | None,
+    readings: bool = False,
 ) -> dict[str, Source]:
     """Return what a model folder holds: one `NAME/model.onnx` with `NAME/guard` per model.
 
@@ -247,6 +256,7 @@ def sources_in(
             guard=folder / name / "guard",
             providers=providers,
             threads=threads,
+            readings=readings,
         )
         for name in names
         if (folder / name / "model.onnx").is_file()

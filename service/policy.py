@@ -4,9 +4,10 @@
 - `reject`: rows that look adversarial are withheld: prediction -1, outputs blanked.
 - `shadow`: verdicts are counted and nobody sees them.
 
-A score that is not a number means that scoring failed for that row, for example because finite
-inputs overflowed inside the network. `open` answers such a row without a verdict, `closed` treats
-it as adversarial. A run that fails as a whole is an error under both: there is no answer to give.
+A score that is not a number, or `NO_SCORE`, means that scoring failed for that row, for example
+because finite inputs overflowed inside the network. `open` answers such a row without a verdict,
+`closed` treats it as adversarial. A run that fails as a whole is an error under both: there is no
+answer to give.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.head import is_scored
 from detector.verdict import Verdicts
 from service.settings import FailMode, Policy
 
@@ -66,7 +68,7 @@ class Rules:
         """Return what this caller sees of these verdicts."""
         detail = self.detail(privileged=privileged)
         n = len(verdicts)
-        unscored = ~np.isfinite(verdicts.score)
+        unscored = ~is_scored(verdicts.score)
         is_adversarial = np.where(unscored, self.fail == "closed", verdicts.is_adversarial)
         withheld = is_adversarial if self.policy == "reject" else np.zeros(n, np.bool_)
         hidden = np.full(n, np.nan, np.float32)

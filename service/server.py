@@ -9,11 +9,13 @@ import logging
 import math
 import os
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -26,7 +28,9 @@ from detector.runtime import Guard
 from detector.session import available_cores
 from service import logs, open_inference, servicers
 from service.batching import Batcher
+from service.capture import Capture
 from service.descriptors import pool
+from service.drift import Drift, read_drift
 from service.edge import Edge
 from service.errors import NotFoundError, ReloadError, StartError
 from service.health import SERVICE as HEALTH
@@ -45,6 +49,7 @@ _log = logging.getLogger(__name__)
 _SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 _MIB = 2**20
 _LAST_GRACE_S = 1.0
+_DRIFT_S = 60.0
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 T = TypeVar("T")
 
@@ -62,6 +67,7 @@ class Server:
         self.settings = settings
         self.metrics = Metrics(registry or CollectorRegistry())
         self._given = guard
+        self._drift: dict[str, Drift] = {}
         # built on the loop, by start()
         self.address = ""
         self.metrics_address: str | None = None
@@ -113,6 +119,7 @@ class Server:
                 fail=settings.fail,
                 likelihood_step=settings.likelihood_step,
             ),
+            capture=self._capture(),
         )
         self._grpc = grpc.aio.server(options=_options(settings, limits))
         self._stack.push_async_callback(self._grpc.stop, None)
@@ -141,12 +148,31 @@ class Server:
         await self._show_health()
         if settings.reload_s and any(model.source for model in self.repository):
             self._background(self._follow())
+        if settings.capture is not None:
+            self._background(self._watch_drift(settings.capture))
         _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
         if settings.is_open and settings.host not in _LOOPBACK:
             _log.warning(
                 "anybody who reaches %s may ask and sees raw scores: set tokens or tls_client_ca",
                 self.address,
             )
+
+    def _capture(self) -> Capture | None:
+        settings = self.settings
+        if settings.capture is None:
+            return None
+        if self._given is not None and not self._given.has_readings:
+            raise StartError("expected a guard opened with readings=True, which capture needs")
+        capture = Capture(
+            settings.capture,
+            share=settings.capture_share,
+            max_bytes=settings.capture_max_bytes,
+            ttl_s=settings.capture_ttl_s,
+            with_images=settings.capture_images,
+            dropped=self.metrics.capture_dropped,
+        )
+        self._stack.callback(capture.close)
+        return capture
 
     def _pool(self, name: str, size: int) -> ThreadPoolExecutor:
         executor = ThreadPoolExecutor(size, thread_name_prefix=name)
@@ -186,7 +212,12 @@ class Server:
         settings = self.settings
         threads = settings.threads or max(1, available_cores() // settings.workers)
         if settings.models is not None:
-            return sources_in(settings.models, providers=settings.providers, threads=threads)
+            return sources_in(
+                settings.models,
+                providers=settings.providers,
+                threads=threads,
+                readings=settings.capture is not None,
+            )
         if settings.model is None or settings.guard is None:
             return {}
         name = settings.name or settings.model.stem
@@ -196,6 +227,7 @@ class Server:
             guard=settings.guard,
             providers=settings.providers,
             threads=threads,
+            readings=settings.capture is not None,
         )
         return {name: source}
 
@@ -236,7 +268,9 @@ class Server:
 
     def _status(self) -> tuple[str, Sequence[ModelStatus]]:
         state = "serving" if self._health.is_serving else "not serving"
-        return state, [_model_status(model) for model in self.repository]
+        return state, [
+            _model_status(model, self._drift.get(model.name)) for model in self.repository
+        ]
 
     async def _show_health(self) -> None:
         ready = {model.name: model.is_ready for model in self.repository}
@@ -253,6 +287,23 @@ class Server:
                     await model.follow(self._loader)
                 except Exception:  # noqa: BLE001 - one odd file must not end the watch
                     _log.exception("looking for a new guard of %s failed", model.name)
+
+    async def _watch_drift(self, folder: Path) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            for model in self.repository:
+                if not model.is_ready:
+                    continue
+                try:
+                    drift = await loop.run_in_executor(
+                        self._loader, read_drift, folder, model.version.guard
+                    )
+                except sqlite3.Error as error:
+                    _log.error("the drift of %s can't be read: %s", model.name, error)
+                else:
+                    self._drift[model.name] = drift
+                    self.metrics.drift(model.name, drift)
+            await asyncio.sleep(_DRIFT_S)
 
     async def reload(self) -> None:
         """Look at every loaded model's files now and take what changed."""
@@ -364,7 +415,7 @@ def _tensor_bytes(spec: InputSpec) -> int:
     return math.prod(spec.tensor_shape) * np.dtype(spec.dtype).itemsize
 
 
-def _model_status(model: Model) -> ModelStatus:
+def _model_status(model: Model, drift: Drift | None) -> ModelStatus:
     images, adversarial, unscored = model.metrics.hour.counts()
     guard = model.version.guard if model.is_ready else None
     return ModelStatus(
@@ -379,6 +430,7 @@ def _model_status(model: Model) -> ModelStatus:
         adversarial=adversarial,
         unscored=unscored,
         histogram=model.metrics.hour.histogram(),
+        drift=drift,
     )
 
 

@@ -1,5 +1,7 @@
 """Our own protocol, `reluguard.v1.Guard`. N images, L taps."""
 
+import asyncio
+import functools
 import time
 from collections.abc import Iterable
 
@@ -9,8 +11,9 @@ import numpy as np
 import service
 from detector.model import TensorInfo
 from service.edge import Call, Edge
-from service.errors import RequestError
+from service.errors import DisabledError, RequestError
 from service.inspection import Encoded, Input, Inspection, Inspector, PixelArray, TensorArray
+from service.label import set_label
 from service.models import Model, Repository
 from service.pb import reluguard_v1 as pb
 from service.policy import Detail
@@ -24,7 +27,7 @@ SERVICE = "reluguard.v1.Guard"
 
 
 class GuardServicer:
-    """Answers Inspect, InspectStream and Describe."""
+    """Answers Inspect, InspectStream, Describe and Feedback."""
 
     def __init__(self, repository: Repository, inspector: Inspector) -> None:
         self._repository = repository
@@ -40,6 +43,9 @@ class GuardServicer:
                     (SERVICE, "InspectStream"), pb.InspectRequest, self._streamed, _failed
                 ),
                 "Describe": edge.unary((SERVICE, "Describe"), pb.DescribeRequest, self.describe),
+                "Feedback": edge.unary(
+                    (SERVICE, "Feedback"), pb.FeedbackRequest, self.feedback, scope=Scope.ADMIN
+                ),
             },
         )
 
@@ -98,6 +104,19 @@ class GuardServicer:
                 max_pixels=limits.max_pixels,
             ),
             server_version=service.version(),
+        )
+
+    async def feedback(self, call: Call, request: pb.FeedbackRequest) -> pb.FeedbackResponse:
+        """Label captured images."""
+        capture = self._inspector.capture
+        if capture is None:
+            raise DisabledError("this server captures nothing that could be labelled")
+        labels = [(row.id, row.label) for row in request.labels]
+        name = call.caller.name
+        take = functools.partial(set_label, capture.folder, labels, labeller=name)
+        loop = asyncio.get_running_loop()
+        return pb.FeedbackResponse(
+            labelled=await loop.run_in_executor(self._inspector.decoder, take)
         )
 
 

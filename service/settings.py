@@ -30,7 +30,8 @@ class Settings:
             for each model.
         host: address to listen on.
         port: gRPC port; 0 lets the system choose.
-        metrics_port: HTTP port for /metrics and the status page; None for none, 0 for any.
+        metrics_port: HTTP port for /metrics and the status page; 0 for any, None for none
+            (`--set metrics_port=none`).
         metrics_host: address of that port; `host` if None.
         max_rows: most images in one request.
         max_batch: most images in one model run.
@@ -65,6 +66,11 @@ class Settings:
         drain_s: longest wait for calls in flight at shutdown.
         reflection: serve gRPC reflection.
         log_level: DEBUG, INFO, WARNING or ERROR.
+        capture: folder that a sample of the traffic is kept in, for labels, retraining and drift.
+        capture_share: share kept of what looks clean; above the threshold everything is.
+        capture_images: keep raw images too, where requests bring pixels.
+        capture_max_bytes: of all that is kept; the oldest without a label goes first.
+        capture_ttl_s: age at which what has no label goes, and images of what has one.
     """
 
     model: Path | None = None
@@ -103,6 +109,11 @@ class Settings:
     drain_s: float = 20.0
     reflection: bool = False
     log_level: str = "INFO"
+    capture: Path | None = None
+    capture_share: float = 0.01
+    capture_images: bool = False
+    capture_max_bytes: int = 1_073_741_824
+    capture_ttl_s: float = 2_592_000.0
 
     def __post_init__(self) -> None:
         self._check_sources()
@@ -113,14 +124,16 @@ class Settings:
             if port is not None and not 0 <= port <= 65535:
                 raise SettingsError(f"expected {name} in 0..65535, got {port}")
         for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
-                     "threads", "max_message_bytes", "max_pixels", "max_streams"):  # fmt: skip
+                     "threads", "max_message_bytes", "max_pixels", "max_streams",
+                     "capture_max_bytes"):  # fmt: skip
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise SettingsError(f"expected {name} of 1 or more, got {number}")
         for name in ("max_delay_s", "reload_s", "drain_delay_s", "drain_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"expected {name} of 0 or more, got {getattr(self, name)}")
-        for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s"):
+        for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s",
+                     "capture_ttl_s"):  # fmt: skip
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < float("inf"):
                 raise SettingsError(f"expected {name} of more than 0, got {seconds}")
@@ -154,8 +167,9 @@ class Settings:
                 raise SettingsError(
                     f"expected {name} one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        if not 0 < self.likelihood_step <= 1:
-            raise SettingsError(f"expected likelihood_step in (0, 1], got {self.likelihood_step}")
+        for name in ("likelihood_step", "capture_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SettingsError(f"expected {name} in (0, 1], got {getattr(self, name)}")
 
     @property
     def is_open(self) -> bool:

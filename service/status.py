@@ -22,6 +22,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     service.ReloadError: _Code.FAILED_PRECONDITION,
     service.UnauthenticatedError: _Code.UNAUTHENTICATED,
     service.ForbiddenError: _Code.PERMISSION_DENIED,
+    service.LabelError: _Code.FAILED_PRECONDITION,
     service.DisabledError: _Code.UNIMPLEMENTED,
 }
 

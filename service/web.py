@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from service.drift import Drift
 from service.errors import StartError
 
 __all__ = ["ModelStatus", "WebServer", "page"]
@@ -49,6 +50,7 @@ class ModelStatus:
     adversarial: int
     unscored: int
     histogram: Sequence[tuple[float, int]]
+    drift: Drift | None = None
 
 
 class WebServer:
@@ -154,6 +156,8 @@ def _section(model: ModelStatus) -> str:
         "Last hour": f"{model.images} images, {model.adversarial} adversarial ({share}),"
         f" {model.unscored} unscored",
     }
+    if model.drift is not None:
+        rows["Drift"] = text(_drift(model.drift))
     table = "".join(f"<tr><th>{name}<td>{value}" for name, value in rows.items())
     most = max((count for _, count in model.histogram), default=0) or 1
     bars = "".join(
@@ -165,3 +169,16 @@ def _section(model: ModelStatus) -> str:
         f"<h2>{text(model.name)}</h2><table>{table}</table>"
         f"<h3>Scores of the last hour</h3><table><tr><th>Score<th>Images<th></tr>{bars}</table>"
     )
+
+
+def _drift(drift: Drift) -> str:
+    samples = f"from {drift.samples:.0f} images' worth of captures"
+    if drift.advice == "wait":
+        return f"too few to tell, {samples}"
+    words = {
+        "none": "as calibrated",
+        "recalibrate": "clean inputs moved: recalibrate",
+        "retrain": "something new is above the threshold: label and retrain",
+    }
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in drift.statistics.items())
+    return f"{words[drift.advice]} ({numbers}; {samples})"

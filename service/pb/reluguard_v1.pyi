@@ -217,3 +217,23 @@ class DescribeResponse(_message.Message):
     limits: Limits
     server_version: str
     def __init__(self, model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., model_sha256: _Optional[str] = ..., guard: _Optional[str] = ..., guard_created_at: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., thresholds: _Optional[_Iterable[_Union[Threshold, _Mapping]]] = ..., taps: _Optional[_Iterable[str]] = ..., policy: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ...) -> None: ...
+
+class Label(_message.Message):
+    __slots__ = ("id", "label")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    label: str
+    def __init__(self, id: _Optional[str] = ..., label: _Optional[str] = ...) -> None: ...
+
+class FeedbackRequest(_message.Message):
+    __slots__ = ("labels",)
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedCompositeFieldContainer[Label]
+    def __init__(self, labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
+
+class FeedbackResponse(_message.Message):
+    __slots__ = ("labelled",)
+    LABELLED_FIELD_NUMBER: _ClassVar[int]
+    labelled: int
+    def __init__(self, labelled: _Optional[int] = ...) -> None: ...

@@ -245,3 +245,20 @@ def test_an_output_without_a_row_per_image_is_refused(
     session = open_session(production.proto, threads=1)
     with pytest.raises(ModelError, match=r"expected 40 rows in most, got shape \(\)"):
         in_batches(session, spec, spec.to_tensor(images), ["logits", "most"])
+
+
+def test_readings_change_no_verdict_and_are_the_readers(
+    tiny_model: Path, tiny_guard: Path, guard: Guard, images: Images
+) -> None:
+    """Two more outputs, and every other one bit for bit what it was."""
+    reading = Guard.open(tiny_model, tiny_guard, threads=1, readings=True)
+    with_readings, without = reading.inspect(images), guard.inspect(images)
+    assert_same(with_readings, without)
+    np.testing.assert_array_equal(with_readings.outputs["logits"], without.outputs["logits"])
+    assert without.readings is None
+    assert with_readings.readings is not None
+    manifest = guard.artifact.manifest
+    reader = Reader(load_production(tiny_model), manifest.input, manifest.taps, threads=1)
+    rates, logits = reader.read(images)
+    np.testing.assert_allclose(with_readings.readings.rates, rates, atol=1e-6)
+    np.testing.assert_allclose(with_readings.readings.logits, logits, atol=1e-5)

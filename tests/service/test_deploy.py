@@ -16,6 +16,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from service.client import Client, is_healthy
+from service.drift import Drift
 from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 
@@ -34,6 +35,7 @@ def exported() -> dict[str, set[str]]:
     model = metrics.model("m", "annotate")
     model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0)
     metrics.rpc.method("unary", "s", "m")
+    metrics.drift("m", Drift(samples=0.0, statistics={}, advice="wait"))
     names: dict[str, set[str]] = {"up": set()}
     for family in registry.collect():
         for sample in family.samples:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from detector.head import NO_SCORE
 from detector.images import Images
 from detector.runtime import Guard
 from detector.verdict import Verdicts
@@ -20,9 +21,9 @@ def verdicts(guard: Guard, mixed: Images) -> Verdicts:
     return verdicts
 
 
-def with_failed_row(verdicts: Verdicts, row: int) -> Verdicts:
+def with_failed_row(verdicts: Verdicts, row: int, value: float = np.nan) -> Verdicts:
     score = verdicts.score.copy()
-    score[row] = np.nan
+    score[row] = value
     flagged = verdicts.is_adversarial.copy()
     flagged[row] = False
     return replace(verdicts, score=score, is_adversarial=flagged)
@@ -95,12 +96,14 @@ def test_shadow_shows_nobody_anything(verdicts: Verdicts, privileged: bool) -> N
         ("closed", "reject", True, True),
     ],
 )
+@pytest.mark.parametrize("value", [np.nan, NO_SCORE])
 def test_a_row_that_could_not_be_scored(
-    verdicts: Verdicts, fail: FailMode, policy: Policy, flagged: bool, withheld: bool
+    verdicts: Verdicts, fail: FailMode, policy: Policy, flagged: bool, withheld: bool, value: float
 ) -> None:
     """Open lets it pass without a verdict, closed treats it as adversarial."""
     row = int(np.flatnonzero(~verdicts.is_adversarial)[0])
-    view = Rules(policy=policy, fail=fail).view(with_failed_row(verdicts, row), privileged=True)
+    failed = with_failed_row(verdicts, row, value)
+    view = Rules(policy=policy, fail=fail).view(failed, privileged=True)
     assert view.unscored[row]
     assert np.count_nonzero(view.unscored) == 1
     assert view.verdicts.is_adversarial[row] == flagged
