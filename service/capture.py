@@ -245,6 +245,8 @@ class Capture:
             self._dropped(reason, rows)
             (self.folder / SHARDS / name).unlink(missing_ok=True)
         else:
+            if not kept:
+                (self.folder / SHARDS / name).unlink(missing_ok=True)
             if kept < rows:
                 self._dropped("duplicate", rows - kept)
 

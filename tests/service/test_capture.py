@@ -1,4 +1,6 @@
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +46,7 @@ def make(tmp_path: Path, dropped: list[tuple[DropReason, int]]) -> Make:
 def rows_of(folder: Path, what: str = "*") -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(folder / INDEX)
     try:
-        return connection.execute(f"SELECT {what} FROM captures ORDER BY id").fetchall()
+        return connection.execute(f"SELECT {what} FROM captures ORDER BY 1").fetchall()
     finally:
         connection.close()
 
@@ -105,12 +107,13 @@ def test_a_retried_request_is_kept_once(
     make: Make, dropped: list[tuple[DropReason, int]], reading: Guard, clean: Images
 ) -> None:
     """The second time is counted as a duplicate."""
-    capture = make()
-    offer(capture, reading, clean)
-    offer(capture, reading, clean)
-    capture.close()
+    for _ in range(2):
+        capture = make()
+        offer(capture, reading, clean)
+        capture.close()
     assert len(rows_of(capture.folder)) == len(clean)
     assert dropped == [("duplicate", len(clean))]
+    assert len(list((capture.folder / SHARDS).iterdir())) == 1
 
 
 def test_a_locked_index_loses_rows_and_says_so(
@@ -195,3 +198,45 @@ def test_a_guard_without_readings_can_not_capture(guard: Guard, tmp_path: Path) 
         running(guard, capture=tmp_path),
     ):
         pass
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from detector.runtime import Guard
+from service.capture import Capture
+model, guard, folder = map(Path, sys.argv[1:])
+guard = Guard.open(model, guard, threads=1, readings=True)
+shape = (64, guard.spec.height, guard.spec.width, guard.spec.channels)
+images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+capture = Capture(folder, share=1.0, max_bytes=10**9, ttl_s=1e6, with_images=True,
+                  dropped=lambda *_: None)
+print("ready", flush=True)
+verdicts = guard.inspect(images)
+for i in range(10**6):
+    capture.offer(verdicts, guard, request=f"{os.getpid()}-{i}", source="me", images=images)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment_leaves_no_row_without_its_shard(
+    pair: Any, tmp_path: Path, make: Make
+) -> None:
+    """Five kills at other moments: the index opens, and every row's shard reads."""
+    root = Path(__file__).resolve().parents[2]
+    for i in range(5):
+        command = [sys.executable, "-c", WRITER, str(pair.model), str(pair.guard), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(0.4 + 0.07 * i)
+            writer.kill()
+    make(max_bytes=10**9, ttl_s=1e6).close()
+    rows = rows_of(tmp_path, "DISTINCT shard")
+    assert rows
+    for (name,) in rows:
+        with np.load(tmp_path / SHARDS / name) as arrays:
+            assert len(arrays["rates"]) == len(arrays["logits"]) == len(arrays["images"])
+    assert len(list((tmp_path / SHARDS).iterdir())) == len(rows)
