@@ -349,7 +349,7 @@ class ActivationDetector(Baseline):
     """
 
     name: ClassVar[str] = "ART BinaryActivationDetector"
-    note: ClassVar[str] = "last tap with rows and columns, 64 hidden units, ART 1.20 defaults"
+    note: ClassVar[str] = "last tap with rows and columns, 64 hidden units, 10 epochs"
     detector: Any = None
 
     def fit(self, groups: Sequence[Material], context: Context) -> None:
@@ -364,6 +364,8 @@ class ActivationDetector(Baseline):
             torch.manual_seed(context.seed)
             network = torch.nn.Sequential(
                 torch.nn.Flatten(),
+                # raw activations are all positive: without this every hidden unit dies
+                torch.nn.LayerNorm(int(np.prod(sample.shape[1:]))),
                 torch.nn.Linear(int(np.prod(sample.shape[1:])), 64),
                 torch.nn.ReLU(),
                 torch.nn.Linear(64, 2),
