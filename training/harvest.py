@@ -271,7 +271,8 @@ def _harvest_in_processes(
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (orders,)
     ) as pool:
-        futures = {pool.submit(_make, job): job for job in left}
+        with _interrupts_held():
+            futures = {pool.submit(_make, job): job for job in left}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -299,6 +300,16 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Put Ctrl-C off, here and in the processes that are started meanwhile."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 class _Worker:
     """The maker of a worker process."""
 
@@ -309,6 +320,7 @@ def _start_worker(orders: Orders) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a trace
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(orders.threads or 1)
     _Worker.maker = Maker(replace(orders, threads=orders.threads or 1))
