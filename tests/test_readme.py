@@ -88,10 +88,10 @@ def _serve(text: str, folder: Path, environment: dict[str, str]) -> subprocess.P
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", int(port))) == 0:
                 pytest.skip(f"port {port}, which README uses, is taken on this machine")
-    log = (folder / "serve.log").open("w")
-    server = subprocess.Popen(
-        ["bash", "-euc", f"exec {text}"], cwd=folder, env=environment, stdout=log, stderr=log
-    )
+    with (folder / "serve.log").open("w") as log:
+        server = subprocess.Popen(
+            ["bash", "-euc", f"exec {text}"], cwd=folder, env=environment, stdout=log, stderr=log
+        )
     for _ in _attempts(60):
         asked = subprocess.run(
             ["reluguard", "health"], env=environment, capture_output=True, check=False
