@@ -22,7 +22,7 @@ from training.errors import TwinError
 
 __all__ = ["Twin", "from_pixels", "load_twin", "to_pixels"]
 
-_SAMPLE = 64
+_SAMPLE = 32
 
 
 class Twin:
@@ -111,7 +111,7 @@ def load_twin(
         how: `auto` builds it from the ONNX file; `package.module:function` calls your function of
             no arguments, which returns a torch module taking the model's own input tensor; `none`
             goes without, which leaves the attacks that need no gradients.
-        images: uint8, (N, H, W, C), a sample to compare answers on; the first 64 are used.
+        images: uint8, (N, H, W, C), a sample to compare answers on; the first 32 are used.
         output: which output holds the class scores, where the model has several.
         tolerance: largest difference in scores, as a share of the largest score.
         device: where the twin runs; by default CUDA if there is a device.

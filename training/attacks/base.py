@@ -244,7 +244,7 @@ def _targets(scores: NDArray[np.float32], labels: Labels, seed: int) -> Labels:
 
 def _batch_size(images: Images, device: torch.device) -> int:
     values = _BATCH_VALUES_CUDA if device.type == "cuda" else _BATCH_VALUES
-    return max(1, values // int(np.prod(images.shape[1:])))
+    return max(4, values // int(np.prod(images.shape[1:])))
 
 
 def _batch_seed(seed: int, start: int) -> int:

@@ -216,6 +216,22 @@ def test_an_attack_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sys.modules.pop("my_attacks", None)
 
 
+def test_an_attack_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package installed beside ours adds attacks through its entry points."""
+    (tmp_path / "their_attacks.py").write_text(
+        "from training.attacks import FGSM\ndef make(): return FGSM(size=3.0)\n"
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[reluguard.attacks]\ntheir-fgsm = their_attacks:make\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert attack_named("their-fgsm") == FGSM(size=3.0)
+    finally:
+        sys.modules.pop("their_attacks", None)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
