@@ -21,7 +21,7 @@ __all__ = ["Probes", "column_taps", "fit_probes", "select_columns", "standardise
 
 Floats = NDArray[np.float32]
 
-MAX_COLUMNS = 2048
+MAX_COLUMNS = 1400  # keeps a guard under 1 MB
 MAX_CLASSES = 64
 SPREAD_FLOOR = 1e-4
 RIDGE = 3e-3
