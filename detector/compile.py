@@ -22,6 +22,7 @@ from detector.quantised import with_unsigned_pairs
 from detector.taps import Tap
 
 __all__ = [
+    "CHALLENGER_SCORE",
     "EVIDENCE",
     "IS_ADVERSARIAL",
     "LIKELIHOOD",
@@ -38,6 +39,7 @@ IS_ADVERSARIAL = f"{OUTPUT_PREFIX}is_adversarial"
 EVIDENCE = f"{OUTPUT_PREFIX}evidence"
 RATES = f"{OUTPUT_PREFIX}rates"
 LOGITS = f"{OUTPUT_PREFIX}logits"
+CHALLENGER_SCORE = f"{OUTPUT_PREFIX}challenger_score"
 
 # HardSigmoid(x) = clip(slope * x) is the bit of x, and stays in ORT's blocked convolution layout,
 # where Sign or Greater would reorder the whole tensor.
@@ -63,35 +65,24 @@ def compile_guard(
     *,
     fpr: float,
     readings: bool = False,
+    challenger: tuple[Sequence[Tap], Head] | None = None,
 ) -> onnx.ModelProto:
     """Return the guarded model: the production outputs plus what the guard says.
 
     Further outputs: `reluguard_score` and `reluguard_likelihood` float32 (N,),
     `reluguard_is_adversarial` bool (N,) at the given false-positive rate, `reluguard_evidence`
-    float32 (N, L). With `readings` also what the head read, as `compile_reader` gives it.
+    float32 (N, L). With `readings` also what the head read, as `compile_reader` gives it. With a
+    `challenger`, the taps and head of a second guard, also its `reluguard_challenger_score`
+    float32 (N,): each tap, level and stride that both read is read once.
 
     Raises:
-        ModelError: the head was made for other taps.
+        ModelError: a head was made for other taps.
         SettingsError: the head can't promise so low a false-positive rate.
     """
-    rates = sum(tap.rates for tap in taps)
-    if head.features.taps != len(taps) or head.features.columns.max(initial=-1) >= rates:
-        raise ModelError(
-            f"expected a head for {len(taps)} taps of {rates} rates, "
-            f"got one for {head.features.taps} taps up to rate {head.features.columns.max()}"
-        )
     graph = _Graph.over(production)
-    every = read = graph.rates(taps)
-    if not np.array_equal(head.features.columns, np.arange(rates)):
-        read = graph.add("Gather", read, graph.constant(head.features.columns), axis=1)
     logits = graph.logits(production)
-    x = graph.features(head.features, read, logits)
-    score = x
-    for i, (w, b) in enumerate(zip(head.weights, head.biases, strict=True)):
-        score = graph.add("Relu", score) if i else score
-        score = graph.gemm(score, w, b)
-    score = graph.add("Reshape", score, graph.constant(np.array([-1])))
-    score = graph.instead_of_nan(score, NO_SCORE)
+    every = graph.rates(taps)
+    x, score = graph.head(taps, head, every, logits)
     graph.output(SCORE, score, TensorProto.FLOAT, ["N"])
     logit = graph.add("Mul", score, graph.constant(np.float32(head.slope)))
     logit = graph.add("Add", logit, graph.constant(np.float32(head.intercept)))
@@ -103,18 +94,26 @@ def compile_guard(
     evidence = graph.instead_of_nan(graph.gemm(x, shares, head.evidence_bias), 0)
     graph.output(EVIDENCE, evidence, TensorProto.FLOAT, ["N", len(taps)])
     if readings:
-        graph.output(RATES, every, TensorProto.FLOAT, ["N", rates])
+        graph.output(RATES, every, TensorProto.FLOAT, ["N", sum(tap.rates for tap in taps)])
         graph.output(LOGITS, logits, TensorProto.FLOAT, ["N", None])
+    if challenger is not None:
+        theirs, other = challenger
+        _, second = graph.head(theirs, other, graph.rates(theirs), logits)
+        graph.output(CHALLENGER_SCORE, second, TensorProto.FLOAT, ["N"])
     return graph.proto
 
 
 @dataclass(slots=True)
 class _Graph:
-    """A model being added to. Methods return the name of the tensor they made."""
+    """A model being added to. Methods return the name of the tensor they made.
+
+    What was added before, the same operator on the same tensors, is not added again.
+    """
 
     proto: onnx.ModelProto
     opset: int
     _made: int = field(default=0)
+    _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     @classmethod
     def over(cls, production: Production) -> "_Graph":
@@ -128,12 +127,19 @@ class _Graph:
         return f"reluguard/{kind}_{self._made}"
 
     def constant(self, value: NDArray[Any] | np.float32) -> str:
-        name = self._name("constant")
-        self.proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        array = np.asarray(value)
+        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+        if key in self._known:
+            return self._known[key]
+        name = self._known[key] = self._name("constant")
+        self.proto.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        name = self._name(op)
+        key = (op, inputs, repr(sorted(attributes.items())))
+        if key in self._known:
+            return self._known[key]
+        name = self._known[key] = self._name(op)
         self.proto.graph.node.append(
             helper.make_node(op, list(inputs), [name], name=name, **attributes)
         )
@@ -190,6 +196,24 @@ class _Graph:
             return self.add("Flatten", self.add("GlobalAveragePool", bits), axis=1)
         return self.reduce("ReduceMean", bits, list(range(1, rank)), keepdims=0)
 
+    def head(self, taps: Sequence[Tap], head: Head, every: str, logits: str) -> tuple[str, str]:
+        """The features a head reads, (N, X), and its score, (N,). Mirrors Head.score."""
+        rates = sum(tap.rates for tap in taps)
+        if head.features.taps != len(taps) or head.features.columns.max(initial=-1) >= rates:
+            raise ModelError(
+                f"expected a head for {len(taps)} taps of {rates} rates, "
+                f"got one for {head.features.taps} taps up to rate {head.features.columns.max()}"
+            )
+        read = every
+        if not np.array_equal(head.features.columns, np.arange(rates)):
+            read = self.add("Gather", every, self.constant(head.features.columns), axis=1)
+        x = score = self.features(head.features, read, logits)
+        for i, (w, b) in enumerate(zip(head.weights, head.biases, strict=True)):
+            score = self.add("Relu", score) if i else score
+            score = self.gemm(score, w, b)
+        score = self.add("Reshape", score, self.constant(np.array([-1])))
+        return x, self.instead_of_nan(score, NO_SCORE)
+
     def features(self, f: FeatureMap, rates: str, logits: str) -> str:
         """Standardised features: float32, (N, X). Mirrors FeatureMap.transform."""
         top, second = self._two_largest(logits)
@@ -210,10 +234,13 @@ class _Graph:
 
     def _two_largest(self, logits: str) -> tuple[str, str]:
         """The largest and second largest logit, each (N, 1)."""
-        largest = self._name("TopK")
-        two = self.constant(np.array([2]))
-        node = helper.make_node("TopK", [logits, two], [largest, f"{largest}_at"], name=largest)
-        self.proto.graph.node.append(node)
+        key = ("TopK", logits)
+        if key not in self._known:
+            largest = self._known[key] = self._name("TopK")
+            two = self.constant(np.array([2]))
+            node = helper.make_node("TopK", [logits, two], [largest, f"{largest}_at"], name=largest)
+            self.proto.graph.node.append(node)
+        largest = self._known[key]
         first, second = (
             self.add("Gather", largest, self.constant(np.array([i])), axis=1) for i in range(2)
         )
