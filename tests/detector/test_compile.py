@@ -6,8 +6,8 @@ at other places, so HALF_TOLERANCE there.
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detector.compile import (
+    CHALLENGER_SCORE,
     EVIDENCE,
     IS_ADVERSARIAL,
     LIKELIHOOD,
@@ -546,3 +547,52 @@ def test_too_low_a_rate_is_refused(
     subject = subject_of(tiny_model, (8, 8, 1), make_head, make_images)
     with pytest.raises(SettingsError, match=r"0\.001 needs 999 clean .* this guard has 36"):
         compile_guard(subject.production, subject.taps, subject.head, fpr=0.001)
+
+
+def challenger_of(subject: Subject, make_head: Callable[..., Head]) -> tuple[tuple[Tap, ...], Head]:
+    """Taps and head of a second guard: one tap less, one of them read at a level of its own."""
+    taps = list(subject.taps[1:] or subject.taps)
+    taps[-1] = replace(taps[-1], level=0.0 if taps[-1].dtype != "float32" else 0.5)
+    reader = compile_reader(subject.production, taps)
+    rates, logits = subject.run(reader, [RATES, LOGITS], rows=subject.batches[-1])
+    head = make_head(taps, rates, logits, seed=7)
+    return tuple(taps), replace(head, clean_scores=subject.head.clean_scores)
+
+
+def test_a_challenger_changes_nothing_else(
+    subject: Subject, make_head: Callable[..., Head]
+) -> None:
+    """Production and champion outputs stay bit for bit; its score is what it says alone."""
+    taps, head = challenger_of(subject, make_head)
+    both = compile_guard(subject.production, subject.taps, subject.head, fpr=FPR, readings=True,
+                         challenger=(taps, head))  # fmt: skip
+    alone = compile_guard(subject.production, subject.taps, subject.head, fpr=FPR, readings=True)
+    theirs = compile_guard(subject.production, taps, head, fpr=FPR)
+    names = [value.name for value in alone.graph.output]
+    assert [value.name for value in both.graph.output] == [*names, CHALLENGER_SCORE]
+    for optimise in (True, False):
+        for rows in subject.batches:
+            before = subject.run(alone, names, rows=rows, optimise=optimise)
+            *after, score = subject.run(
+                both, [*names, CHALLENGER_SCORE], rows=rows, optimise=optimise
+            )
+            for name, a, b in zip(names, before, after, strict=True):
+                np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
+            (wanted,) = subject.run(theirs, [SCORE], rows=rows, optimise=optimise)
+            np.testing.assert_array_equal(score, wanted, strict=True)
+
+
+def test_what_both_read_is_read_once(subject: Subject, make_head: Callable[..., Head]) -> None:
+    """A challenger with the champion's taps adds a head; one with a level adds that reading."""
+
+    def bits(challenger: tuple[Sequence[Tap], Head] | None) -> int:
+        model = compile_guard(
+            subject.production, subject.taps, subject.head, fpr=FPR, challenger=challenger
+        )
+        return sum(n.op_type == "HardSigmoid" for n in model.graph.node)
+
+    rates, logits = subject.run(subject.reader, [RATES, LOGITS], rows=subject.batches[-1])
+    same = make_head(subject.taps, rates, logits, seed=9)
+    assert bits((subject.taps, same)) == bits(None)
+    taps, head = challenger_of(subject, make_head)
+    assert bits((taps, head)) == bits(None) + (taps[-1].level > 0)
