@@ -1,14 +1,17 @@
 """Keeps a known sample of production for retraining and drift, off the request path.
 
 A folder holds `capture.sqlite` (WAL), one row per captured image, and append-only `shards/*.npz`
-with what the head read of them. Strata, with the weight each row carries:
+with what the head read of them: `rates`, `logits` and, where raw input is asked for, `images`
+(uint8 pixels, decoded ones too) or `tensors` (the caller's own). Strata, with the weight each row
+carries:
 
 - `above`: everything above the threshold, weight 1.
 - `band`: below it, but with a p-value up to twice the target false-positive rate, weight 1.
 - `uniform`: a share of the rest, chosen by a keyed hash of the request's id, weight 1 / share.
 
 A shard is written aside and renamed before its index rows exist, so that whenever the process dies
-each row has its shard. N images, D rates, K classes.
+each row has its shard. Order is that of insertion: clocks go backwards. N images, D rates, K
+classes, L taps.
 """
 
 import hashlib
@@ -30,16 +33,18 @@ from numpy.typing import NDArray
 
 from detector.artifact import write_file
 from detector.head import is_scored
-from detector.images import Images
+from detector.reference import layer_rates
 from detector.runtime import Guard
 from detector.verdict import Verdicts
 from service.errors import StartError
 
-__all__ = ["INDEX", "SHARDS", "Capture", "Captured", "DropReason", "index", "sample"]
+__all__ = ["INDEX", "RAW", "SHARDS", "Capture", "Captured", "DropReason", "Raw", "index", "sample"]
 
 _log = logging.getLogger(__name__)
 INDEX = "capture.sqlite"
 SHARDS = "shards"
+Raw = Literal["images", "tensors"]
+RAW: tuple[Raw, ...] = ("images", "tensors")
 DropReason = Literal["queue_full", "duplicate", "index", "disk", "full"]
 _BAND = 2.0  # times the target false-positive rate
 _QUEUE_BATCHES = 256
@@ -51,7 +56,7 @@ CREATE TABLE IF NOT EXISTS captures (
   id TEXT PRIMARY KEY, time REAL NOT NULL, guard TEXT NOT NULL, model TEXT NOT NULL,
   score REAL NOT NULL, p_value REAL NOT NULL, prediction INT NOT NULL, stratum TEXT NOT NULL,
   weight REAL NOT NULL, source TEXT NOT NULL, label TEXT, labeller TEXT, labelled_at REAL,
-  shard TEXT NOT NULL, row INT NOT NULL);
+  shard TEXT NOT NULL, row INT NOT NULL, layers BLOB);
 CREATE INDEX IF NOT EXISTS captures_time ON captures (guard, time);
 CREATE INDEX IF NOT EXISTS captures_shard ON captures (shard);
 CREATE TABLE IF NOT EXISTS sampling (key BLOB NOT NULL);
@@ -73,7 +78,9 @@ class Captured:
     prediction: NDArray[np.int64]
     rates: NDArray[np.float16]
     logits: NDArray[np.float32]
-    images: Images | None
+    layers: NDArray[np.float32]
+    raw: NDArray[Any] | None
+    kind: Raw
 
 
 @contextmanager
@@ -115,7 +122,7 @@ class Capture:
         share: of the uniform stratum.
         max_bytes: of all shards; beyond it the oldest unlabelled shards go.
         ttl_s: age at which unlabelled shards go, and images of labelled ones.
-        with_images: keep raw images too, where the request brought pixels.
+        with_images: keep raw input too: pixels, decoded files or the caller's own tensor.
         dropped: told how many rows were not kept, and why.
         clock: seconds since the epoch.
 
@@ -139,12 +146,15 @@ class Capture:
         self._share, self._max_bytes, self._ttl_s = share, max_bytes, ttl_s
         self._dropped, self._clock = dropped, clock
         self._queue: queue.Queue[Captured | None] = queue.Queue(_QUEUE_BATCHES)
-        self._made = 0
+        self._last = 0
         try:
             (folder / SHARDS).mkdir(parents=True, exist_ok=True)
             with index(folder) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.executescript(_SCHEMA)
+                columns = {row[1] for row in connection.execute("PRAGMA table_info(captures)")}
+                if "layers" not in columns:  # an index of before it was kept
+                    connection.execute("ALTER TABLE captures ADD COLUMN layers BLOB")
                 row = connection.execute("SELECT key FROM sampling").fetchone()
                 self._key = row[0] if row else secrets.token_bytes(32)
                 if row is None:
@@ -156,9 +166,25 @@ class Capture:
         self._thread.start()
 
     def offer(
-        self, verdicts: Verdicts, guard: Guard, *, request: str, source: str, images: Images | None
+        self,
+        verdicts: Verdicts,
+        guard: Guard,
+        *,
+        request: str,
+        source: str,
+        raw: NDArray[Any] | None,
+        kind: Raw = "images",
     ) -> None:
-        """Sample one request's rows and queue them; never waits."""
+        """Sample one request's rows and queue them; never waits.
+
+        Args:
+            verdicts: N of them, with readings.
+            guard: that gave them.
+            request: its id; a row is REQUEST:ROW.
+            source: who asked.
+            raw: (N, ...), the input as it came or was decoded; None where there is none.
+            kind: of `raw`.
+        """
         read = verdicts.readings
         if read is None:
             return
@@ -169,7 +195,7 @@ class Capture:
         rows = np.flatnonzero((weights > 0) & is_scored(verdicts.score))
         if not len(rows):
             return
-        keep = self.with_images and images is not None
+        rates = read.rates[rows]
         captured = Captured(
             guard=guard.artifact.digest,
             model=guard.artifact.manifest.model_sha256,
@@ -180,9 +206,11 @@ class Capture:
             score=verdicts.score[rows],
             p_value=verdicts.p_value[rows],
             prediction=verdicts.prediction[rows],
-            rates=read.rates[rows].astype(np.float16),
+            rates=rates.astype(np.float16),
             logits=read.logits[rows],
-            images=images[rows] if keep and images is not None else None,
+            layers=layer_rates(rates, guard.artifact.manifest.taps),
+            raw=raw[rows] if self.with_images and raw is not None else None,
+            kind=kind,
         )
         try:
             self._queue.put_nowait(captured)
@@ -200,8 +228,9 @@ class Capture:
             batches, ends = self._gather()
             groups: dict[tuple[Any, ...], list[Captured]] = {}
             for batch in batches:
-                shape = None if batch.images is None else batch.images.shape[1:]
-                groups.setdefault((batch.guard, shape), []).append(batch)
+                raw = batch.raw
+                form = () if raw is None else (batch.kind, raw.dtype.str, raw.shape[1:])
+                groups.setdefault((batch.guard, form), []).append(batch)
             for group in groups.values():
                 self._write(group)
 
@@ -224,8 +253,8 @@ class Capture:
 
     def _write(self, batches: Sequence[Captured]) -> None:
         rows = sum(len(batch.ids) for batch in batches)
-        self._made += 1
-        name = f"{time.time_ns()}-{os.getpid()}-{self._made}.npz"
+        self._last = max(self._last + 1, time.time_ns())  # later shards sort later, come what may
+        name = f"{self._last}-{os.getpid()}.npz"
         try:
             if not self._make_room():
                 self._dropped("full", rows)
@@ -235,7 +264,7 @@ class Capture:
                 before = connection.total_changes
                 connection.executemany(
                     "INSERT OR IGNORE INTO captures "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, ?, ?)",
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, ?, ?, ?)",
                     _rows(batches, self._clock(), name),
                 )
                 kept = connection.total_changes - before
@@ -257,6 +286,8 @@ class Capture:
         for file in (self.folder / SHARDS).iterdir():
             if file.name not in known:
                 file.unlink(missing_ok=True)
+            elif (number := file.name.partition("-")[0]).isdigit():
+                self._last = max(self._last, int(number))
 
     def _make_room(self) -> bool:
         """Let go of what is too old or too much, and return whether there is room."""
@@ -291,8 +322,8 @@ def _arrays(batches: Sequence[Captured]) -> dict[str, NDArray[Any]]:
         "rates": np.concatenate([batch.rates for batch in batches]),
         "logits": np.concatenate([batch.logits for batch in batches]),
     }
-    images = [batch.images for batch in batches if batch.images is not None]
-    return arrays | ({"images": np.concatenate(images)} if images else {})
+    raw = [batch.raw for batch in batches if batch.raw is not None]
+    return arrays | ({batches[0].kind: np.concatenate(raw)} if raw else {})
 
 
 def _rows(batches: Sequence[Captured], now: float, shard: str) -> Iterator[tuple[Any, ...]]:
@@ -312,6 +343,7 @@ def _rows(batches: Sequence[Captured], now: float, shard: str) -> Iterator[tuple
                 batch.source,
                 shard,
                 row,
+                batch.layers[i].astype("<f4").tobytes(),
             )
             row += 1
 
@@ -319,7 +351,7 @@ def _rows(batches: Sequence[Captured], now: float, shard: str) -> Iterator[tuple
 def _drop_images(file: Path) -> None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            if "images" not in arrays:
+            if not set(RAW) & set(arrays.files):
                 return
             rest = {name: arrays[name] for name in ("rates", "logits")}
     except (OSError, ValueError, KeyError) as error:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from detector.errors import ImageTooLargeError
 from detector.images import InputSpec, decode_image
-from service.capture import Capture
+from service.capture import Capture, Raw
 from service.edge import Call, request_id
 from service.errors import RequestError
 from service.models import Model, Version
@@ -37,7 +37,7 @@ class TensorArray:
         """Images."""
         return len(self.array) if self.array.ndim else 0
 
-    def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:  # noqa: ARG002 - as its peers
+    def tensor(self, spec: InputSpec) -> NDArray[Any]:
         """Return the checked tensor."""
         spec.check_tensor(self.array)
         return self.array
@@ -54,7 +54,7 @@ class PixelArray:
         """Images."""
         return len(self.array) if self.array.ndim else 0
 
-    def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:  # noqa: ARG002 - as its peers
+    def tensor(self, spec: InputSpec) -> NDArray[Any]:
         """Return the model's tensor for these pixels."""
         return spec.to_tensor(self.array)
 
@@ -70,8 +70,8 @@ class Encoded:
         """Images."""
         return len(self.images)
 
-    def tensor(self, spec: InputSpec, limits: "Limits") -> NDArray[Any]:
-        """Return the model's tensor for these files.
+    def decode(self, spec: InputSpec, limits: "Limits") -> PixelArray:
+        """Return the pixels of these files in the size the model wants.
 
         `max_pixels` is for all of them together: a few kilobytes of PNG can claim megapixels each,
         and decoding them costs what they claim.
@@ -85,7 +85,7 @@ class Encoded:
                     f"expected at most {limits.max_pixels} pixels in one request's images, got more"
                 )
             decoded.append(decode_image(image, spec, max_pixels=limits.max_pixels))
-        return spec.to_tensor(np.stack(decoded))
+        return PixelArray(np.stack(decoded))
 
 
 Input = TensorArray | PixelArray | Encoded
@@ -154,18 +154,20 @@ class Inspector:
         if given.rows == 0:
             raise RequestError("expected at least one image, got an empty batch")
         started = time.perf_counter()
-        tensor = await self._tensor(given, version.guard.spec)
+        tensor, raw = await self._tensor(given, version.guard.spec)
         decode_s = time.perf_counter() - started
         model.metrics.stage("decode", decode_s)
         answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
         model.metrics.verdicts(answer.verdicts)
         if self.capture is not None:
+            kind: Raw = "images" if isinstance(raw, PixelArray) else "tensors"
             self.capture.offer(
                 answer.verdicts,
                 version.guard,
                 request=request_id.get(),
                 source=call.caller.name,
-                images=given.array if isinstance(given, PixelArray) else None,
+                raw=raw.array,
+                kind=kind,
             )
         view = (rules or self.rules).view(
             answer.verdicts, privileged=call.caller.may(Scope.PRIVILEGED)
@@ -178,8 +180,18 @@ class Inspector:
             model_s=answer.model_s,
         )
 
-    async def _tensor(self, given: Input, spec: InputSpec) -> NDArray[Any]:
+    async def _tensor(
+        self, given: Input, spec: InputSpec
+    ) -> tuple[NDArray[Any], PixelArray | TensorArray]:
+        """Return the model's tensor, and what it was made from once it is decoded."""
         if not isinstance(given, Encoded) and given.array.nbytes <= _INLINE_BYTES:
-            return given.tensor(spec, self.limits)
+            return given.tensor(spec), given
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.decoder, given.tensor, spec, self.limits)
+        return await loop.run_in_executor(self.decoder, _prepare, given, spec, self.limits)
+
+
+def _prepare(
+    given: Input, spec: InputSpec, limits: Limits
+) -> tuple[NDArray[Any], PixelArray | TensorArray]:
+    plain = given.decode(spec, limits) if isinstance(given, Encoded) else given
+    return plain.tensor(spec), plain

@@ -1,3 +1,5 @@
+import errno
+import io
 import sqlite3
 import subprocess
 import sys
@@ -9,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+from PIL import Image
 
 from detector.images import Images
+from detector.reference import layer_rates
 from detector.runtime import Guard
-from service.capture import INDEX, SHARDS, Capture, DropReason, sample
+from service.capture import INDEX, SHARDS, Capture, DropReason, index, sample
 from service.client import Client
 from service.errors import StartError
 from service.server import running
@@ -53,7 +58,7 @@ def rows_of(folder: Path, what: str = "*") -> list[tuple[Any, ...]]:
 
 def offer(capture: Capture, guard: Guard, images: Images, request: str = "r") -> None:
     verdicts = guard.inspect(images)
-    capture.offer(verdicts, guard, request=request, source="me", images=images)
+    capture.offer(verdicts, guard, request=request, source="me", raw=images)
 
 
 def test_sampling_weights_count_the_whole_traffic() -> None:
@@ -101,6 +106,98 @@ def test_a_served_request_is_captured_with_what_the_head_read(
         assert arrays["rates"].dtype == np.float16
         np.testing.assert_allclose(arrays["rates"], direct.readings.rates, atol=1e-3)
         np.testing.assert_allclose(arrays["logits"], direct.readings.logits, atol=1e-4)
+
+
+def test_raw_input_is_kept_as_it_came_and_only_where_asked_for(
+    pair: Any, mixed: Images, tensor: NDArray[np.float32], tmp_path: Path
+) -> None:
+    """Files as the pixels they decode to, tensors as they are; by default neither."""
+    for asked in (True, False):
+        folder = tmp_path / str(asked)
+        settings = Settings(
+            model=pair.model,
+            guard=pair.guard,
+            port=0,
+            metrics_port=None,
+            capture=folder,
+            capture_share=1.0,
+            capture_images=asked,
+        )
+        with running(settings) as server, Client(server.address) as client:
+            client.inspect_encoded([png(image) for image in mixed[:3]])
+            client.inspect_tensor(tensor[:2])
+        kept: dict[str, list[NDArray[Any]]] = {"images": [], "tensors": []}
+        for file in (folder / SHARDS).iterdir():
+            with np.load(file) as arrays:
+                for name in set(kept) & set(arrays.files):
+                    kept[name].append(arrays[name])
+        if asked:
+            assert_array_equal(np.concatenate(kept["images"]), mixed[:3])
+            assert_array_equal(np.concatenate(kept["tensors"]), tensor[:2])
+        assert any(kept.values()) == asked
+
+
+def png(image: Images) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_each_row_has_the_layers_rates(make: Make, reading: Guard, clean: Images) -> None:
+    """What drift reads lies in the index; an index of before it was kept gets the column."""
+    capture = make()
+    with index(capture.folder) as connection:
+        connection.execute("ALTER TABLE captures DROP COLUMN layers")
+    capture.close()
+    capture = make()
+    offer(capture, reading, clean)
+    capture.close()
+    read = reading.inspect(clean).readings
+    assert read is not None
+    expected = layer_rates(read.rates, reading.artifact.manifest.taps)
+    for row, layers in rows_of(capture.folder, "row, layers"):
+        np.testing.assert_allclose(np.frombuffer(layers, "<f4"), expected[row], atol=1e-3)
+
+
+def test_a_full_disk_loses_rows_and_says_so(
+    make: Make,
+    dropped: list[tuple[DropReason, int]],
+    reading: Guard,
+    clean: Images,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither row nor shard is left, and what comes once there is room again is kept."""
+
+    def full(file: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    capture = make()
+    monkeypatch.setattr("service.capture.write_file", full)
+    offer(capture, reading, clean, "lost")
+    capture.close()
+    monkeypatch.undo()
+    assert dropped == [("disk", len(clean))]
+    assert list((capture.folder / SHARDS).iterdir()) == []
+    capture = make()
+    offer(capture, reading, clean, "kept")
+    capture.close()
+    assert {row[0].partition(":")[0] for row in rows_of(capture.folder, "id")} == {"kept"}
+
+
+def test_a_clock_that_goes_backwards_changes_no_order(
+    make: Make, reading: Guard, clean: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing expires early, and a later shard sorts later, in a later process too."""
+    names = []
+    for step in range(3):
+        monkeypatch.setattr("time.time_ns", lambda step=step: 10**18 - step)
+        capture = make(clock=lambda step=step: 1e9 - 3600 * step, ttl_s=60.0)
+        offer(capture, reading, clean[:2], f"r{step}")
+        capture.close()
+        (name,) = {row[0] for row in rows_of(capture.folder, "shard")} - set(names)
+        names.append(name)
+    assert names == sorted(names)
+    assert len(rows_of(capture.folder)) == 6
 
 
 def test_a_retried_request_is_kept_once(
@@ -215,7 +312,7 @@ capture = Capture(folder, share=1.0, max_bytes=10**9, ttl_s=1e6, with_images=Tru
 print("ready", flush=True)
 verdicts = guard.inspect(images)
 for i in range(10**6):
-    capture.offer(verdicts, guard, request=f"{os.getpid()}-{i}", source="me", images=images)
+    capture.offer(verdicts, guard, request=f"{os.getpid()}-{i}", source="me", raw=images)
 """
 
 

@@ -35,7 +35,7 @@ def captured(pair: Any, mixed: Images, tmp_path: Path) -> Path:
         with_images=False,
         dropped=lambda *_: None,
     )
-    capture.offer(guard.inspect(mixed[:10]), guard, request="r", source="me", images=None)
+    capture.offer(guard.inspect(mixed[:10]), guard, request="r", source="me", raw=None)
     capture.close()
     return tmp_path
 
