@@ -1,7 +1,7 @@
 """A guarded model in this process: tensors or images in, verdicts out. N images, L taps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from detector.artifact import GuardArtifact, check_model, read_guard
 from detector.compile import (
+    CHALLENGER_SCORE,
     EVIDENCE,
     LIKELIHOOD,
     LOGITS,
@@ -19,14 +20,14 @@ from detector.compile import (
     compile_guard,
     compile_reader,
 )
-from detector.errors import ImageError, ModelError
+from detector.errors import GuardError, ImageError, ModelError
 from detector.head import conformal_p_values, threshold_at
 from detector.images import Images, InputSpec, check_images, decode_image
 from detector.model import Production, TensorInfo, load_production
 from detector.probe import check_golden
 from detector.session import open_session, run_session
 from detector.taps import Tap
-from detector.verdict import Readings, Verdicts
+from detector.verdict import Challenge, Readings, Verdicts
 
 __all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
 
@@ -44,6 +45,7 @@ class RawOutputs:
         likelihood: float32, (N,).
         evidence: float32, (N, L).
         readings: what the head read, if the guard was opened for it.
+        challenger_score: float32, (N,), if the guard has a challenger.
     """
 
     outputs: Mapping[str, NDArray[Any]]
@@ -52,6 +54,7 @@ class RawOutputs:
     likelihood: NDArray[np.float32]
     evidence: NDArray[np.float32]
     readings: Readings | None = None
+    challenger_score: NDArray[np.float32] | None = None
 
 
 class Guard:
@@ -73,17 +76,31 @@ class Guard:
         fpr: float | None = None,
         optimise: bool = True,
         readings: bool = False,
+        challenger: GuardArtifact | None = None,
     ) -> None:
         check_model(artifact, production.sha256)
         self.artifact = artifact
         self.fpr = artifact.manifest.fpr if fpr is None else fpr
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
+        self.challenger = challenger
+        self.challenger_threshold = float("nan")
         self._production = production
-        taps = artifact.manifest.taps
+        other = None
+        if challenger is not None:
+            _check_challenger(challenger, artifact, production)
+            wanted = challenger.manifest.fpr if fpr is None else fpr
+            self.challenger_threshold = threshold_at(wanted, challenger.head.clean_scores)
+            other = (challenger.manifest.taps, challenger.head)
         self.compiled = compile_guard(
-            production, taps, artifact.head, fpr=self.fpr, readings=readings
+            production,
+            artifact.manifest.taps,
+            artifact.head,
+            fpr=self.fpr,
+            readings=readings,
+            challenger=other,
         )
         self._readings = [RATES, LOGITS] if readings else []
+        self._challenger = [] if challenger is None else [CHALLENGER_SCORE]
         self._session = open_session(
             self.compiled, providers=providers, threads=threads, optimise=optimise
         )
@@ -91,6 +108,8 @@ class Guard:
         self.largest_golden_difference = check_golden(
             artifact.golden, self.inspect(artifact.golden.images)
         )
+        if challenger is not None:
+            self._check_challenger_golden(challenger)
 
     @classmethod
     def open(
@@ -102,6 +121,8 @@ class Guard:
         threads: int | None = None,
         fpr: float | None = None,
         readings: bool = False,
+        challenger: Path | str | None = None,
+        public_key: Path | str | None = None,
     ) -> "Guard":
         """Return the guarded model, verified: hashes, model binding and golden replay.
 
@@ -112,14 +133,19 @@ class Guard:
             threads: per run; the cores of the CPU affinity by default.
             fpr: false-positive rate of the verdicts; the guard's own by default.
             readings: let verdicts carry the rates and logits the head read, as capture needs.
+            challenger: the folder of a second guard that scores in the same pass, in shadow: its
+                verdicts stand in `Verdicts.challenge` and change nothing else.
+            public_key: PEM, an Ed25519 public key: both guards must be signed by its owner.
 
         Raises:
             ModelError: the model can't be read or run.
-            GuardError: the guard is damaged, of another format, or fails its golden replay.
-            ModelMismatchError: the guard was fitted to another model.
-            SettingsError: the guard has too few calibration images for this rate.
+            GuardError: a guard is damaged, of another format, not signed as it must be, or fails
+                its golden replay.
+            ModelMismatchError: a guard was fitted to another model.
+            SettingsError: a guard has too few calibration images for this rate, or the key is none.
         """
-        artifact = read_guard(guard)
+        artifact = _read_signed(guard, public_key)
+        other = None if challenger is None else _read_signed(challenger, public_key)
         production = load_production(model, output=artifact.manifest.answer)
         return cls(
             production,
@@ -128,6 +154,7 @@ class Guard:
             threads=threads,
             fpr=fpr,
             readings=readings,
+            challenger=other,
         )
 
     @property
@@ -158,18 +185,19 @@ class Guard:
             ModelError: the run failed.
         """
         self.spec.check_tensor(tensor)
-        fetch = [SCORE, LIKELIHOOD, EVIDENCE, *self._readings, *self._names]
-        values = in_batches(self._session, self.spec, tensor, fetch)
-        score, likelihood, evidence, *rest = values
-        read, outputs = rest[: len(self._readings)], rest[len(self._readings) :]
-        named = dict(zip(self._names, outputs, strict=True))
+        own = [*self._readings, *self._challenger]
+        fetch = [SCORE, LIKELIHOOD, EVIDENCE, *self._names, *own]
+        score, likelihood, evidence, *rest = in_batches(self._session, self.spec, tensor, fetch)
+        named = dict(zip(self._names, rest, strict=False))
+        more = dict(zip(own, rest[len(named) :], strict=True))
         return RawOutputs(
             outputs=named,
             prediction=named[self._production.answer].argmax(axis=1),
             score=score,
             likelihood=likelihood,
             evidence=evidence,
-            readings=Readings(rates=read[0], logits=read[1]) if read else None,
+            readings=Readings(rates=more[RATES], logits=more[LOGITS]) if self._readings else None,
+            challenger_score=more.get(CHALLENGER_SCORE),
         )
 
     def verdicts(self, raw: RawOutputs) -> Verdicts:
@@ -183,7 +211,22 @@ class Guard:
             evidence=raw.evidence,
             outputs=raw.outputs,
             readings=raw.readings,
+            challenge=None
+            if raw.challenger_score is None
+            else Challenge(
+                score=raw.challenger_score,
+                is_adversarial=raw.challenger_score > np.float32(self.challenger_threshold),
+            ),
         )
+
+    def _check_challenger_golden(self, challenger: GuardArtifact) -> None:
+        verdicts = self.inspect(challenger.golden.images)
+        if verdicts.challenge is None:
+            raise GuardError("expected a challenger's scores, the compiled model gave none")
+        try:
+            check_golden(challenger.golden, replace(verdicts, score=verdicts.challenge.score))
+        except GuardError as error:
+            raise GuardError(f"the challenger's {error}") from error
 
     def inspect(self, images: Images) -> Verdicts:
         """Return verdicts on uint8 images of shape (N, H, W, C).
@@ -213,6 +256,31 @@ class Guard:
         return self.inspect(np.stack([decode_image(image, self.spec) for image in images]))
 
     __call__ = inspect
+
+
+def _read_signed(folder: Path | str, public_key: Path | str | None) -> GuardArtifact:
+    artifact = read_guard(folder)
+    if public_key is not None:
+        from detector.signature import verify
+
+        verify(artifact, Path(public_key))
+    return artifact
+
+
+def _check_challenger(
+    challenger: GuardArtifact, champion: GuardArtifact, production: Production
+) -> None:
+    check_model(challenger, production.sha256)
+    theirs, ours = challenger.manifest, champion.manifest
+    for what, got, wanted in (
+        ("input", theirs.input, ours.input),
+        ("answer", theirs.answer, ours.answer),
+    ):
+        if got != wanted:
+            raise GuardError(
+                f"expected a challenger with the champion's {what}, {wanted}: "
+                f"{challenger.path} has {got}"
+            )
 
 
 class Reader:

@@ -1,12 +1,12 @@
 """The shelf: guard versions side by side, one of them current, and the history of that.
 
     CURRENT          the name of the version that serves; replaced by rename, so never half-written
+    CHALLENGER       the name of the one that scores beside it in shadow, if there is one
     history.jsonl    one line per change, appended and flushed to disk: who, when, why
     VERSION/         a guard folder, named by the first 16 characters of its digest
     .lock            held while something changes
 
-A server whose guard is the shelf follows CURRENT. The order of history is that of its lines: the
-clock is only written down.
+A server whose guard is the shelf follows CURRENT and CHALLENGER.
 """
 
 import datetime as dt
@@ -18,55 +18,57 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detector.artifact import GuardArtifact, folder_aside, read_guard, write_file, write_guard
 from detector.errors import GuardError
+from detector.history import Change, ShelfError, append, earlier, history
 from detector.signature import SIGNATURE, sign
 
-__all__ = ["Change", "ShelfError", "current", "history", "promote", "rollback", "versions"]
+__all__ = [
+    "CHALLENGER",
+    "CURRENT",
+    "Change",
+    "ShelfError",
+    "challenger",
+    "clear",
+    "current",
+    "history",
+    "pointed",
+    "promote",
+    "rollback",
+    "shadow",
+    "versions",
+]
 
 CURRENT = "CURRENT"
-HISTORY = "history.jsonl"
+CHALLENGER = "CHALLENGER"
 LOCK = ".lock"
 NAME = 16
 _POLL_S = 0.02
 _ARRAYS = ("head.npz", "golden.npz")
 
 
-class ShelfError(GuardError):
-    """A promotion or rollback is refused, or the shelf's own files are damaged."""
-
-
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One line of history.
+def pointed(shelf: Path, pointer: str) -> Path | None:
+    """Return the folder that a pointer of the shelf names, or None if there is no such pointer.
 
-    Attributes:
-        number: of the change, from 1.
-        action: "promote" or "rollback".
-        guard: the digest of the version that became current.
-        before: the digest of the one that was, or None.
-        who: whoever says so.
-        why: in their words.
-        when: by the clock of the machine, ISO 8601.
-        forced: whether the gate had refused, or never judged.
+    Raises:
+        ShelfError: it names no version of this shelf.
     """
-
-    number: int
-    action: str
-    guard: str
-    before: str | None
-    who: str
-    why: str
-    when: str
-    forced: bool = False
+    file = shelf / pointer
+    try:
+        name = file.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if not name or Path(name).name != name or name in {".", ".."} or "\0" in name:
+        raise ShelfError(f"expected the name of one version in {file}, got {name[:64]!r}")
+    return shelf / name
 
 
 def current(shelf: Path) -> GuardArtifact | None:
@@ -76,13 +78,21 @@ def current(shelf: Path) -> GuardArtifact | None:
         ShelfError: CURRENT names no version of this shelf.
         GuardError: the version is damaged.
     """
-    pointer = shelf / CURRENT
-    if not pointer.is_file():
-        return None
-    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    if not name or Path(name).name != name or name in {".", ".."}:
-        raise ShelfError(f"expected the name of one version in {pointer}, got {name[:64]!r}")
-    return read_guard(shelf / name)
+    place = pointed(shelf, CURRENT)
+    return None if place is None else read_guard(place)
+
+
+def challenger(shelf: Path) -> GuardArtifact | None:
+    """Return the version that scores in shadow, checked, or None.
+
+    One that has become current since is no challenger any more.
+
+    Raises:
+        ShelfError: CHALLENGER names no version of this shelf.
+        GuardError: the version is damaged.
+    """
+    place = pointed(shelf, CHALLENGER)
+    return None if place is None or place == pointed(shelf, CURRENT) else read_guard(place)
 
 
 def versions(shelf: Path) -> dict[str, GuardArtifact]:
@@ -97,21 +107,6 @@ def versions(shelf: Path) -> dict[str, GuardArtifact]:
     return found
 
 
-def history(shelf: Path) -> list[Change]:
-    """Return every change in the order it was made; a last line that was cut does not count.
-
-    Raises:
-        ShelfError: a line before the last is damaged.
-    """
-    changes: list[Change] = []
-    for number, line in enumerate(_whole_lines(shelf), 1):
-        try:
-            changes.append(Change(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ShelfError(f"line {number} of {shelf / HISTORY} is damaged") from error
-    return changes
-
-
 def promote(
     shelf: Path,
     guard: Path,
@@ -124,6 +119,8 @@ def promote(
     clock: Callable[[], dt.datetime] = _now,
 ) -> Change:
     """Place a guard on the shelf, make it current and return the line of history.
+
+    A challenger that is promoted is no challenger any more; another one stays.
 
     Args:
         shelf: the folder; made if it isn't there.
@@ -155,7 +152,12 @@ def promote(
         if key is not None:
             sign(placed, key)
         before = None if live is None else live.digest
-        return _point(shelf, "promote", placed, before, who, why, clock, forced=bool(problem))
+        change = _record(shelf, "promote", placed.digest, before, who, why, clock, bool(problem))
+        _point(shelf, CURRENT, placed)
+        rival = pointed(shelf, CHALLENGER)
+        if rival is not None and rival.name in {artifact.digest[:NAME], placed.digest[:NAME]}:
+            _unpoint(shelf, CHALLENGER)
+        return change
 
 
 def rollback(
@@ -176,20 +178,85 @@ def rollback(
     """
     with _locked(shelf, wait_s):
         live = current(shelf)
-        earlier = _earlier(history(shelf), None if live is None else live.digest)
-        if live is None or not earlier:
+        below = earlier(history(shelf), None if live is None else live.digest)
+        if live is None or not below:
             raise ShelfError(f"expected an earlier version to go back to in {shelf}, got none")
-        target = read_guard(shelf / earlier[-1][:NAME])
-        return _point(shelf, "rollback", target, live.digest, who, why, clock)
+        target = read_guard(shelf / below[-1][:NAME])
+        change = _record(shelf, "rollback", target.digest, live.digest, who, why, clock)
+        _point(shelf, CURRENT, target)
+        return change
+
+
+def shadow(
+    shelf: Path,
+    guard: Path,
+    *,
+    who: str,
+    why: str,
+    key: Path | None = None,
+    wait_s: float = 10.0,
+    clock: Callable[[], dt.datetime] = _now,
+) -> Change:
+    """Place a guard on the shelf as challenger and return the line of history.
+
+    It scores in the same pass as the current version and is only counted, so the gate is not asked.
+
+    Args:
+        shelf: a shelf with a current version.
+        guard: the guard's folder; it stays where it is.
+        who: goes into history.
+        why: goes into history.
+        key: a PEM file with an Ed25519 private key to sign the version with.
+        wait_s: how long to wait for another promotion.
+        clock: tells the time.
+
+    Raises:
+        ShelfError: there is no current version, the guard is it, or is for another model, or
+            another promotion takes too long.
+        GuardError: the guard or the key can't be read.
+    """
+    with _locked(shelf, wait_s):
+        artifact, live = read_guard(guard), current(shelf)
+        if live is None:
+            raise ShelfError(f"expected a current version to shadow in {shelf}, got none")
+        _same_model(artifact, live)
+        if artifact.digest == live.digest:
+            raise ShelfError(f"{guard} is the current version: it can't be its own challenger")
+        placed = _place(shelf, artifact)
+        if key is not None:
+            sign(placed, key)
+        before = _named_digest(shelf, pointed(shelf, CHALLENGER))
+        change = _record(shelf, "shadow", placed.digest, before, who, why, clock)
+        _point(shelf, CHALLENGER, placed)
+        return change
+
+
+def clear(
+    shelf: Path,
+    *,
+    who: str,
+    why: str,
+    wait_s: float = 10.0,
+    clock: Callable[[], dt.datetime] = _now,
+) -> Change:
+    """Take the challenger out of shadow, whatever state it is in; the version stays on the shelf.
+
+    Raises:
+        ShelfError: there is none, or another promotion takes too long.
+    """
+    with _locked(shelf, wait_s):
+        place = pointed(shelf, CHALLENGER)
+        digest = _named_digest(shelf, place)
+        if digest is None:
+            raise ShelfError(f"expected a challenger to clear in {shelf}, got none")
+        change = _record(shelf, "clear", digest, digest, who, why, clock)
+        _unpoint(shelf, CHALLENGER)
+        return change
 
 
 def _problem(artifact: GuardArtifact, live: GuardArtifact) -> str | None:
     """Return why the gate does not let a guard take the current one's place, if so."""
-    if artifact.manifest.model_sha256 != live.manifest.model_sha256:
-        raise ShelfError(
-            f"{artifact.path} was fitted to another model than the current version: "
-            "another model needs another shelf"
-        )
+    _same_model(artifact, live)
     if artifact.digest == live.digest:
         return None
     gate: Mapping[str, Any] = artifact.manifest.metrics.get("gate", {})
@@ -198,6 +265,14 @@ def _problem(artifact: GuardArtifact, live: GuardArtifact) -> str | None:
     if gate.get("passed") is not True:
         return f"the gate refused {artifact.path}: {'; '.join(map(str, gate.get('reasons', ())))}"
     return None
+
+
+def _same_model(artifact: GuardArtifact, live: GuardArtifact) -> None:
+    if artifact.manifest.model_sha256 != live.manifest.model_sha256:
+        raise ShelfError(
+            f"{artifact.path} was fitted to another model than the current version: "
+            "another model needs another shelf"
+        )
 
 
 def _place(shelf: Path, artifact: GuardArtifact) -> GuardArtifact:
@@ -243,65 +318,55 @@ def _files(guard: Path) -> Sequence[str]:
     return ["manifest.json", *document["files"]]
 
 
-def _point(
+def _record(
     shelf: Path,
     action: str,
-    target: GuardArtifact,
+    guard: str,
     before: str | None,
     who: str,
     why: str,
     clock: Callable[[], dt.datetime],
-    *,
     forced: bool = False,
 ) -> Change:
-    """Write history, then move the pointer: what serves has a reason on file, whenever we die."""
+    """Write history before the pointer moves: what serves has a reason on file, whenever we die."""
     change = Change(
         number=len(history(shelf)) + 1,
         action=action,
-        guard=target.digest,
+        guard=guard,
         before=before,
         who=who,
         why=why,
         when=_stamp(clock),
         forced=forced,
     )
-    lines = _whole_lines(shelf)
-    with (shelf / HISTORY).open("ab") as stream:
-        stream.truncate(sum(map(len, lines)))
-        stream.write(json.dumps(asdict(change)).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    write_file(shelf / CURRENT, f"{target.digest[:NAME]}\n".encode())
-    folder = os.open(shelf, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    append(shelf, change)
     return change
 
 
-def _earlier(changes: Sequence[Change], live: str | None) -> list[str]:
-    """Return the versions below the current one, oldest first: promote adds, rollback takes off.
-
-    A change after which something else was current never took effect: we died before the pointer.
-    """
-    after = [*(change.before for change in changes[1:]), live]
-    stack: list[str] = []
-    for change, came in zip(changes, after, strict=bool(changes)):
-        if change.guard != came:
-            continue
-        if change.action == "rollback":
-            while stack and stack[-1] != change.guard:
-                stack.pop()
-        elif not stack or stack[-1] != change.guard:
-            stack.append(change.guard)
-    return stack[:-1]
+def _point(shelf: Path, pointer: str, target: GuardArtifact) -> None:
+    write_file(shelf / pointer, f"{target.digest[:NAME]}\n".encode())
+    _sync(shelf)
 
 
-def _whole_lines(shelf: Path) -> list[bytes]:
-    file = shelf / HISTORY
-    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-    return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+def _unpoint(shelf: Path, pointer: str) -> None:
+    (shelf / pointer).unlink(missing_ok=True)
+    _sync(shelf)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _named_digest(shelf: Path, place: Path | None) -> str | None:
+    """Return the digest behind a version's name by history: its folder may be damaged or gone."""
+    if place is None:
+        return None
+    known = [c.guard for c in history(shelf) if c.guard.startswith(place.name)]
+    return known[-1] if known else place.name
 
 
 def _stamp(clock: Callable[[], dt.datetime]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Readings", "Verdict", "Verdicts"]
+__all__ = ["Challenge", "Readings", "Verdict", "Verdicts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,17 @@ class Readings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """What a challenger says of the same images, to be counted and shown to no caller.
+
+    `score` is float32, (N,), `is_adversarial` bool, (N,), at the challenger's own threshold.
+    """
+
+    score: NDArray[np.float32]
+    is_adversarial: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     """Verdicts on a batch as arrays, one row per image in the order they came.
 
@@ -49,6 +60,7 @@ class Verdicts:
         evidence: float32, (N, L).
         outputs: the production model's own outputs, untouched, by name.
         readings: what the head read, if the guard was opened for it.
+        challenge: what the challenger says, if there is one.
     """
 
     prediction: NDArray[np.int64]
@@ -59,6 +71,7 @@ class Verdicts:
     evidence: NDArray[np.float32]
     outputs: Mapping[str, NDArray[Any]]
     readings: Readings | None = None
+    challenge: Challenge | None = None
 
     def __len__(self) -> int:
         return len(self.score)

@@ -11,7 +11,17 @@ import pytest
 
 from detector.artifact import GuardArtifact, read_guard, write_guard
 from detector.errors import GuardError
-from detector.shelf import ShelfError, current, history, promote, rollback, versions
+from detector.shelf import (
+    ShelfError,
+    challenger,
+    clear,
+    current,
+    history,
+    promote,
+    rollback,
+    shadow,
+    versions,
+)
 
 
 @pytest.fixture(scope="session")
@@ -215,3 +225,131 @@ def test_a_pointer_out_of_the_shelf_is_refused(shelf: Path) -> None:
     (shelf / "CURRENT").write_text("../elsewhere\n")
     with pytest.raises(ShelfError, match="expected the name of one version"):
         current(shelf)
+
+
+def rival(shelf: Path) -> str | None:
+    """The challenger's digest."""
+    found = challenger(shelf)
+    return None if found is None else found.digest
+
+
+def test_a_challenger_comes_beside_the_current_version_and_goes(
+    shelf: Path, first: GuardArtifact, heir: Callable[..., GuardArtifact]
+) -> None:
+    """Shadowing needs no gate, moves no other pointer and is on record; clearing undoes it."""
+    assert rival(shelf) is None
+    refused = heir("refused", passed=False)
+    second = heir("second")
+    shadow(shelf, refused.path, who="ann", why="let us see")
+    assert (live(shelf).digest, rival(shelf)) == (first.digest, refused.digest)
+    shadow(shelf, second.path, who="ann", why="a better one")
+    assert rival(shelf) == second.digest
+    clear(shelf, who="bob", why="enough seen")
+    assert rival(shelf) is None
+    with pytest.raises(ShelfError, match="expected a challenger to clear"):
+        clear(shelf, who="bob", why="again")
+    assert [(c.action, c.guard, c.before) for c in history(shelf)[1:]] == [
+        ("shadow", refused.digest, None),
+        ("shadow", second.digest, refused.digest),
+        ("clear", second.digest, second.digest),
+    ]
+    assert set(versions(shelf)) == {g.digest[:16] for g in (first, refused, second)}
+
+
+def test_a_promoted_challenger_is_no_challenger_any_more(
+    shelf: Path, first: GuardArtifact, heir: Callable[..., GuardArtifact]
+) -> None:
+    """Promoting it ends its shadow, promoting another does not, and rollback knows promotions."""
+    second, third = heir("second"), heir("third", heir("second"))
+    shadow(shelf, third.path, who="ann", why="next year")
+    promote(shelf, second.path, who="ann", why="better")
+    assert (live(shelf).digest, rival(shelf)) == (second.digest, third.digest)
+    promote(shelf, third.path, who="ann", why="its time has come")
+    assert (live(shelf).digest, rival(shelf)) == (third.digest, None)
+    shadow(shelf, second.path, who="ann", why="compare with the old one")
+    assert rollback(shelf, who="bob", why="worse").guard == second.digest
+    assert rival(shelf) is None  # what is current can't be its own challenger
+    assert rollback(shelf, who="bob", why="worse").guard == first.digest
+    assert rival(shelf) == second.digest
+
+
+def test_a_forced_challenger_leaves_the_shadow_too(
+    shelf: Path, heir: Callable[..., GuardArtifact]
+) -> None:
+    """Though its digest changes by being forced."""
+    bad = heir("bad", passed=False, reasons=["forgets pgd"])
+    shadow(shelf, bad.path, who="ann", why="let us see")
+    promote(shelf, bad.path, who="ann", why="hurry", force=True)
+    assert rival(shelf) is None
+    assert live(shelf).manifest.provenance["forced"]["why"] == "hurry"
+
+
+def test_what_can_not_be_a_challenger(
+    shelf: Path,
+    first: GuardArtifact,
+    heir: Callable[..., GuardArtifact],
+    tmp_path: Path,
+    make_network: Callable[..., Any],
+    make_guard: Callable[..., Path],
+) -> None:
+    """The current version, one of another model, one on an empty shelf, a damaged one."""
+    model = tmp_path / "other.onnx"
+    model.write_bytes(make_network(seed=5).SerializeToString())
+    other = make_guard(model, tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    for where, guard, message in (
+        (shelf, first.path, "can't be its own challenger"),
+        (shelf, other, "another model needs another shelf"),
+        (tmp_path / "empty", first.path, "expected a current version to shadow"),
+        (shelf, tmp_path, "it has no file manifest.json"),
+    ):
+        with pytest.raises(GuardError, match=message):
+            shadow(where, guard, who="ann", why="?")
+    assert not (shelf / "CHALLENGER").exists()
+    second = heir("second")
+    shadow(shelf, second.path, who="ann", why="see")
+    (shelf / second.digest[:16] / "head.npz").write_bytes(b"")
+    with pytest.raises(GuardError, match=r"head\.npz"):
+        challenger(shelf)
+    assert clear(shelf, who="ann", why="damaged").guard == second.digest
+    (shelf / "CHALLENGER").write_text("../elsewhere\n")
+    with pytest.raises(ShelfError, match="expected the name of one version"):
+        challenger(shelf)
+
+
+def test_shadows_and_promotions_at_once_stay_whole(
+    shelf: Path, heir: Callable[..., GuardArtifact]
+) -> None:
+    """Whatever order they came in, numbers count up and both pointers name whole versions."""
+    guards = [heir(f"g{i}") for i in range(6)]
+
+    def attempt(i: int) -> None:
+        guard = guards[i].path
+        try:
+            if i % 2:
+                shadow(shelf, guard, who="ann", why="race")
+            else:
+                promote(shelf, guard, who="ann", why="race")
+        except ShelfError as error:
+            assert "never judged" in str(error)  # noqa: PT017 - the losers of the race
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(attempt, range(6)))
+    changes = history(shelf)
+    assert [c.number for c in changes] == list(range(1, len(changes) + 1))
+    assert sum(c.action == "promote" for c in changes) == 2
+    assert sum(c.action == "shadow" for c in changes) == 3
+    assert rival(shelf) in {guards[i].digest for i in (1, 3, 5)}
+    assert live(shelf).digest in {guards[i].digest for i in (0, 2, 4)}
+
+
+def test_a_clock_that_jumps_back_between_shadow_and_promotion(
+    shelf: Path, first: GuardArtifact, heir: Callable[..., GuardArtifact]
+) -> None:
+    """Rollback follows the order of the lines, whatever times they carry."""
+    times = iter(dt.datetime(year, 1, 1, tzinfo=dt.UTC) for year in (2031, 2001, 1999))
+    second = heir("second")
+    shadow(shelf, second.path, who="ann", why="see", clock=lambda: next(times))
+    promote(shelf, second.path, who="ann", why="good", clock=lambda: next(times))
+    assert rollback(shelf, who="bob", why="bad", clock=lambda: next(times)).guard == first.digest
+    assert [c.when[:4] for c in history(shelf)[1:]] == ["2031", "2001", "1999"]
