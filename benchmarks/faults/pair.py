@@ -1,0 +1,172 @@
+"""A small network with a guard of random weights: what the exercises serve when given no model.
+
+Speed and size matter here, detection doesn't. N images, D rates, K classes, X features.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from detector.artifact import Golden, Manifest, write_guard
+from detector.features import FeatureMap, feature_width
+from detector.head import Head, threshold_at
+from detector.images import Images
+from detector.model import infer_spec, load_production
+from detector.runtime import Guard, Reader
+from detector.taps import Tap, find_taps
+
+__all__ = ["Pair", "draw_images", "make_guard", "make_pair"]
+
+_CLASSES = 5
+_FPR = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A model file and a guard folder that belong together."""
+
+    model: Path
+    guard: Path
+
+    def open(self) -> Guard:
+        """Return the guarded model in this process."""
+        return Guard.open(self.model, self.guard, threads=1)
+
+
+def draw_images(count: int, *, size: int, seed: int) -> Images:
+    """Return images with some structure: uint8, (count, size, size, 3)."""
+    rng = np.random.default_rng(seed)
+    axis = np.linspace(0, 1, size)
+    a, b, phase = rng.uniform(-4, 4, (3, count, 1, 1, 3))
+    wave = np.sin(a * axis[None, :, None, None] + b * axis[None, None, :, None] + phase)
+    noise = rng.integers(-30, 31, wave.shape)
+    return np.asarray(np.clip(127 + 90 * wave + noise, 0, 255), np.uint8)
+
+
+def make_pair(folder: Path, *, size: int = 12, width: int = 8, seed: int = 0) -> Pair:
+    """Write a CNN of three convolutions and a guard for it.
+
+    Args:
+        folder: made if it is not there.
+        size: of the square input images.
+        width: channels of the first convolution; time per image grows with its square.
+        seed: of every weight.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = folder / "model.onnx"
+    model.write_bytes(_network(size, width, seed).SerializeToString())
+    return Pair(model=model, guard=make_guard(model, folder / "guard", size=size, seed=seed))
+
+
+def make_guard(model: Path, folder: Path, *, size: int, seed: int) -> Path:
+    """Write a guard of random weights for this model; another seed gives other scores."""
+    production = load_production(model)
+    spec = infer_spec(production, (size, size, 3))
+    taps = find_taps(production, spec)
+    reader = Reader(production, spec, taps, threads=1)
+    rates, logits = reader.read(draw_images(200, size=size, seed=1))
+    head = _head(taps, rates, logits, seed=seed)
+    images = draw_images(4, size=size, seed=2)
+    rates, logits = reader.read(images)
+    return write_guard(
+        folder,
+        manifest=Manifest(
+            model_sha256=production.sha256,
+            input=spec,
+            answer=production.answer,
+            taps=taps,
+            fpr=_FPR,
+            thresholds={str(_FPR): threshold_at(_FPR, head.clean_scores)},
+            calibration_images=len(head.clean_scores),
+            created_at="2026-01-01T00:00:00+00:00",
+            provenance={"seed": seed},
+        ),
+        head=head,
+        golden=Golden(
+            images=images,
+            rates=rates,
+            score=head.score(rates, logits).score,
+            prediction=logits.argmax(axis=1),
+        ),
+    ).path
+
+
+def _network(size: int, width: int, seed: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        scale = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.2
+        return numpy_helper.from_array(rng.normal(0, scale, shape).astype(np.float32), name)
+
+    channels = [3, width, 2 * width, 2 * width]
+    nodes, weights, last = [], [], "image"
+    for i in range(3):
+        weights += [weight(f"w{i}", channels[i + 1], channels[i], 3, 3),
+                    weight(f"b{i}", channels[i + 1])]  # fmt: skip
+        nodes += [
+            helper.make_node("Conv", [last, f"w{i}", f"b{i}"], [f"c{i}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"c{i}"], [f"r{i}"]),
+        ]
+        last = f"r{i}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["logits"], transB=1),
+    ]
+    weights += [weight("w", _CLASSES, channels[-1]), weight("b", _CLASSES)]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", _CLASSES])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _head(
+    taps: tuple[Tap, ...], rates: NDArray[np.float32], logits: NDArray[np.float32], *, seed: int
+) -> Head:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 1 / np.sqrt(max(shape[0], 1)), shape).astype(np.float32)
+
+    of_column = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
+    classes = logits.shape[1]
+    inputs = feature_width(len(of_column), classes, 2)
+    features = FeatureMap(
+        columns=np.arange(len(of_column)),
+        column_taps=of_column,
+        taps=len(taps),
+        classes=classes,
+        probe_weights=normal(len(of_column), 2 * classes),
+        probe_bias=normal(2 * classes),
+        center=np.zeros(inputs, np.float32),
+        spread=np.ones(inputs, np.float32),
+        limit=1e30,
+    )
+    raw = features.transform(rates, logits)
+    features = replace(
+        features,
+        center=raw.mean(axis=0),
+        spread=np.maximum(raw.std(axis=0), np.float32(0.05)),
+        limit=8.0,
+    )
+    head = Head(
+        features=features,
+        weights=(normal(inputs, 1),),
+        biases=(normal(1),),
+        slope=1.0,
+        intercept=0.0,
+        evidence_weights=normal(inputs),
+        evidence_bias=normal(len(taps)),
+        clean_scores=np.zeros(0, np.float32),
+    )
+    return replace(head, clean_scores=np.sort(head.score(rates, logits).score))
