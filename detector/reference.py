@@ -1,7 +1,7 @@
 """What clean calibration images looked like inside the network, for drift to be measured against.
 
 The layer rate of an image at a tap is the mean of its firing rates there: the share of the layer's
-ReLUs that are on. N images, D rates, L taps, Q quantiles, K classes.
+ReLUs that are on. N images, D rates, L taps, K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,41 @@ from numpy.typing import NDArray
 from detector.errors import GuardError
 from detector.taps import Tap
 
-__all__ = ["KEY", "LEVELS", "Reference", "layer_rates", "read_reference", "reference_of"]
+__all__ = ["KEY", "Histogram", "Reference", "layer_rates", "read_reference", "reference_of"]
 
 KEY = "reference"  # in a manifest's provenance
-LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))  # Q of them: .05, .10, ... .95
+LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """B bins between B - 1 edges, the outer two open: `shares` (B,) of the images fall into each.
+
+    A value equal to an edge falls below it.
+    """
+
+    edges: Floats
+    shares: Floats
+
+    def __post_init__(self) -> None:
+        fits = self.edges.ndim == self.shares.ndim == 1 and len(self.shares) == len(self.edges) + 1
+        if not fits or not (np.diff(self.edges) > 0).all() or not (self.shares >= 0).all():
+            raise GuardError("expected ascending edges and one share more than edges")
+
+    @classmethod
+    def of(cls, values: Floats) -> "Histogram":
+        """Return the histogram of these values, (N,), between twentieths of them."""
+        edges = np.unique(np.round(np.quantile(values, LEVELS), 7))
+        empty = cls(edges=edges, shares=np.zeros(len(edges) + 1))
+        return cls(edges=edges, shares=np.round(empty.count(values), 7))
+
+    def count(self, values: Floats, weight: Floats | None = None) -> Floats:
+        """Return the share of these values, (N,), weighted by (N,), in each bin: (B,)."""
+        counts = np.bincount(np.searchsorted(self.edges, values), weight, len(self.edges) + 1)
+        shares: Floats = counts / counts.sum()
+        return shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +57,23 @@ class Reference:
 
     Attributes:
         images: how many they were.
-        layers: float64, (L, Q). Quantiles of each layer's rate, at LEVELS.
+        layers: one histogram of layer rates per tap.
         classes: float64, (K,). The share of each predicted class.
     """
 
     images: int
-    layers: NDArray[np.float64]
-    classes: NDArray[np.float64]
+    layers: tuple[Histogram, ...]
+    classes: Floats
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the manifest."""
         return {
             "images": self.images,
-            "layers": np.round(self.layers, 6).tolist(),
-            "classes": np.round(self.classes, 6).tolist(),
+            "layers": [
+                {"edges": layer.edges.tolist(), "shares": layer.shares.tolist()}
+                for layer in self.layers
+            ],
+            "classes": np.round(self.classes, 7).tolist(),
         }
 
 
@@ -60,9 +94,13 @@ def layer_rates(rates: NDArray[Any], taps: Sequence[Tap]) -> NDArray[np.float32]
 
 def reference_of(rates: NDArray[Any], logits: NDArray[Any], taps: Sequence[Tap]) -> Reference:
     """Return the reference of clean readings: rates (N, D), logits (N, K), at these taps."""
-    quantiles = np.quantile(layer_rates(rates, taps).astype(np.float64), LEVELS, axis=0)
+    values = layer_rates(rates, taps).astype(np.float64)
     counts = np.bincount(logits.argmax(axis=1), minlength=logits.shape[1])
-    return Reference(images=len(rates), layers=quantiles.T, classes=counts / len(rates))
+    return Reference(
+        images=len(rates),
+        layers=tuple(Histogram.of(column) for column in values.T),
+        classes=counts / len(rates),
+    )
 
 
 def read_reference(provenance: Mapping[str, Any], taps: Sequence[Tap]) -> Reference | None:
@@ -75,14 +113,22 @@ def read_reference(provenance: Mapping[str, Any], taps: Sequence[Tap]) -> Refere
     if stored is None:
         return None
     try:
-        images = int(stored["images"])
-        layers = np.asarray(stored["layers"], np.float64)
-        classes = np.asarray(stored["classes"], np.float64)
+        reference = Reference(
+            images=int(stored["images"]),
+            layers=tuple(
+                Histogram(
+                    edges=np.asarray(layer["edges"], np.float64),
+                    shares=np.asarray(layer["shares"], np.float64),
+                )
+                for layer in stored["layers"]
+            ),
+            classes=np.asarray(stored["classes"], np.float64),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise GuardError(f"the guard's reference for drift is damaged: {error}") from error
-    if layers.shape != (len(taps), len(LEVELS)) or classes.ndim != 1 or images < 1:
+    if len(reference.layers) != len(taps) or reference.classes.ndim != 1 or reference.images < 1:
         raise GuardError(
-            f"expected a reference of {len(taps)} taps at {len(LEVELS)} levels, "
-            f"got {layers.shape} from {images} images"
+            f"expected a reference of {len(taps)} taps, got one of {len(reference.layers)} from "
+            f"{reference.images} images"
         )
-    return Reference(images=images, layers=layers, classes=classes)
+    return reference

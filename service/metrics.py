@@ -98,8 +98,12 @@ class Metrics:
             ["model", "statistic"], registry=registry,
         )  # fmt: skip
         self._drift_samples = Gauge(
-            "reluguard_drift_samples", "Effective number of images behind the drift statistics.",
-            ["model"], registry=registry,
+            "reluguard_drift_samples", "Effective number of images behind each drift statistic.",
+            ["model", "statistic"], registry=registry,
+        )  # fmt: skip
+        self._drift_layer = Gauge(
+            "reluguard_drift_layer_psi", "How far each layer's firing rate is from calibration.",
+            ["model", "layer"], registry=registry,
         )  # fmt: skip
         self._guards = _Guards()
         registry.register(self._guards)
@@ -118,11 +122,14 @@ class Metrics:
 
     def drift(self, model: str, drift: Drift) -> None:
         """Show how far a model's traffic is from calibration; without samples, no statistic."""
-        self._drift_samples.labels(model).set(drift.samples)
         for name in STATISTICS:
             self._drift.labels(model, name).set(drift.statistics.get(name, math.nan))
+            self._drift_samples.labels(model, name).set(drift.sizes.get(name, 0.0))
+        for layer, value in drift.layers.items():
+            self._drift_layer.labels(model, layer).set(value)
         for advice in ("recalibrate", "retrain"):
             self._drift.labels(model, advice).set(drift.advice == advice)
+            self._drift_samples.labels(model, advice).set(drift.samples)
 
     def model(self, name: str, policy: Policy) -> "ModelMetrics":
         """Return the metrics of one configured model."""

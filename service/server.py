@@ -23,6 +23,7 @@ import numpy as np
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from detector.errors import DetectorError
 from detector.images import InputSpec
 from detector.runtime import Guard
 from detector.session import available_cores
@@ -49,7 +50,6 @@ _log = logging.getLogger(__name__)
 _SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 _MIB = 2**20
 _LAST_GRACE_S = 1.0
-_DRIFT_S = 60.0
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 T = TypeVar("T")
 
@@ -298,12 +298,12 @@ class Server:
                     drift = await loop.run_in_executor(
                         self._loader, read_drift, folder, model.version.guard
                     )
-                except sqlite3.Error as error:
+                except (sqlite3.Error, DetectorError) as error:
                     _log.error("the drift of %s can't be read: %s", model.name, error)
                 else:
                     self._drift[model.name] = drift
                     self.metrics.drift(model.name, drift)
-            await asyncio.sleep(_DRIFT_S)
+            await asyncio.sleep(self.settings.drift_s)
 
     async def reload(self) -> None:
         """Look at every loaded model's files now and take what changed."""

@@ -68,9 +68,10 @@ class Settings:
         log_level: DEBUG, INFO, WARNING or ERROR.
         capture: folder that a sample of the traffic is kept in, for labels, retraining and drift.
         capture_share: share kept of what looks clean; above the threshold everything is.
-        capture_images: keep raw images too, where requests bring pixels.
+        capture_images: keep raw input too: pixels, decoded files or the caller's own tensors.
         capture_max_bytes: of all that is kept; the oldest without a label goes first.
-        capture_ttl_s: age at which what has no label goes, and images of what has one.
+        capture_ttl_s: age at which what has no label goes, and raw input of what has one.
+        drift_s: how often the drift of what was captured is read.
     """
 
     model: Path | None = None
@@ -114,6 +115,7 @@ class Settings:
     capture_images: bool = False
     capture_max_bytes: int = 1_073_741_824
     capture_ttl_s: float = 2_592_000.0
+    drift_s: float = 60.0
 
     def __post_init__(self) -> None:
         self._check_sources()
@@ -133,7 +135,7 @@ class Settings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s",
-                     "capture_ttl_s"):  # fmt: skip
+                     "capture_ttl_s", "drift_s"):  # fmt: skip
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < float("inf"):
                 raise SettingsError(f"expected {name} of more than 0, got {seconds}")

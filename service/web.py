@@ -17,6 +17,7 @@ from service.errors import StartError
 __all__ = ["ModelStatus", "WebServer", "page"]
 
 _TIMEOUT_S = 5.0
+_LAYERS = 3  # shown: those that moved furthest
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -172,13 +173,18 @@ def _section(model: ModelStatus) -> str:
 
 
 def _drift(drift: Drift) -> str:
-    samples = f"from {drift.samples:.0f} images' worth of captures"
+    samples = f"{drift.samples:.0f} images' worth of captures"
     if drift.advice == "wait":
-        return f"too few to tell, {samples}"
+        return f"too few to tell, from {samples}"
     words = {
         "none": "as calibrated",
         "recalibrate": "clean inputs moved: recalibrate",
         "retrain": "something new is above the threshold: label and retrain",
     }
-    numbers = ", ".join(f"{name} {value:.3f}" for name, value in drift.statistics.items())
-    return f"{words[drift.advice]} ({numbers}; {samples})"
+    numbers = [
+        f"{name} {value:.3f} of {drift.sizes.get(name, 0):.0f}"
+        for name, value in drift.statistics.items()
+    ]
+    furthest = sorted(drift.layers, key=lambda name: -drift.layers[name])[:_LAYERS]
+    numbers += [f"{name} {drift.layers[name]:.3f}" for name in furthest]
+    return f"{words[drift.advice]} ({', '.join(numbers)}; {samples})"

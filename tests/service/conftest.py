@@ -186,6 +186,12 @@ def guard(pair: Pair) -> Guard:
 
 
 @pytest.fixture(scope="session")
+def smooth() -> Callable[[int, int], Images]:
+    """`smooth_images`: draws so many clean images from a seed."""
+    return smooth_images
+
+
+@pytest.fixture(scope="session")
 def clean() -> Images:
     return smooth_images(40, 10)
 

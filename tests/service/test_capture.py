@@ -188,7 +188,7 @@ def test_a_clock_that_goes_backwards_changes_no_order(
     make: Make, reading: Guard, clean: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing expires early, and a later shard sorts later, in a later process too."""
-    names = []
+    names: list[str] = []
     for step in range(3):
         monkeypatch.setattr("time.time_ns", lambda step=step: 10**18 - step)
         capture = make(clock=lambda step=step: 1e9 - 3600 * step, ttl_s=60.0)

@@ -35,7 +35,7 @@ def exported() -> dict[str, set[str]]:
     model = metrics.model("m", "annotate")
     model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0)
     metrics.rpc.method("unary", "s", "m")
-    metrics.drift("m", Drift(samples=0.0, statistics={}, advice="wait"))
+    metrics.drift("m", Drift(samples=0.0, statistics={}, advice="wait", layers={"l": 0.0}))
     names: dict[str, set[str]] = {"up": set()}
     for family in registry.collect():
         for sample in family.samples:

@@ -144,7 +144,7 @@ def test_feedback_needs_an_admin(captured: Path, pair: Any, tmp_path: Path) -> N
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         url = f"http://{server.metrics_address}"
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
-            assert 'reluguard_drift_samples{model="model"}' in reply.read().decode()
+            assert 'reluguard_drift_samples{model="model",statistic="ks"}' in reply.read().decode()
         with urllib.request.urlopen(url, timeout=10) as reply:
             assert "too few to tell" in reply.read().decode()
     assert {row.id: row.label for row in list_captures(captured)}["r:0"] == "clean"
