@@ -371,6 +371,10 @@ def serve(
         Path | None,
         typer.Option("--guard", help="The guard's folder, or one whose CURRENT file names it."),
     ] = None,
+    challenger: Annotated[
+        Path | None,
+        typer.Option("--challenger", help="A second guard, scored in the same pass, only counted."),
+    ] = None,
     models: Annotated[
         Path | None,
         typer.Option("--models", help="Instead: a folder of NAME/model.onnx and NAME/guard."),
@@ -415,6 +419,7 @@ def serve(
         {**os.environ, **named},
         model=model,
         guard=guard,
+        challenger=challenger,
         models=models,
         host=host,
         port=port,

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.verdict import Readings, Verdicts
+from detector.verdict import Challenge, Readings, Verdicts
 from service.errors import ExpiredError, NotReadyError, OverloadedError
 from service.metrics import ModelMetrics
 
@@ -320,7 +320,7 @@ def _run_merged(runner: Runner, tensors: Sequence[NDArray[Any]]) -> Verdicts:
 def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
     """Return these rows of the verdicts."""
     rows = slice(start, stop)
-    read = verdicts.readings
+    read, challenge = verdicts.readings, verdicts.challenge
     return Verdicts(
         prediction=verdicts.prediction[rows],
         score=verdicts.score[rows],
@@ -332,12 +332,16 @@ def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
         readings=None
         if read is None
         else Readings(rates=read.rates[rows], logits=read.logits[rows]),
+        challenge=None
+        if challenge is None
+        else Challenge(score=challenge.score[rows], is_adversarial=challenge.is_adversarial[rows]),
     )
 
 
 def join(parts: Sequence[Verdicts]) -> Verdicts:
     """Return the verdicts of several parts as one, in order. Undoes `take`."""
     read = [part.readings for part in parts if part.readings is not None]
+    challenges = [part.challenge for part in parts if part.challenge is not None]
     return Verdicts(
         prediction=np.concatenate([part.prediction for part in parts]),
         score=np.concatenate([part.score for part in parts]),
@@ -354,5 +358,11 @@ def join(parts: Sequence[Verdicts]) -> Verdicts:
             logits=np.concatenate([part.logits for part in read]),
         )
         if read
+        else None,
+        challenge=Challenge(
+            score=np.concatenate([part.score for part in challenges]),
+            is_adversarial=np.concatenate([part.is_adversarial for part in challenges]),
+        )
+        if challenges
         else None,
     )

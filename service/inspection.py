@@ -159,6 +159,8 @@ class Inspector:
         model.metrics.stage("decode", decode_s)
         answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
         model.metrics.verdicts(answer.verdicts)
+        if version.shadow is not None:
+            version.shadow.add(answer.verdicts)
         if self.capture is not None:
             kind: Raw = "images" if isinstance(raw, PixelArray) else "tensors"
             self.capture.offer(

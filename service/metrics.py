@@ -8,11 +8,12 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -22,8 +23,10 @@ from detector.verdict import Verdicts
 from service.capture import DropReason
 from service.drift import STATISTICS, Drift
 from service.settings import Policy
+from service.shadow import DIRECTIONS, Direction, compare
 
 __all__ = [
+    "SCORES",
     "Hour",
     "MethodMetrics",
     "Metrics",
@@ -37,12 +40,12 @@ Stage = Literal["decode", "queue", "model", "encode"]
 Rejection = Literal[
     "queue_full", "wait_too_long", "expired", "cancelled", "too_many_calls", "draining"
 ]
-ReloadOutcome = Literal["swapped", "refused"]
+ReloadOutcome = Literal["swapped", "refused", "challenger_refused"]
 RpcKind = Literal["unary", "bidi_stream"]
 Outcome = Literal["clean", "adversarial", "unscored"]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_SCORES = (-20, -10, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 10, 20)
+SCORES = (-20, -10, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 10, 20)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MINUTES = 60
 
@@ -58,7 +61,7 @@ class Metrics:
         model = ["model"]
         self._score = Histogram(
             "reluguard_score", "Score of each image, log-odds.", model,
-            buckets=_SCORES, registry=registry,
+            buckets=SCORES, registry=registry,
         )  # fmt: skip
         self._verdicts = Counter(
             "reluguard_verdicts_total", "Images by verdict and policy.",
@@ -89,6 +92,19 @@ class Metrics:
         self.draining = Gauge(
             "reluguard_draining", "1 while the server shuts down.", registry=registry
         )
+        self._challenger_score = Histogram(
+            "reluguard_challenger_score", "The challenger's score of each image, log-odds.", model,
+            buckets=SCORES, registry=registry,
+        )  # fmt: skip
+        self._challenger_verdicts = Counter(
+            "reluguard_challenger_verdicts_total", "Images by the challenger's verdict.",
+            ["model", "verdict"], registry=registry,
+        )  # fmt: skip
+        self._disagreements = Counter(
+            "reluguard_challenger_disagreements_total",
+            "Images that only one of champion and challenger calls adversarial.",
+            ["model", "direction"], registry=registry,
+        )  # fmt: skip
         self._capture_dropped = Counter(
             "reluguard_capture_dropped_total", "Sampled images that were not kept, by reason.",
             ["reason"], registry=registry,
@@ -141,6 +157,14 @@ class Metrics:
                 outcome: self._verdicts.labels(name, outcome, policy)
                 for outcome in get_args(Outcome)
             },
+            _challenger_score=self._challenger_score.labels(name),
+            _challenger_verdicts={
+                outcome: self._challenger_verdicts.labels(name, outcome)
+                for outcome in get_args(Outcome)
+            },
+            _disagreements={
+                direction: self._disagreements.labels(name, direction) for direction in DIRECTIONS
+            },
             _stages={stage: self._stage.labels(name, stage) for stage in get_args(Stage)},
             _batch=self._batch.labels(name),
             _depth=self._depth.labels(name),
@@ -162,6 +186,9 @@ class ModelMetrics:
     hour: "Hour"
     _score: Histogram
     _verdicts: dict[Outcome, Counter]
+    _challenger_score: Histogram
+    _challenger_verdicts: dict[Outcome, Counter]
+    _disagreements: dict[Direction, Counter]
     _stages: dict[Stage, Histogram]
     _batch: Histogram
     _depth: Gauge
@@ -190,11 +217,26 @@ class ModelMetrics:
         """Count one attempt to take a new guard."""
         self._reloads[outcome].inc()
 
-    def guard(self, digest: str, model_sha256: str, created: float, threshold: float) -> None:
-        """Show which guard is live."""
+    def guard(
+        self,
+        digest: str,
+        model_sha256: str,
+        created: float,
+        threshold: float,
+        challenger: str = "",
+        challenger_threshold: float = math.nan,
+    ) -> None:
+        """Show which guard is live, and which challenger if there is one."""
         self._guards.show(
             self.name,
-            _Guard(digest=digest, model_sha256=model_sha256, created=created, threshold=threshold),
+            _Guard(
+                digest=digest,
+                model_sha256=model_sha256,
+                created=created,
+                threshold=threshold,
+                challenger=challenger,
+                challenger_threshold=challenger_threshold,
+            ),
         )
 
     def unloaded(self) -> None:
@@ -202,20 +244,44 @@ class ModelMetrics:
         self._guards.hide(self.name)
 
     def verdicts(self, verdicts: Verdicts) -> None:
-        """Count the verdicts on one request."""
-        scored = is_scored(verdicts.score)
-        for score in verdicts.score[scored].tolist():
-            self._score.observe(score)
-        unscored = int((~scored).sum())
-        adversarial = int((verdicts.is_adversarial & scored).sum())
-        clean = len(verdicts) - unscored - adversarial
-        counts: dict[Outcome, int] = {
-            "clean": clean, "adversarial": adversarial, "unscored": unscored
-        }  # fmt: skip
-        for outcome, count in counts.items():
-            if count:
-                self._verdicts[outcome].inc(count)
-        self.hour.add(verdicts.score[scored].tolist(), adversarial=adversarial, unscored=unscored)
+        """Count the verdicts on one request, and the challenger's."""
+        counts = _observe(verdicts.score, verdicts.is_adversarial, self._score, self._verdicts)
+        scored = verdicts.score[is_scored(verdicts.score)].tolist()
+        self.hour.add(scored, adversarial=counts["adversarial"], unscored=counts["unscored"])
+        theirs = verdicts.challenge
+        if theirs is not None:
+            _observe(
+                theirs.score,
+                theirs.is_adversarial,
+                self._challenger_score,
+                self._challenger_verdicts,
+            )
+            agreement = compare(verdicts)
+            for direction in DIRECTIONS:
+                self._disagreements[direction].inc(getattr(agreement, direction))
+
+
+def _observe(
+    score: NDArray[np.float32],
+    is_adversarial: NDArray[np.bool_],
+    histogram: Histogram,
+    counters: Mapping[Outcome, Counter],
+) -> dict[Outcome, int]:
+    """Count one guard's verdicts on one request and return how many of each there were."""
+    scored = is_scored(score)
+    for value in score[scored].tolist():
+        histogram.observe(value)
+    unscored = int((~scored).sum())
+    adversarial = int((is_adversarial & scored).sum())
+    counts: dict[Outcome, int] = {
+        "clean": len(score) - unscored - adversarial,
+        "adversarial": adversarial,
+        "unscored": unscored,
+    }
+    for outcome, count in counts.items():
+        if count:
+            counters[outcome].inc(count)
+    return counts
 
 
 class RpcMetrics:
@@ -282,6 +348,8 @@ class _Guard:
     model_sha256: str
     created: float
     threshold: float
+    challenger: str
+    challenger_threshold: float
 
 
 class _Guards(Collector):
@@ -310,13 +378,24 @@ class _Guards(Collector):
         threshold = GaugeMetricFamily(
             "reluguard_threshold", "Score above which an image is adversarial.", labels=["model"]
         )
+        challenger = GaugeMetricFamily(
+            "reluguard_challenger_info", "1 for the challenger in shadow.",
+            labels=["model", "challenger"],
+        )  # fmt: skip
+        limit = GaugeMetricFamily(
+            "reluguard_challenger_threshold",
+            "Score above which the challenger calls an image adversarial.", labels=["model"],
+        )  # fmt: skip
         with self._lock:
             live = dict(self._live)
         for model, guard in live.items():
+            if guard.challenger:
+                challenger.add_metric([model, guard.challenger], 1)
+                limit.add_metric([model], guard.challenger_threshold)
             info.add_metric([model, guard.digest, guard.model_sha256], 1)
             age.add_metric([model], max(0.0, time.time() - guard.created))
             threshold.add_metric([model], guard.threshold)
-        return [info, age, threshold]
+        return [info, age, threshold, challenger, limit]
 
 
 @dataclass(slots=True)
@@ -325,7 +404,7 @@ class _Minute:
     images: int = 0
     adversarial: int = 0
     unscored: int = 0
-    scores: list[int] = field(default_factory=lambda: [0] * (len(_SCORES) + 1))
+    scores: list[int] = field(default_factory=lambda: [0] * (len(SCORES) + 1))
 
 
 @dataclass(slots=True)
@@ -347,7 +426,7 @@ class Hour:
             minute.adversarial += adversarial
             minute.unscored += unscored
             for score in scores:
-                minute.scores[int(np.searchsorted(_SCORES, score))] += 1
+                minute.scores[int(np.searchsorted(SCORES, score))] += 1
 
     def _recent(self) -> list[_Minute]:
         oldest = int(self.clock() // 60) - _MINUTES
@@ -365,7 +444,7 @@ class Hour:
 
     def histogram(self) -> list[tuple[float, int]]:
         """Return (upper bound, images) per score bucket, the last bound infinite."""
-        bounds = [*map(float, _SCORES), math.inf]
+        bounds = [*map(float, SCORES), math.inf]
         recent = self._recent()
         return [
             (bound, sum(minute.scores[i] for minute in recent)) for i, bound in enumerate(bounds)

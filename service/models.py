@@ -1,12 +1,14 @@
 """The models being served: each a name, a live version and a queue. Reload swaps one pointer.
 
 A new version is loaded, verified and replayed beside the old one; requests finish on the version
-that decoded them; a version that is refused leaves the last good one in place.
+that decoded them; a version that is refused leaves the last good one in place. A challenger that is
+refused never holds its champion up: the champion goes live without one.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,16 +19,17 @@ from numpy.typing import NDArray
 
 from detector.errors import DetectorError
 from detector.runtime import Guard
+from detector.shelf import CHALLENGER, CURRENT, pointed
 from detector.verdict import Verdicts
 from service.batching import Batcher
 from service.errors import NotFoundError, NotReadyError, ReloadError, RequestError, StartError
-from service.metrics import ModelMetrics
+from service.metrics import SCORES, ModelMetrics
+from service.shadow import Shadow
 
 __all__ = ["VERSION", "Model", "Repository", "Source", "Version", "sources_in"]
 
 _log = logging.getLogger(__name__)
 VERSION = "1"  # of every model, as the Open Inference Protocol counts; the guard has its digest
-_POINTER = "CURRENT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class Source:
     name: str
     model: Path
     guard: Path
+    challenger: Path | None = None
+    public_key: Path | None = None
     providers: tuple[str, ...] | None = None
     threads: int | None = None
     readings: bool = False  # let verdicts carry what the head read, for capture
@@ -44,52 +49,98 @@ class Source:
         """Return the guard's folder, through a link or a `CURRENT` file that names it.
 
         Raises:
-            ReloadError: `CURRENT` names something outside the folder it lies in.
+            ShelfError: `CURRENT` names something outside the folder it lies in.
         """
         folder = self.guard.resolve()
-        pointer = folder / _POINTER
-        if not pointer.is_file():
-            return folder
-        name = pointer.read_text(encoding="utf-8").strip()
-        if not name or Path(name).name != name or name in {".", ".."}:
-            raise ReloadError(f"expected the name of one folder in {pointer}, got {name[:64]!r}")
-        return folder / name
+        return pointed(folder, CURRENT) or folder
+
+    def challenger_folder(self) -> Path | None:
+        """Return the challenger's folder: our own, or what the guard's `CHALLENGER` file names.
+
+        Raises:
+            ShelfError: `CHALLENGER` names something outside the folder it lies in.
+        """
+        if self.challenger is not None:
+            return self.challenger.resolve()
+        named = pointed(self.guard.resolve(), CHALLENGER)
+        return None if named == self.guard_folder() else named
 
     def fingerprint(self) -> tuple[object, ...]:
         """Return a value that changes when any of the files does."""
-        try:
-            folder = self.guard_folder()
-            files = sorted(file for file in folder.iterdir() if file.is_file())
-            stats = [(file.name, file.stat()) for file in [*files, self.model]]
-        except (OSError, ReloadError) as error:
-            return (str(error),)
         return (
-            str(folder),
-            *((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats),
+            _stats(self.guard_folder),
+            _stats(self.challenger_folder),
+            _stats(lambda: self.model),
+            _stats(lambda: self.public_key),
         )
 
     def open(self) -> "Version":
         """Return the verified version on disk.
 
+        A challenger that is refused is left out; the version says why.
+
         Raises:
-            DetectorError: the model or the guard is refused.
-            ReloadError: the pointer is broken.
+            DetectorError: the model or the guard is refused, or the pointer is broken.
         """
-        guard = Guard.open(
+        folder = self.guard_folder()
+        try:
+            rival = self.challenger_folder()
+            guard = self._open(folder, rival)
+        except DetectorError as error:
+            # of two that don't open together one alone tells whose fault it was
+            return Version.of(self._open(folder, None), refused=str(error))
+        return Version.of(guard)
+
+    def _open(self, folder: Path, rival: Path | None) -> Guard:
+        return Guard.open(
             self.model,
-            self.guard_folder(),
+            folder,
             providers=self.providers,
             threads=self.threads,
             readings=self.readings,
+            challenger=rival,
+            public_key=self.public_key,
         )
-        return Version(guard=guard)
+
+
+def _stats(place: Callable[[], Path | None]) -> tuple[object, ...]:
+    """Return a value that changes when a file does, or any of a folder's."""
+    try:
+        path = place()
+        if path is None:
+            return ()
+        files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files]
+    except (OSError, DetectorError) as error:
+        return (str(error),)
+    return (
+        str(path),
+        *((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Version:
-    """One verified pair of model and guard, ready to run."""
+    """One verified pair of model and guard, ready to run.
+
+    Attributes:
+        guard: the model with its guard, and its challenger if there is one.
+        shadow: the challenger's tally since this version went live.
+        refused: why there is no challenger though there should be one; else empty.
+        since: when it went live, seconds since the epoch.
+    """
 
     guard: Guard
+    shadow: Shadow | None = None
+    refused: str = ""
+    since: float = 0.0
+
+    @classmethod
+    def of(cls, guard: Guard, *, refused: str = "") -> "Version":
+        """Return a version that begins now."""
+        rival = guard.challenger
+        shadow = None if rival is None else Shadow(digest=rival.digest, bounds=SCORES)
+        return cls(guard=guard, shadow=shadow, refused=refused, since=time.time())
 
     @property
     def digest(self) -> str:
@@ -148,6 +199,8 @@ class Model:
             model_sha256=artifact.manifest.model_sha256,
             created=_seconds(artifact.manifest.created_at),
             threshold=float(version.guard.threshold),
+            challenger="" if version.shadow is None else version.shadow.digest,
+            challenger_threshold=float(version.guard.challenger_threshold),
         )
 
     async def load(self, loader: Executor) -> None:
@@ -176,6 +229,15 @@ class Model:
             self.show(version)
             self.metrics.reloaded("swapped")
             _log.info("model %s: guard %s is live", self.name, version.digest)
+            if version.shadow is not None:
+                _log.info("model %s: challenger %s in shadow", self.name, version.shadow.digest)
+            if version.refused:
+                self.metrics.reloaded("challenger_refused")
+                _log.error(
+                    "model %s: the challenger was refused, the guard serves without: %s",
+                    self.name,
+                    version.refused,
+                )
 
     async def follow(self, loader: Executor) -> None:
         """Load if the files changed since they were last looked at; a refusal is logged only."""
@@ -239,8 +301,11 @@ def sources_in(
     providers: tuple[str, ...] | None,
     threads: int | None,
     readings: bool = False,
+    public_key: Path | None = None,
 ) -> dict[str, Source]:
     """Return what a model folder holds: one `NAME/model.onnx` with `NAME/guard` per model.
+
+    A folder `NAME/challenger` is that guard's challenger.
 
     Raises:
         StartError: the folder can't be read.
@@ -254,6 +319,8 @@ def sources_in(
             name=name,
             model=folder / name / "model.onnx",
             guard=folder / name / "guard",
+            challenger=_folder(folder / name / "challenger"),
+            public_key=public_key,
             providers=providers,
             threads=threads,
             readings=readings,
@@ -261,6 +328,10 @@ def sources_in(
         for name in names
         if (folder / name / "model.onnx").is_file()
     }
+
+
+def _folder(path: Path) -> Path | None:
+    return path if path.is_dir() else None
 
 
 def _seconds(created_at: str) -> float:

@@ -192,7 +192,7 @@ class Server:
         settings = self.settings
         if self._given is not None:
             model = self._model(settings.name or "model", None)
-            model.show(Version(guard=self._given))
+            model.show(Version.of(self._given))
             return [model]
         models = [self._model(source.name, source) for source in self._sources().values()]
         if not models:
@@ -217,6 +217,7 @@ class Server:
                 providers=settings.providers,
                 threads=threads,
                 readings=settings.capture is not None,
+                public_key=settings.public_key,
             )
         if settings.model is None or settings.guard is None:
             return {}
@@ -225,6 +226,8 @@ class Server:
             name=name,
             model=settings.model,
             guard=settings.guard,
+            challenger=settings.challenger,
+            public_key=settings.public_key,
             providers=settings.providers,
             threads=threads,
             readings=settings.capture is not None,

@@ -25,9 +25,12 @@ class Settings:
     Attributes:
         model: ONNX file to serve; goes with `guard`.
         guard: guard folder, a link to one, or a folder whose `CURRENT` file names one inside it.
+        challenger: folder of a second guard that scores in the same pass and is only counted; None
+            for what `guard`'s own CHALLENGER file names, if anything.
+        public_key: PEM, an Ed25519 public key: guards its owner did not sign are refused.
         name: what callers call the model; the ONNX file's stem if None.
         models: instead of `model` and `guard`, a folder with one `NAME/model.onnx` and `NAME/guard`
-            for each model.
+            for each model, and maybe `NAME/challenger`.
         host: address to listen on.
         port: gRPC port; 0 lets the system choose.
         metrics_port: HTTP port for /metrics and the status page; 0 for any, None for none
@@ -76,6 +79,8 @@ class Settings:
 
     model: Path | None = None
     guard: Path | None = None
+    challenger: Path | None = None
+    public_key: Path | None = None
     name: str | None = None
     models: Path | None = None
     host: str = "127.0.0.1"
@@ -146,8 +151,10 @@ class Settings:
             )
 
     def _check_sources(self) -> None:
-        if self.models is not None and (self.model or self.guard or self.name):
+        if self.models is not None and (self.model or self.guard or self.name or self.challenger):
             raise SettingsError("expected either models, or model and guard: got both")
+        if self.challenger is not None and self.guard is None:
+            raise SettingsError("expected challenger beside a guard: got it alone")
         if (self.model is None) != (self.guard is None):
             raise SettingsError("expected model and guard together: got only one of them")
 
