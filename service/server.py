@@ -50,6 +50,7 @@ _log = logging.getLogger(__name__)
 _SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 _MIB = 2**20
 _LAST_GRACE_S = 1.0
+_WORKER_NICE = 10
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 T = TypeVar("T")
 
@@ -175,7 +176,7 @@ class Server:
         return capture
 
     def _pool(self, name: str, size: int) -> ThreadPoolExecutor:
-        executor = ThreadPoolExecutor(size, thread_name_prefix=name)
+        executor = ThreadPoolExecutor(size, thread_name_prefix=name, initializer=_give_way)
         self._stack.callback(executor.shutdown, wait=True, cancel_futures=True)
         return executor
 
@@ -351,6 +352,12 @@ class Server:
         await self._grpc.stop(_LAST_GRACE_S)
         await self._stack.aclose()
         _log.info("stopped")
+
+
+def _give_way() -> None:
+    """Let the event loop go before this thread: it must refuse at once while models compute."""
+    with contextlib.suppress(OSError):  # only Linux has it per thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICE)
 
 
 def _certificates(settings: Settings) -> grpc.ServerCredentials | None:
