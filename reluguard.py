@@ -617,6 +617,12 @@ def retrain(
     sources: Annotated[
         int, typer.Option("--sources", help="Images per --attack to fit on, at most.")
     ] = 400,
+    most_per_source: Annotated[
+        int,
+        typer.Option(
+            "--most-per-source", min=1, help="Captures of one caller under one label, at most."
+        ),
+    ] = 250,
     margin: Annotated[
         float, typer.Option("--margin", help="AUROC that an old attack may lose.")
     ] = 0.01,
@@ -639,6 +645,7 @@ def retrain(
             data=data,
             share=share,
             sources=sources,
+            most_per_source=most_per_source,
             limits=GateLimits(auroc=margin),
             seed=seed,
             threads=threads,

@@ -26,13 +26,23 @@ from training.fit import Kind
 from training.harvest import Job, Orders, harvest, plan_jobs
 from training.kept import Added, Kept
 
-__all__ = ["CAPTURE", "Fresh", "read_captured", "read_images", "run_attack", "store"]
+__all__ = [
+    "CAPTURE",
+    "MOST_PER_SOURCE",
+    "Fresh",
+    "read_captured",
+    "read_images",
+    "run_attack",
+    "store",
+]
 
 CAPTURE = "capture.sqlite"
 HELD_OUT = 0.3
 SPLITS = 1000  # an id's remainder says whether it is held out
 HASHED = 1 << 62  # ids of images from outside: apart from the row numbers of the data set
 LABELLED_CLEAN = "labelled-clean"
+MOST_PER_SOURCE = 250
+LOCK_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DAMAGE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 
@@ -104,11 +114,19 @@ def _read_file(file: Path, reader: Reader) -> Fresh:
     )
 
 
-def read_captured(folder: Path, artifact: GuardArtifact) -> list[Fresh]:
+def read_captured(
+    folder: Path, artifact: GuardArtifact, *, most_per_source: int = MOST_PER_SOURCE
+) -> list[Fresh]:
     """Return what was captured from production and labelled since, one group per label.
 
     Rates suffice, no image is needed. The true class is not known: of an image labelled clean it is
     taken to be the model's answer, of an attack what the guard's own probe holds likeliest besides.
+
+    Args:
+        folder: of the captures.
+        artifact: the guard whose taps they must be of.
+        most_per_source: rows of one caller under one label, at most: whoever sends most does not
+            decide what the next guard is.
 
     Raises:
         DataError: the index is locked, damaged or of another model, a label is none, or nothing is
@@ -116,23 +134,42 @@ def read_captured(folder: Path, artifact: GuardArtifact) -> list[Fresh]:
     """
     index = folder / CAPTURE
     try:
-        with closing(sqlite3.connect(index, timeout=10)) as connection:
+        with closing(sqlite3.connect(index, timeout=LOCK_S)) as connection:
             rows = connection.execute(
-                "SELECT id, label, shard, row, model FROM captures "
+                "SELECT id, label, shard, row, source, model FROM captures "
                 "WHERE label IS NOT NULL ORDER BY id"
             ).fetchall()
     except sqlite3.Error as error:
         raise DataError(f"the captures in {index} can't be read: {error}") from error
     if not rows:
         raise DataError(f"expected labelled captures in {index}, none has a label")
-    ours = artifact.manifest.model_sha256
-    foreign = {model for *_, model in rows if re.fullmatch("[0-9a-f]{64}", model or "")} - {ours}
+    model = artifact.manifest.model_sha256
+    foreign = {row[-1] for row in rows} - {model}
     if foreign:
-        raise DataError(f"expected captures of the model {ours[:16]}, some are of another")
-    return [
-        _labelled(folder, artifact, label, [row for row in rows if row[1] == label])
-        for label in sorted({row[1] for row in rows})
+        raise DataError(
+            f"expected captures of the model {model[:16]}, some are of {min(foreign)[:16]}"
+        )
+    groups = []
+    for label in sorted({row[1] for row in rows}):
+        ours = [row for row in rows if row[1] == label]
+        kept = _capped(ours, most_per_source)
+        found = _labelled(folder, artifact, label, kept)
+        over = {"over its caller's share": len(ours) - len(kept)}
+        groups.append(replace(found, dropped={**found.dropped, **over}))
+    return groups
+
+
+def _capped(rows: Sequence[tuple[Any, ...]], most: int) -> list[tuple[Any, ...]]:
+    """Return at most so many rows of each source, whichever by hash of their ids, in order."""
+    by_source: dict[str, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        by_source.setdefault(row[4], []).append(row)
+    kept = [
+        row
+        for own in by_source.values()
+        for row in sorted(own, key=lambda row: hashlib.sha256(str(row[0]).encode()).digest())[:most]
     ]
+    return sorted(kept, key=lambda row: str(row[0]))
 
 
 def _labelled(
@@ -148,7 +185,7 @@ def _labelled(
     )
     shards: dict[str, tuple[NDArray[Any], NDArray[Any]] | None] = {}
     rates, logits, ids, dropped = [], [], [], {"shard damaged": 0, "other taps": 0}
-    for identity, _, shard, row, _ in rows:
+    for identity, _, shard, row, *_ in rows:
         if shard not in shards:
             shards[shard] = _read_shard(folder / "shards" / Path(shard).name)
         found = shards[shard]

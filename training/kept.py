@@ -93,9 +93,7 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
             fitted.
     """
     provenance = artifact.manifest.provenance
-    folder = work or Path(
-        provenance.get("work") or artifact.path.with_name(f"{artifact.path.name}.work")
-    )
+    folder = work or _folder(artifact)
     try:
         plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
     except (OSError, ValueError) as error:
@@ -137,6 +135,15 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
     if rates != expected:
         raise DataError(f"expected readings of {expected} rates in {folder}, got {rates}")
     return kept
+
+
+def _folder(artifact: GuardArtifact) -> Path:
+    """Return where the harvest lies: as the manifest says, or beside the guard if both moved."""
+    beside = artifact.path.with_name(f"{artifact.path.name}.work")
+    named = artifact.manifest.provenance.get("work")
+    if named is None or (not Path(named).is_dir() and beside.is_dir()):
+        return beside
+    return Path(named)
 
 
 def _jobs(folder: Path, slug: str, kind: Kind) -> tuple[Job, ...]:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from detector.artifact import Golden, GuardArtifact, Manifest, check_place, write_guard
 from detector.errors import SettingsError
 from detector.head import Head
+from detector.reference import KEY as REFERENCE
+from detector.reference import reference_of
 from detector.runtime import Guard, Reader
 from detector.session import available_cores
 from training.case import Case, Preprocessing, open_case
@@ -105,13 +107,9 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
     if settings.max_overhead is not None:
         case, reader = _cheaper(case, head, workspace, settings)
         head = _fit(case, recipe, jobs, workspace, settings, progress)
-    head = calibrate(
-        head,
-        _readings(case, reader, case.splits["calibrate"]),
-        rates=[settings.fpr],
-        prevalence=settings.prevalence,
-    )
-    manifest = _manifest(case, head, recipe, settings)
+    clean = _readings(case, reader, case.splits["calibrate"])
+    head = calibrate(head, clean, rates=[settings.fpr], prevalence=settings.prevalence)
+    manifest = _manifest(case, head, clean, recipe, settings)
     golden = _golden(case, head, reader, jobs, workspace)
     progress.stage("report card", 1)
     draft = GuardArtifact(path=settings.out, digest="", manifest=manifest, head=head, golden=golden)
@@ -298,7 +296,9 @@ def _golden(
     )
 
 
-def _manifest(case: Case, head: Head, recipe: Recipe, settings: FitSettings) -> Manifest:
+def _manifest(
+    case: Case, head: Head, clean: Readings, recipe: Recipe, settings: FitSettings
+) -> Manifest:
     packages = ("numpy", "onnxruntime", "torch", "adversarial-robustness-toolbox")
     return Manifest(
         model_sha256=case.production.sha256,
@@ -316,6 +316,8 @@ def _manifest(case: Case, head: Head, recipe: Recipe, settings: FitSettings) -> 
             "prevalence": settings.prevalence,
             "data": {"source": case.dataset.source, "sha256": case.dataset.digest},
             "images": {split: len(sources) for split, sources in case.splits.items()},
+            "work": str(work_folder(settings).resolve()),
+            REFERENCE: reference_of(clean.rates, clean.logits, case.taps).to_json(),
             "versions": {name: importlib.metadata.version(name) for name in packages},
         },
     )

@@ -26,9 +26,19 @@ from detector.artifact import (
 )
 from detector.head import Head
 from detector.model import Production, load_production
+from detector.reference import KEY as REFERENCE
+from detector.reference import reference_of
 from detector.runtime import Guard, Reader
 from detector.shelf import current
-from training.additions import CAPTURE, Fresh, read_captured, read_images, run_attack, store
+from training.additions import (
+    CAPTURE,
+    MOST_PER_SOURCE,
+    Fresh,
+    read_captured,
+    read_images,
+    run_attack,
+    store,
+)
 from training.case import predict
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
@@ -66,6 +76,7 @@ def retrain(
     data: str | None = None,
     share: float = 0.2,
     sources: int = 400,
+    most_per_source: int = MOST_PER_SOURCE,
     limits: GateLimits | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -83,6 +94,7 @@ def retrain(
         data: where the original data set lies now, if it moved.
         share: of the weight of all attacks that the new ones get, however few they are.
         sources: images per named attack, at most.
+        most_per_source: captures of one caller under one label, at most.
         limits: of the gate.
         seed: of every random choice.
         threads: of ONNX Runtime.
@@ -111,8 +123,10 @@ def retrain(
     clean = _calibration(kept, original, reader)
     fresh: list[Fresh] = []
     for path in new:
-        is_captured = (path / CAPTURE).is_file()
-        fresh += read_captured(path, champion) if is_captured else read_images(path, reader)
+        if (path / CAPTURE).is_file():
+            fresh += read_captured(path, champion, most_per_source=most_per_source)
+        else:
+            fresh += read_images(path, reader)
         progress.advance(1)
     of_attacks = sum(one.kind == "attack" for one in fresh) + len(attacks)
     before = {name: kept.weights.get(name, WEIGHT) for name in kept.jobs}
@@ -129,7 +143,7 @@ def retrain(
         kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
         progress.advance(1)
     head = _fit(kept, champion, clean, seed, progress)
-    draft = _draft(champion, out, head, reader, kept, kept.added[first:], seed)
+    draft = _draft(champion, out, head, reader, kept, clean, kept.added[first:], seed)
     progress.stage("gate", 1)
     judged = gate(
         production,
@@ -270,6 +284,7 @@ def _draft(
     head: Head,
     reader: Reader,
     kept: Kept,
+    clean: Readings,
     added: Sequence[Added],
     seed: int,
 ) -> GuardArtifact:
@@ -279,6 +294,7 @@ def _draft(
     provenance: Mapping[str, Any] = {
         **{k: v for k, v in champion.manifest.provenance.items() if k != "forced"},
         "work": str(kept.workspace.folder.resolve()),
+        REFERENCE: reference_of(clean.rates, clean.logits, champion.manifest.taps).to_json(),
         "added": [asdict(one) for one in kept.added],
         "lineage": [
             *champion.manifest.provenance.get("lineage", ()),

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import sqlite3
@@ -10,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 import reluguard
-from detector.artifact import GuardArtifact, read_guard
+from detector.artifact import GuardArtifact, read_guard, write_guard
 from detector.errors import ModelMismatchError
 from detector.head import threshold_at
 from detector.images import Images
 from detector.model import load_production
 from detector.runtime import Guard, Reader
 from detector.shelf import promote
+from training.additions import read_captured
 from training.attacks import FGSM, PGD, Patch, Victim
 from training.attacks.benign import GaussianNoise
 from training.data import Dataset, save_dataset
@@ -82,8 +84,16 @@ def trained(
 @pytest.fixture
 def champion(trained: Champion, tmp_path: Path) -> Champion:
     """The same with a guard and a harvest of this test's own."""
-    shutil.copytree(trained.guard, tmp_path / "guard")
     shutil.copytree(trained.guard.with_name("guard.work"), tmp_path / "guard.work")
+    there = read_guard(trained.guard)
+    assert there.manifest.provenance["work"] == str(trained.guard.with_name("guard.work"))
+    provenance = {**there.manifest.provenance, "work": str(tmp_path / "guard.work")}
+    write_guard(
+        tmp_path / "guard",
+        manifest=replace(there.manifest, provenance=provenance),
+        head=there.head,
+        golden=there.golden,
+    )
     return replace(trained, guard=tmp_path / "guard")
 
 
@@ -101,18 +111,19 @@ def write_captures(
     production = load_production(case.model)
     reader = Reader(production, manifest.input, manifest.taps, threads=1)
     rates, logits = reader.read(np.stack([image for image, _ in rows]))
+    sha256 = production.sha256
     (folder / "shards").mkdir(parents=True)
     np.savez(folder / "shards" / "0.npz", rates=rates.astype(np.float16), logits=logits)
     with sqlite3.connect(folder / "capture.sqlite") as index:
         index.execute(
-            "CREATE TABLE captures (id TEXT PRIMARY KEY, model TEXT, label TEXT, shard TEXT, "
-            "row INTEGER)"
+            "CREATE TABLE captures (id TEXT PRIMARY KEY, model TEXT, label TEXT, source TEXT, "
+            "shard TEXT, row INTEGER)"
         )
         values = [
-            (f"request-{i // 5}:{i % 5}", changes.get("model", "m"), label, "0.npz", i)
+            (f"request-{i // 5}:{i % 5}", changes.get("model", sha256), label, "me", "0.npz", i)
             for i, (_, label) in enumerate(rows)
         ]
-        index.executemany("INSERT INTO captures VALUES (?, ?, ?, ?, ?)", values)
+        index.executemany("INSERT INTO captures VALUES (?, ?, ?, ?, ?, ?)", values)
     index.close()
     return folder
 
@@ -172,6 +183,59 @@ def test_the_harvest_is_not_made_again_and_the_images_may_go(
     assert first.guard.digest != second.guard.digest
 
 
+def test_a_harvest_that_moved_with_its_guard_is_found(champion: Champion, tmp_path: Path) -> None:
+    """Where the manifest names no folder that is there, the one beside the guard is taken."""
+    artifact = read_guard(champion.guard)
+    assert open_kept(artifact).workspace.folder == tmp_path / "guard.work"
+    (tmp_path / "moved").mkdir()
+    for name in ("guard", "guard.work"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    moved = read_guard(tmp_path / "moved" / "guard")
+    assert open_kept(moved).workspace.folder == tmp_path / "moved" / "guard.work"
+
+
+def test_one_caller_does_not_decide(champion: Champion, tmp_path: Path) -> None:
+    """Beyond so many rows under one label a caller's captures are left out and counted."""
+    rows: list[tuple[Images, str | None]] = [
+        (image, "attack:patch") for image in champion.patched.images[:60]
+    ]
+    folder = write_captures(tmp_path / "captured", champion, rows)
+    with sqlite3.connect(folder / "capture.sqlite") as index:
+        index.execute("UPDATE captures SET source = 'flood' WHERE row < 50")
+    index.close()
+    artifact = read_guard(champion.guard)
+    (group,) = read_captured(folder, artifact, most_per_source=20)
+    assert len(group.ids) == 30
+    assert group.dropped["over its caller's share"] == 30
+    (again,) = read_captured(folder, artifact, most_per_source=20)
+    assert again.ids.tolist() == group.ids.tolist()
+
+
+def test_a_locked_index_and_a_full_disk_leave_nothing_half_written(
+    champion: Champion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is one clear error; no guard and no half of a shard is there afterwards."""
+    rows: list[tuple[Images, str | None]] = [
+        (image, "attack:patch") for image in champion.patched.images[:60]
+    ]
+    folder = write_captures(tmp_path / "captured", champion, rows)
+    monkeypatch.setattr("training.additions.LOCK_S", 0.05)
+    lock = sqlite3.connect(folder / "capture.sqlite")
+    lock.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(DataError, match="can't be read: database is locked"):
+        retrain(champion.guard, champion.model, [folder], tmp_path / "g2", threads=1)
+    lock.close()
+
+    def full(file: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr("training.additions.write_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        retrain(champion.guard, champion.model, [folder], tmp_path / "g2", threads=1)
+    assert not (tmp_path / "g2").exists()
+    assert not list(champion.guard.with_name("guard.work").glob("added/*/*"))
+
+
 def test_labelled_captures_need_no_image(champion: Champion, tmp_path: Path) -> None:
     """Rates are enough; what has no label waits, a cut shard costs only its own rows."""
     rows: list[tuple[Images, str | None]] = [
@@ -181,7 +245,10 @@ def test_labelled_captures_need_no_image(champion: Champion, tmp_path: Path) -> 
     ]
     folder = write_captures(tmp_path / "captured", champion, rows)
     with sqlite3.connect(folder / "capture.sqlite") as index:
-        index.execute("INSERT INTO captures VALUES ('lost', 'm', 'clean', 'cut.npz', 0)")
+        index.execute(
+            "INSERT INTO captures SELECT 'lost', model, 'clean', 'me', 'cut.npz', 0 FROM captures "
+            "LIMIT 1"
+        )
     index.close()
     (folder / "shards" / "cut.npz").write_bytes((folder / "shards" / "0.npz").read_bytes()[:99])
     before = read_guard(champion.guard)
@@ -273,7 +340,7 @@ def test_bad_input_is_named(champion: Champion, tmp_path: Path, tiny_model: Path
     foreign = write_captures(
         tmp_path / "foreign", champion, [(champion.clean.images[0], "clean")], model="0" * 64
     )
-    attempt([foreign], "some are of another")
+    attempt([foreign], "some are of 0000000000000000")
     odd = write_captures(tmp_path / "odd", champion, [(champion.clean.images[0], "attack:../x")])
     attempt([odd], "expected an attack's name")
     blank = write_captures(tmp_path / "blank", champion, [(champion.clean.images[0], None)])
