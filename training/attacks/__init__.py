@@ -15,6 +15,7 @@ from training.attacks.auto_pgd import APGD
 from training.attacks.base import Attack, AttackResult, Goal
 from training.attacks.budget import Budget
 from training.attacks.carlini import CWL2
+from training.attacks.chance import RandomSearch
 from training.attacks.gradient import BIM, FGSM, MIFGSM, PGD
 from training.attacks.library import FromART
 from training.attacks.minimal import FMN, DeepFool
@@ -22,6 +23,7 @@ from training.attacks.query import HopSkipJump, Square
 from training.attacks.sparse import Patch, SparsePGD
 from training.attacks.spatial import Spatial
 from training.attacks.transfer import Ensemble, Transfer
+from training.attacks.varied import Varied, VariedQueries
 from training.attacks.victim import Victim, open_victim
 from training.errors import AttackError
 
@@ -43,10 +45,13 @@ __all__ = [
     "Goal",
     "HopSkipJump",
     "Patch",
+    "RandomSearch",
     "SparsePGD",
     "Spatial",
     "Square",
     "Transfer",
+    "Varied",
+    "VariedQueries",
     "Victim",
     "attack_named",
     "open_victim",
@@ -81,7 +86,9 @@ _MAKERS: tuple[Callable[[], Attack], ...] = (
     Patch,
     Square,
     HopSkipJump,
+    RandomSearch,
     Spatial,
+    lambda: Spatial(padding="border"),
     Transfer,
     Ensemble,
     lambda: Ensemble(with_twin=False),

@@ -126,7 +126,7 @@ class APGD(Attack):
 
     def _climb(self, twin: Twin, pixels: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         pixels = pixels.detach().requires_grad_()
-        logits = twin.logits(pixels)
+        logits = twin.rough_logits(pixels)
         loss = goal.loss(logits) if self.loss == "ce" else ratio_loss(logits, goal)
         (gradient,) = torch.autograd.grad(loss.sum(), pixels)
         return loss.detach(), gradient

@@ -14,10 +14,13 @@ from training.twin import Twin
 __all__ = ["BIM", "FGSM", "MIFGSM", "PGD", "ascent", "climb", "random_start"]
 
 
-def climb(twin: Twin, pixels: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the loss to raise, (N, C, H, W), and the logits, (N, K)."""
+def climb(twin: Twin, pixels: Tensor, goal: Goal, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the loss to raise, (N, C, H, W), and the logits, (N, K).
+
+    Rough where the twin may, unless `exact`: the next of many steps mends what a rough one missed.
+    """
     pixels = pixels.detach().requires_grad_()
-    logits = twin.logits(pixels)
+    logits = twin.logits(pixels) if exact else twin.rough_logits(pixels)
     (gradient,) = torch.autograd.grad(goal.loss(logits).sum(), pixels)
     return gradient, logits.detach()
 
@@ -78,7 +81,7 @@ class FGSM(Attack):
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the clean pixels, each moved by the whole budget."""
         del generator
-        gradient, _ = climb(victim.differentiable, clean, goal)
+        gradient, _ = climb(victim.differentiable, clean, goal, exact=True)
         return clean + gradient.sign() * self.size / 255
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,11 +15,19 @@ from training.attacks.query import ask
 from training.attacks.victim import Victim
 from training.errors import AttackError
 
-__all__ = ["Spatial", "turned"]
+__all__ = ["Padding", "Spatial", "turned"]
 
 
-def turned(pixels: Tensor, degrees: float, down: float, right: float) -> Tensor:
-    """Return images turned about their centre and shifted by pixels, bilinear, black outside."""
+Padding = Literal["zeros", "border", "reflection"]
+
+
+def turned(
+    pixels: Tensor, degrees: float, down: float, right: float, padding: Padding = "zeros"
+) -> Tensor:
+    """Return images turned about their centre and shifted by pixels, bilinear.
+
+    Outside is black, or what `padding` says.
+    """
     n, _, h, w = pixels.shape
     angle = math.radians(degrees)
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -32,7 +40,7 @@ def turned(pixels: Tensor, degrees: float, down: float, right: float) -> Tensor:
         device=pixels.device,
     )
     grid = F.affine_grid(matrix.expand(n, 2, 3), list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,7 @@ class Spatial(Attack):
     share: float = 0.1  # of the side, the furthest shift
     turns: int = 7
     shifts: int = 3
+    padding: Padding = "zeros"
 
     def __post_init__(self) -> None:
         if min(self.turns, self.shifts) < 1 or not 0 <= self.share < 1 or self.degrees < 0:
@@ -54,11 +63,17 @@ class Spatial(Attack):
                 f"expected positive turns and shifts, a share in [0, 1) and degrees, got "
                 f"{self.turns}, {self.shifts}, {self.share} and {self.degrees}"
             )
+        if self.padding not in get_args(Padding):
+            raise AttackError(
+                f"expected a padding of {', '.join(get_args(Padding))}, got {self.padding!r}"
+            )
 
     @property
     def name(self) -> str:
-        """`spatial`, or with other degrees as `spatial-15`."""
-        return "spatial" if self.degrees == 30 else f"spatial-{self.degrees:g}"
+        """`spatial`, with other degrees `spatial-15`, with another padding `spatial-border`."""
+        degrees = [] if self.degrees == 30 else [f"{self.degrees:g}"]
+        padding = [] if self.padding == "zeros" else [self.padding]
+        return "-".join(["spatial", *degrees, *padding])
 
     @property
     def budget(self) -> Budget:
@@ -80,7 +95,7 @@ class Spatial(Attack):
             )
         )
         for degrees, down, right in grid:
-            moved = turned(clean, degrees, down, right)
+            moved = turned(clean, degrees, down, right, self.padding)
             margin = ask(victim, moved, goal)
             better = margin < lowest
             best = torch.where(better[:, None, None, None], moved, best)

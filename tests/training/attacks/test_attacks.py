@@ -26,10 +26,13 @@ from training.attacks import (
     FromART,
     HopSkipJump,
     Patch,
+    RandomSearch,
     SparsePGD,
     Spatial,
     Square,
     Transfer,
+    Varied,
+    VariedQueries,
     Victim,
     attack_named,
 )
@@ -60,6 +63,10 @@ TABLE: list[tuple[Attack, float]] = [
     (Square(size=40.0, most_queries=100), 0.3),
     (HopSkipJump(steps=3, probes=30), 0.9),
     (Spatial(turns=5, share=0.2), 0.4),
+    (Spatial(turns=5, share=0.2, padding="border"), 0.2),
+    (RandomSearch(low=20.0, high=80.0, tries=20), 0.3),
+    (Varied("varied", (FGSM(size=24.0), PGD(norm="l2", size=0.8), Patch(side=3))), 0.3),
+    (VariedQueries("varied-queries", (Square(size=40.0, most_queries=60), RandomSearch())), 0.2),
     (Transfer(inner=MIFGSM(size=32.0)), 0.1),
     (Ensemble(rate=20.0, weight=10.0), 0.4),
     (Ensemble(rate=20.0, weight=10.0, with_twin=False), 0.05),
@@ -100,7 +107,9 @@ def test_attack_keeps_its_promises(
 
 def test_the_table_has_every_kind() -> None:
     """No attack class in the list goes untested."""
-    assert {type(make()) for make in ATTACKS.values()} == {type(attack) for attack in ATTACK}
+    assert {type(make()) for make in ATTACKS.values()} == {
+        type(attack) for attack in ATTACK if not isinstance(attack, Varied)
+    }
 
 
 def test_more_of_the_same_is_stronger(digits: Dataset, digits_victim: Victim) -> None:
@@ -152,6 +161,26 @@ def test_square_stops_asking(digits: Dataset, digits_victim: Victim) -> None:
     assert result.queries.max() == 50
     assert (result.queries[~result.success] == 50).all()
     assert result.queries.min() < 25
+
+
+def test_varied_keeps_the_budget_of_each(digits: Dataset, digits_victim: Victim) -> None:
+    """Each image stays within the budget of one of the attacks, and every attack gets some."""
+    attack = Varied("either", (FGSM(size=3.0), Patch(side=2)))
+    result = attack(digits.images[:40], digits.labels[:40], digits_victim, seed=0)
+    small, few = result.linf <= 3, result.l0 <= 4
+    assert (small | few).all()
+    assert small.any()
+    assert few.any()
+    assert result.queries is None
+
+
+def test_chance_stops_at_its_first_success(digits: Dataset, digits_victim: Victim) -> None:
+    """A fooled image is not asked about again; the others use up their tries."""
+    attack = RandomSearch(low=20.0, high=80.0, tries=6)
+    result = attack(digits.images[:40], digits.labels[:40], digits_victim, seed=0)
+    assert result.queries is not None
+    assert (result.queries[~result.success] == 6).all()
+    assert result.queries.min() < 6
 
 
 def test_a_patch_is_one_square(digits: Dataset, digits_victim: Victim) -> None:
@@ -251,6 +280,17 @@ def test_an_attack_of_another_package(tmp_path: Path, monkeypatch: pytest.Monkey
         (lambda: Square(share=0.0), "expected 1 or more queries and a share in"),
         (lambda: HopSkipJump(steps=0), "expected positive steps, probes, starts and bisections"),
         (lambda: Spatial(turns=0), "expected positive turns and shifts"),
+        (lambda: Spatial(padding=cast("Any", "wrap")), "expected a padding of zeros, border, refl"),
+        (lambda: RandomSearch(low=9.0, high=3.0), "expected 0 < low <= high <= 255"),
+        (lambda: Varied("none", ()), "expected at least one attack for none, got none"),
+        (
+            lambda: Varied("far", (Transfer(), FGSM(size=1.0))),
+            "expected untargeted attacks on the model alone for far, got transfer",
+        ),
+        (
+            lambda: VariedQueries("asks", (Square(), FGSM(size=2.0))),
+            "expected attacks without gradients, got fgsm-linf-2",
+        ),
         (lambda: Transfer(inner=Ensemble()), "expected a plain attack to transfer, got ensemble"),
         (lambda: Ensemble(rate=0.0), "expected positive steps, rate and weight"),
     ],
