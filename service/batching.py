@@ -4,6 +4,9 @@ One `Batcher` belongs to one model and one event loop. The model runs in a threa
 never on the loop. A request waits in a bounded queue; when a worker is free, as many requests as
 fit go together, in the order they came. What expired or was cancelled meanwhile never runs. If a
 merged run fails, each of its requests runs again alone, so only the guilty one fails.
+
+A request costs one future and a run one hop to a thread and one back: on small models the way to
+the model is longer than the model.
 """
 
 import asyncio
@@ -17,11 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.verdict import Challenge, Readings, Verdicts
+from detector.verdict import Verdicts
 from service.errors import ExpiredError, NotReadyError, OverloadedError
 from service.metrics import ModelMetrics
+from service.rows import join, take
+from service.slots import Slots
 
-__all__ = ["Answer", "Batcher", "Runner", "join", "take"]
+__all__ = ["Answer", "Batcher", "Runner"]
 
 _log = logging.getLogger(__name__)
 _SMOOTHING = 0.2  # weight of the newest run in the measured speed
@@ -35,7 +40,7 @@ class Runner(Protocol):
         """Return the verdicts on this tensor, one per row."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Answer:
     """Verdicts on one request, and how long it waited and ran."""
 
@@ -44,17 +49,26 @@ class Answer:
     model_s: float
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class _Item:
     tensor: NDArray[Any]
+    rows: int
     runner: Runner
     future: asyncio.Future[Answer]
     deadline: float | None
     since: float
 
-    @property
-    def rows(self) -> int:
-        return len(self.tensor)
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One run of the model: what went in, and what came out or went wrong."""
+
+    batch: list[_Item]
+    rows: int
+    started: float = 0.0
+    took: float = 0.0
+    verdicts: Verdicts | None = None
+    error: Exception | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,30 +90,33 @@ class Batcher:
     max_queue_rows: int
     max_wait_s: float
     executor: Executor
-    slots: asyncio.Semaphore
+    slots: Slots
     metrics: ModelMetrics
     _queue: deque[_Item] = field(default_factory=deque, init=False)
     _queued_rows: int = field(default=0, init=False)
+    _running: int = field(default=0, init=False)
     _running_rows: int = field(default=0, init=False)
     _row_s: float = field(default=0.0, init=False)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _loop_task: asyncio.Task[None] | None = field(default=None, init=False)
-    _runs: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _loop: asyncio.AbstractEventLoop = field(init=False)
+    _woken: bool = field(default=False, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _alone: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _closed: bool = field(default=False, init=False)
 
     def start(self) -> None:
-        """Begin to form batches. Call on the event loop."""
-        self._loop_task = asyncio.get_running_loop().create_task(self._form_forever())
+        """Belong to the running event loop. Call on it, before anything is submitted."""
+        self._loop = asyncio.get_running_loop()
+        self._idle.set()
 
     async def close(self) -> None:
         """Refuse what waits, let what runs finish."""
         self._closed = True
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
         while self._queue:
             self._fail(self._pop(), NotReadyError("the server is shutting down"))
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._idle.wait()
 
     @property
     def queued_rows(self) -> int:
@@ -126,44 +143,50 @@ class Batcher:
             ExpiredError: the deadline passed before the model ran.
             NotReadyError: the batcher is closed.
         """
-        self._admit(len(tensor), deadline)
+        rows = len(tensor)
+        self._admit(rows, deadline)
+        if rows <= self.max_batch:
+            return await self._answered(self._enqueue(tensor, runner, deadline))
         items = [
             self._enqueue(tensor[start : start + self.max_batch], runner, deadline)
-            for start in range(0, len(tensor), self.max_batch)
+            for start in range(0, rows, self.max_batch)
         ]
         try:
-            answers = await asyncio.gather(*(item.future for item in items))
+            answers = [await self._answered(item) for item in items]
         finally:
             for item in items:
-                item.future.cancel()
-        if len(answers) == 1:
-            return answers[0]
+                self._forget(item)
         return Answer(
-            verdicts=join([answer.verdicts for answer in answers]),
-            queue_s=answers[0].queue_s,
-            model_s=sum(answer.model_s for answer in answers),
+            join([answer.verdicts for answer in answers]),
+            answers[0].queue_s,
+            sum(answer.model_s for answer in answers),
         )
+
+    async def _answered(self, item: _Item) -> Answer:
+        try:
+            return await item.future
+        finally:
+            self._forget(item)
 
     def _admit(self, rows: int, deadline: float | None) -> None:
         if self._closed:
             raise NotReadyError("the server is shutting down")
         wait = self.expected_wait_s
-        retry = max(_PUSHBACK_S, wait / 2)
         if self._queued_rows + rows > self.max_queue_rows:
             self.metrics.rejected("queue_full")
             raise OverloadedError(
                 f"expected at most {self.max_queue_rows} images waiting,"
                 f" got {self._queued_rows} and {rows} more",
-                retry_after_s=retry,
+                retry_after_s=_retry(wait),
             )
         if wait > self.max_wait_s:
             self.metrics.rejected("wait_too_long")
             raise OverloadedError(
                 f"expected a wait of at most {self.max_wait_s:g} s, it would be {wait:.3g} s",
-                retry_after_s=retry,
+                retry_after_s=_retry(wait),
             )
         if deadline is not None:
-            left = deadline - asyncio.get_running_loop().time()
+            left = deadline - self._loop.time()
             if left <= 0:
                 self.metrics.rejected("expired")
                 raise ExpiredError("the deadline passed before the model ran")
@@ -171,27 +194,24 @@ class Batcher:
                 self.metrics.rejected("wait_too_long")
                 raise OverloadedError(
                     f"the wait would be {wait:.3g} s and the deadline is in {left:.3g} s",
-                    retry_after_s=retry,
+                    retry_after_s=_retry(wait),
                 )
 
     def _enqueue(self, tensor: NDArray[Any], runner: Runner, deadline: float | None) -> _Item:
-        loop = asyncio.get_running_loop()
-        item = _Item(
-            tensor=tensor,
-            runner=runner,
-            future=loop.create_future(),
-            deadline=deadline,
-            since=loop.time(),
-        )
+        loop = self._loop
+        item = _Item(tensor, len(tensor), runner, loop.create_future(), deadline, loop.time())
         self._queue.append(item)
         self._count(item.rows)
-        item.future.add_done_callback(lambda _: self._forget(item))
-        self._changed.set()
+        self._wake()
         return item
 
     def _forget(self, item: _Item) -> None:
         """Take a cancelled request out of the queue at once: it must not keep others out."""
-        if item.future.cancelled() and item in self._queue:
+        if item.future.done() and not item.future.cancelled():
+            item.future.exception()  # seen: a sibling part may have failed first
+            return
+        item.future.cancel()
+        if item in self._queue:
             self._queue.remove(item)
             self._count(-item.rows)
             self.metrics.rejected("cancelled")
@@ -210,39 +230,37 @@ class Batcher:
         if not item.future.done():
             item.future.set_exception(error)
 
-    async def _form_forever(self) -> None:
-        while True:
-            await self._wait_for_company()
-            await self.slots.acquire()
-            batch = self._form()
-            if not batch:
-                self.slots.release()
-                continue
-            self._running_rows += sum(item.rows for item in batch)
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._runs.add(task)
-            task.add_done_callback(self._runs.discard)
+    def _wake(self) -> None:
+        """Form a batch once the loop has read all that came, so that it goes together."""
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._dispatch)
 
-    async def _wait_for_company(self) -> None:
-        """Return when something waits and the batch is full or its first request waited enough."""
-        loop = asyncio.get_running_loop()
-        while True:
-            self._changed.clear()
-            if not self._queue:
-                await self._changed.wait()
-                continue
-            left = self._queue[0].since + self.max_delay_s - loop.time()
-            if left <= 0 or self._queued_rows >= self.max_batch:
-                return
-            timer = loop.call_later(left, self._changed.set)
-            try:
-                await self._changed.wait()
-            finally:
-                timer.cancel()
+    def _dispatch(self) -> None:
+        """Start as many runs as there are full or ripe batches and free slots."""
+        self._woken = False
+        while self._queue and self._is_ripe() and self.slots.take(self._dispatch):
+            batch = self._form()
+            if batch:
+                self._start(batch)
+            else:
+                self.slots.release()
+
+    def _is_ripe(self) -> bool:
+        """Return whether the batch is full or its first request waited enough; else wait on."""
+        if not self.max_delay_s or self._queued_rows >= self.max_batch:
+            return True
+        left = self._queue[0].since + self.max_delay_s - self._loop.time()
+        if left <= 0:
+            return True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(left, self._dispatch)
+        return False
 
     def _form(self) -> list[_Item]:
         """Take the next requests that fit together: same version, in order."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         batch: list[_Item] = []
         rows = 0
         while self._queue:
@@ -257,55 +275,80 @@ class Batcher:
             rows += item.rows
         return batch
 
-    async def _run(self, batch: list[_Item]) -> None:
-        loop = asyncio.get_running_loop()
-        rows = sum(item.rows for item in batch)
-        started = loop.time()
+    def _start(self, batch: list[_Item]) -> None:
+        run = _Run(batch, sum(item.rows for item in batch))
+        self._running += 1
+        self._running_rows += run.rows
+        self._idle.clear()
+        self.executor.submit(self._work, run)
+
+    def _work(self, run: _Run) -> None:
+        """Run the model, in a thread of the executor."""
+        run.started = self._loop.time()
         try:
-            verdicts = await loop.run_in_executor(
-                self.executor, _run_merged, batch[0].runner, [item.tensor for item in batch]
-            )
+            run.verdicts = _run_merged(run.batch)
         except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
-            if len(batch) == 1:
-                self._fail(batch[0], error)
-            else:
-                _log.warning("a merged run of %d requests failed; running each alone", len(batch))
-                await self._run_alone(batch)
-        else:
-            took = loop.time() - started
-            self._learn(took / rows)
-            self.metrics.ran(rows, took)
-            start = 0
-            for item in batch:
-                part = verdicts if len(batch) == 1 else take(verdicts, start, start + item.rows)
-                start += item.rows
-                self._answer(item, part, started, took)
+            run.error = error
+        run.took = self._loop.time() - run.started
+        self._loop.call_soon_threadsafe(self._finish, run)
+
+    def _finish(self, run: _Run) -> None:
+        if run.error is not None and len(run.batch) > 1:
+            _log.warning("a merged run of %d requests failed; running each alone", len(run.batch))
+            task = self._loop.create_task(self._run_alone(run))
+            self._alone.add(task)
+            task.add_done_callback(self._alone.discard)
+            return
+        self._end(run)  # first, so that the next run goes while this one's answers are written
+        if run.verdicts is None:
+            self._fail(run.batch[0], run.error or RuntimeError("a run without an outcome"))
+            return
+        self._learn(run.took / run.rows)
+        self._observe(run, run.verdicts)
+        start = 0
+        for item in run.batch:
+            stop = start + item.rows
+            whole = len(run.batch) == 1
+            self._answer(item, run, run.verdicts if whole else take(run.verdicts, start, stop))
+            start = stop
+
+    def _end(self, run: _Run) -> None:
+        self._running -= 1
+        self._running_rows -= run.rows
+        if not self._running:
+            self._idle.set()
+        self.slots.release()
+        self._dispatch()
+
+    async def _run_alone(self, run: _Run) -> None:
+        """Run each of these requests by itself, in the slot that they hold together."""
+        try:
+            for item in run.batch:
+                if item.future.done():
+                    continue
+                alone = _Run([item], item.rows, started=self._loop.time())
+                try:
+                    verdicts = await self._loop.run_in_executor(
+                        self.executor, _run_merged, alone.batch
+                    )
+                except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
+                    self._fail(item, error)
+                else:
+                    alone.took = self._loop.time() - alone.started
+                    self._observe(alone, verdicts)
+                    self._answer(item, alone, verdicts)
         finally:
-            self._running_rows -= rows
-            self.slots.release()
+            self._end(run)
 
-    async def _run_alone(self, batch: list[_Item]) -> None:
-        loop = asyncio.get_running_loop()
-        for item in batch:
-            if item.future.done():
-                continue
-            started = loop.time()
-            try:
-                verdicts = await loop.run_in_executor(
-                    self.executor, _run_merged, item.runner, [item.tensor]
-                )
-            except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
-                self._fail(item, error)
-            else:
-                took = loop.time() - started
-                self.metrics.ran(item.rows, took)
-                self._answer(item, verdicts, started, took)
+    def _observe(self, run: _Run, verdicts: Verdicts) -> None:
+        self.metrics.ran(run.rows, run.took)
+        self.metrics.verdicts(verdicts)
 
-    def _answer(self, item: _Item, verdicts: Verdicts, started: float, took: float) -> None:
+    def _answer(self, item: _Item, run: _Run, verdicts: Verdicts) -> None:
         if not item.future.done():
-            queue_s = started - item.since
+            queue_s = run.started - item.since
             self.metrics.stage("queue", queue_s)
-            item.future.set_result(Answer(verdicts=verdicts, queue_s=queue_s, model_s=took))
+            item.future.set_result(Answer(verdicts, queue_s, run.took))
 
     def _learn(self, row_s: float) -> None:
         self._row_s = (
@@ -313,56 +356,10 @@ class Batcher:
         )
 
 
-def _run_merged(runner: Runner, tensors: Sequence[NDArray[Any]]) -> Verdicts:
-    return runner.run(tensors[0] if len(tensors) == 1 else np.concatenate(tensors))
+def _run_merged(batch: Sequence[_Item]) -> Verdicts:
+    tensors = [item.tensor for item in batch]
+    return batch[0].runner.run(tensors[0] if len(tensors) == 1 else np.concatenate(tensors))
 
 
-def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
-    """Return these rows of the verdicts."""
-    rows = slice(start, stop)
-    read, challenge = verdicts.readings, verdicts.challenge
-    return Verdicts(
-        prediction=verdicts.prediction[rows],
-        score=verdicts.score[rows],
-        likelihood=verdicts.likelihood[rows],
-        p_value=verdicts.p_value[rows],
-        is_adversarial=verdicts.is_adversarial[rows],
-        evidence=verdicts.evidence[rows],
-        outputs={name: output[rows] for name, output in verdicts.outputs.items()},
-        readings=None
-        if read is None
-        else Readings(rates=read.rates[rows], logits=read.logits[rows]),
-        challenge=None
-        if challenge is None
-        else Challenge(score=challenge.score[rows], is_adversarial=challenge.is_adversarial[rows]),
-    )
-
-
-def join(parts: Sequence[Verdicts]) -> Verdicts:
-    """Return the verdicts of several parts as one, in order. Undoes `take`."""
-    read = [part.readings for part in parts if part.readings is not None]
-    challenges = [part.challenge for part in parts if part.challenge is not None]
-    return Verdicts(
-        prediction=np.concatenate([part.prediction for part in parts]),
-        score=np.concatenate([part.score for part in parts]),
-        likelihood=np.concatenate([part.likelihood for part in parts]),
-        p_value=np.concatenate([part.p_value for part in parts]),
-        is_adversarial=np.concatenate([part.is_adversarial for part in parts]),
-        evidence=np.concatenate([part.evidence for part in parts]),
-        outputs={
-            name: np.concatenate([part.outputs[name] for part in parts])
-            for name in parts[0].outputs
-        },
-        readings=Readings(
-            rates=np.concatenate([part.rates for part in read]),
-            logits=np.concatenate([part.logits for part in read]),
-        )
-        if read
-        else None,
-        challenge=Challenge(
-            score=np.concatenate([part.score for part in challenges]),
-            is_adversarial=np.concatenate([part.is_adversarial for part in challenges]),
-        )
-        if challenges
-        else None,
-    )
+def _retry(wait_s: float) -> float:
+    return max(_PUSHBACK_S, wait_s / 2)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from detector.errors import ImageError
 from detector.images import Images, InputSpec, check_images
 from detector.verdict import Verdicts
-from service.batching import join
 from service.errors import CallError
 from service.inspection import Limits
 from service.pb import reluguard_v1 as pb
+from service.rows import join
 from service.wire import DATATYPES, datatype_of, read_tensor, write_tensor
 
 __all__ = ["AsyncClient", "Client", "Description", "is_healthy"]

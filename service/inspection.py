@@ -158,7 +158,6 @@ class Inspector:
         decode_s = time.perf_counter() - started
         model.metrics.stage("decode", decode_s)
         answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
-        model.metrics.verdicts(answer.verdicts)
         if version.shadow is not None:
             version.shadow.add(answer.verdicts)
         if self.capture is not None:

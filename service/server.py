@@ -42,6 +42,7 @@ from service.models import Model, Repository, Source, Version, sources_in
 from service.policy import Rules
 from service.security import Certificates, Tokens
 from service.settings import Settings
+from service.slots import Slots
 from service.web import ModelStatus, WebServer
 
 __all__ = ["Running", "Server", "on_loop", "running", "serve"]
@@ -77,7 +78,7 @@ class Server:
         self._workers: ThreadPoolExecutor
         self._decoder: ThreadPoolExecutor
         self._loader: ThreadPoolExecutor
-        self._slots: asyncio.Semaphore
+        self._slots: Slots
         self._edge: Edge
         self._health: Health
         self._grpc: Any
@@ -105,7 +106,7 @@ class Server:
         self._workers = self._pool("model", settings.workers)
         self._decoder = self._pool("decode", available_cores())
         self._loader = self._pool("load", 1)
-        self._slots = asyncio.Semaphore(settings.workers)
+        self._slots = Slots(settings.workers)
         tokens = None if settings.tokens is None else Tokens(settings.tokens)
         credentials = _certificates(settings)
         self.repository = Repository(await self._models())

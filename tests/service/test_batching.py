@@ -14,10 +14,12 @@ from prometheus_client import CollectorRegistry
 
 from detector.runtime import Guard
 from detector.verdict import Verdicts
-from service.batching import Batcher, Runner, join, take
+from service.batching import Batcher, Runner
 from service.errors import ExpiredError, NotReadyError, OverloadedError
 from service.metrics import Metrics
 from service.models import Version
+from service.rows import join, take
+from service.slots import Slots
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def with_batcher(executor: ThreadPoolExecutor) -> Callable[..., Any]:
                 "max_queue_rows": 64,
                 "max_wait_s": 60.0,
                 "executor": executor,
-                "slots": asyncio.Semaphore(1),
+                "slots": Slots(1),
                 "metrics": Metrics(CollectorRegistry()).model("m", "annotate"),
             }
             batcher = Batcher(**(options | changes))
