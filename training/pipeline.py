@@ -99,9 +99,11 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
         seed=settings.seed,
         threads=settings.threads,
     )
+    recipe = recipe.for_images(case.spec.height, case.spec.width)
     orders = _orders(case, recipe, settings)
     progress.advance(1)
     workspace = Workspace(orders.workspace, _plan(case, recipe, settings))
+    resumed = any(workspace.folder.glob("*/*.npz"))
     jobs = _harvest(case, recipe, orders, settings, progress)
     head = _fit(case, recipe, jobs, workspace, settings, progress)
     if settings.max_overhead is not None:
@@ -121,7 +123,7 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
         thresholds=manifest.thresholds,
         seed=settings.seed,
     )
-    card["seconds"] = perf_counter() - started
+    card |= {"seconds": perf_counter() - started, "resumed": resumed}
     progress.advance(1)
     return write_guard(
         settings.out,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.attacks import FGSM, PGD, Attack
+from training.attacks import FGSM, PGD, Attack, Patch, SparsePGD, Varied
 from training.attacks.benign import GaussianNoise
 from training.attacks.mixture import Mixture
 from training.errors import AttackError, DataError
@@ -93,3 +93,30 @@ def test_a_mixture_needs_something_to_mix() -> None:
     """No change to choose from is an error."""
     with pytest.raises(AttackError, match="at least one change to mix, got none"):
         Mixture("nothing", ())
+
+
+def test_a_recipe_fits_the_size_of_the_images() -> None:
+    """At 32 pixels it is what it says; places grow with the side, norms do not."""
+    recipe = Recipe(
+        name="mine",
+        attacks=(
+            Portion(PGD(size=2.0)),
+            Portion(SparsePGD(places=20)),
+            Portion(Varied("patches", (Patch(side=4), Patch(side=8))), 0.5, weight=2.0),
+        ),
+        benign=(Portion(GaussianNoise(sigma=2.0)),),
+    )
+    assert recipe.for_images(32, 32) == recipe
+    large = recipe.for_images(64, 64).attacks
+    assert large[0] == recipe.attacks[0]
+    assert large[1] == Portion(SparsePGD(places=40))
+    assert large[2] == Portion(Varied("patches", (Patch(side=8), Patch(side=16))), 0.5, weight=2.0)
+    assert recipe.for_images(2, 2).attacks[1] == Portion(SparsePGD(places=1))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_patch_is_larger_than_a_small_image(name: str) -> None:
+    """Every shipped recipe has room on 8 x 8 digits."""
+    for portion in recipe_named(name).for_images(8, 8).attacks:
+        parts = portion.change.attacks if isinstance(portion.change, Varied) else [portion.change]
+        assert all(part.side <= 8 for part in parts if isinstance(part, Patch))

@@ -7,7 +7,7 @@ and success is measured on the ONNX model afterwards, never believed.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -113,6 +113,14 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> Budget:
         """The largest change it may make."""
+
+    def for_images(self, height: int, width: int) -> Self:
+        """Return the attack as it suits images of this size; written for 32 x 32 pixels.
+
+        Most attacks don't depend on it. One that counts places does.
+        """
+        del height, width
+        return self
 
     @abstractmethod
     def run(

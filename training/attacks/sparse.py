@@ -1,6 +1,8 @@
 """Attacks on a few places: anywhere, or in one square patch. N images, H rows, W columns."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,6 +44,10 @@ class SparsePGD(Attack):
     def budget(self) -> Budget:
         """Places that may differ."""
         return Budget("l0", self.places)
+
+    def for_images(self, height: int, width: int) -> Self:
+        """As many places for its side: twice the side, twice the places."""
+        return replace(self, places=max(1, round(self.places * _side(height, width))))
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels deepest behind the boundary."""
@@ -87,6 +93,10 @@ class Patch(Attack):
         """The places of one square."""
         return Budget("l0", self.side**2)
 
+    def for_images(self, height: int, width: int) -> Self:
+        """The same share of the side."""
+        return replace(self, side=max(1, round(self.side * _side(height, width))))
+
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels deepest behind the boundary."""
         twin = victim.differentiable
@@ -108,6 +118,11 @@ class Patch(Attack):
         with torch.no_grad():
             margin = goal.margin(twin.logits(pixels))
         return _keep_deeper(best, depth, pixels, margin)[0]
+
+
+def _side(height: int, width: int) -> float:
+    """Return an image's side in units of 32 pixels."""
+    return math.sqrt(height * width) / 32
 
 
 def _keep_deeper(

@@ -3,8 +3,8 @@
 A guard fitted on one strength learns that strength; fitted on a range it tells those between.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ class Varied(Attack):
     def budget(self) -> Budget:
         """That of each attack is kept image by image."""
         return Budget("none")
+
+    def for_images(self, height: int, width: int) -> Self:
+        """Each attack as it suits them."""
+        attacks = tuple(attack.for_images(height, width) for attack in self.attacks)
+        return replace(self, attacks=attacks)
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

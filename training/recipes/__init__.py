@@ -1,7 +1,7 @@
 """Recipes: what a guard is fitted on, as typed values. One file each, its results beside it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from training.attacks import Attack
@@ -52,6 +52,16 @@ class Recipe:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"expected every change of a recipe once, got {', '.join(twice)} twice")
+
+    def for_images(self, height: int, width: int) -> "Recipe":
+        """Return the recipe as it suits images of this size: sizes are written for 32 x 32."""
+        attacks = tuple(
+            replace(portion, change=portion.change.for_images(height, width))
+            if isinstance(portion.change, Attack)
+            else portion
+            for portion in self.attacks
+        )
+        return replace(self, attacks=attacks)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for the manifest."""
