@@ -218,3 +218,34 @@ def test_real_networks_have_twins(shared: Path, depth: int) -> None:
     twin = load_twin(model, spec, images=images, tolerance=1e-5, device="cpu")
     assert twin is not None
     assert slopes(twin, images[:4]).min() > 0
+
+
+def test_rough_scores_are_close_and_exact_ones_untouched(tmp_path: Path) -> None:
+    """In half precision scores move by a percent, their gradients hardly turn; without, not at all.
+
+    Whether a processor's own bfloat16 is used is found out, so both are asked for here.
+    """
+    spec = SPECS["NCHW"]
+    twin = twin_of(linear_model(spec, tmp_path / "m.onnx"), spec)
+    pixels = to_pixels(pictures(spec))
+    exact = twin.logits(pixels)
+    twin.half = False
+    assert torch.equal(twin.rough_logits(pixels), exact)
+    twin.half = True
+    rough = twin.rough_logits(pixels)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert (rough - exact).abs().max() < 0.02 * exact.abs().max()
+    assert torch.equal(twin.logits(pixels), exact)
+
+
+def test_a_twin_whose_rough_gradients_mislead_stays_exact(tmp_path: Path) -> None:
+    """Large opposite weights cancel in float32 and not in bfloat16: such a twin is not rough."""
+    spec = SPECS["NCHW"]
+    path = linear_model(spec, tmp_path / "m.onnx")
+    steep = onnx.load(path)
+    weights = next(w for w in steep.graph.initializer if w.name == "w")
+    values = onnx.numpy_helper.to_array(weights) + np.float32(300)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, "w"))
+    onnx.save(steep, path)
+    assert not twin_of(path, spec, tolerance=0.1).half
