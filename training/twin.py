@@ -163,7 +163,9 @@ def load_twin(
 
 def _has_bfloat16(device: torch.device) -> bool:
     """Return whether the processor multiplies bfloat16 itself; emulated it is slower."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we take
+    known: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than the oldest torch we take
     return device.type == "cpu" and any(known.get(k) for k in ("avx512_bf16", "amx_bf16"))
 
 
