@@ -108,6 +108,7 @@ class Batcher:
         """Belong to the running event loop. Call on it, before anything is submitted."""
         self._loop = asyncio.get_running_loop()
         self._idle.set()
+        self.metrics.watch_queue(lambda: self._queued_rows)
 
     async def close(self) -> None:
         """Refuse what waits, let what runs finish."""
@@ -201,7 +202,7 @@ class Batcher:
         loop = self._loop
         item = _Item(tensor, len(tensor), runner, loop.create_future(), deadline, loop.time())
         self._queue.append(item)
-        self._count(item.rows)
+        self._queued_rows += item.rows
         self._wake()
         return item
 
@@ -213,17 +214,13 @@ class Batcher:
         item.future.cancel()
         if item in self._queue:
             self._queue.remove(item)
-            self._count(-item.rows)
+            self._queued_rows -= item.rows
             self.metrics.rejected("cancelled")
 
     def _pop(self) -> _Item:
         item = self._queue.popleft()
-        self._count(-item.rows)
+        self._queued_rows -= item.rows
         return item
-
-    def _count(self, rows: int) -> None:
-        self._queued_rows += rows
-        self.metrics.queue_depth(self._queued_rows)
 
     @staticmethod
     def _fail(item: _Item, error: BaseException) -> None:

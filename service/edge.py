@@ -4,8 +4,9 @@ import asyncio
 import contextvars
 import logging
 import re
-import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,6 +40,9 @@ class Call:
     deadline: float | None
 
 
+_ANYBODY = Call(caller=ANYBODY, deadline=None)
+
+
 class Edge:
     """Wraps our methods into gRPC handlers.
 
@@ -52,6 +56,7 @@ class Edge:
         self._tokens = tokens
         self._max_in_flight = max_in_flight
         self._in_flight = 0
+        metrics.in_flight.set_function(lambda: self._in_flight)
         self.stopping = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -69,6 +74,13 @@ class Edge:
             NotReadyError: the server is stopping.
             OverloadedError: too many calls are being handled.
         """
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
         if self.stopping.is_set():
             self._metrics.call_refused("draining")
             raise NotReadyError("the server is shutting down")
@@ -77,18 +89,13 @@ class Edge:
             raise OverloadedError(
                 f"expected at most {self._max_in_flight} calls at once", retry_after_s=_PUSHBACK_S
             )
-        self._count(1)
-        try:
-            yield
-        finally:
-            self._count(-1)
-
-    def _count(self, change: int) -> None:
-        self._in_flight += change
-        self._metrics.in_flight.set(self._in_flight)
-        if self._in_flight:
+        self._in_flight += 1
+        if self._in_flight == 1:
             self.idle.clear()
-        else:
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
             self.idle.set()
 
     def call(self, context: Context, scope: Scope | None) -> Call:
@@ -100,11 +107,13 @@ class Edge:
         """
         caller = ANYBODY
         if self._tokens is not None and scope is not None:
-            caller = self._tokens.caller(_metadata(context).get("authorization"))
+            caller = self._tokens.caller(_metadatum(context, "authorization"))
         if scope is not None:
             caller.require(scope)
         left = context.time_remaining()
         unlimited = left is None or left > _NO_DEADLINE_S
+        if unlimited and caller is ANYBODY:
+            return _ANYBODY
         deadline = None if unlimited else asyncio.get_running_loop().time() + left
         return Call(caller=caller, deadline=deadline)
 
@@ -112,7 +121,7 @@ class Edge:
         self,
         path: tuple[str, str],
         request_class: type[Request],
-        method: Callable[[Call, Request], Awaitable[Message]],
+        method: Callable[[Call, Request], Awaitable[Message | bytes]],
         *,
         scope: Scope | None = Scope.INFER,
     ) -> grpc.RpcMethodHandler:
@@ -121,22 +130,36 @@ class Edge:
         Args:
             path: service and method.
             request_class: what the bytes hold.
-            method: answers; whatever it raises goes through the table in `status`.
+            method: answers, with a message or with one serialised; whatever it raises goes
+                through the table in `status`.
             scope: what the caller's token must allow; None leaves the method open to all.
         """
         counts = self._metrics.rpc.method("unary", *path)
 
         async def handle(data: bytes, context: Context) -> bytes:
+            # what every call pays: plain statements, where a stream can afford context managers
             _name_request(context)
+            counts.started.inc()
+            counts.received.inc()
+            started = time.perf_counter()
+            outcome = _Outcome()
             encoded = b""
-            with _counted(counts) as outcome:
-                counts.received.inc()
-                with outcome.caught(), self.admitted():
+            try:
+                self._enter()
+                try:
                     call = self.call(context, scope)
                     answer = await method(call, parse(request_class, data))
-                    encoded = answer.SerializeToString()
+                    encoded = answer if isinstance(answer, bytes) else answer.SerializeToString()
                     counts.sent.inc()
-            await outcome.tell(context)
+                    outcome.code = grpc.StatusCode.OK
+                finally:
+                    self._leave()
+            except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
+                outcome.fail(error)
+            finally:
+                counts.ended(_go_name(outcome.code), time.perf_counter() - started)
+            if outcome.status is not None:
+                await outcome.tell(context)
             return encoded
 
         return grpc.unary_unary_rpc_method_handler(handle)
@@ -246,10 +269,14 @@ class _Outcome:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
-            self.status = _log_unexpected(status_of(error), error)
-            self.code = self.status.code
+            self.fail(error)
         else:
             self.code = grpc.StatusCode.OK
+
+    def fail(self, error: Exception) -> None:
+        """Take what the call raised."""
+        self.status = _log_unexpected(status_of(error), error)
+        self.code = self.status.code
 
     async def tell(self, context: Context) -> None:
         """Tell the caller if the call failed. After counting: who was told can look it up."""
@@ -266,11 +293,11 @@ class _Outcome:
 def _counted(counts: MethodMetrics) -> Iterator[_Outcome]:
     outcome = _Outcome()
     counts.started.inc()
-    with counts.seconds.time():
-        try:
-            yield outcome
-        finally:
-            counts.handled(_go_name(outcome.code))
+    started = time.perf_counter()
+    try:
+        yield outcome
+    finally:
+        counts.ended(_go_name(outcome.code), time.perf_counter() - started)
 
 
 def parse(request_class: type[Request], data: bytes) -> Request:
@@ -294,15 +321,19 @@ def _log_unexpected(status: Status, error: Exception) -> Status:
 
 def _name_request(context: Context) -> None:
     """Take the caller's request id, or a new one if it sent none that is fit for a log."""
-    sent = _metadata(context).get("x-request-id", "")
-    name = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+    sent = _metadatum(context, "x-request-id") or ""
+    name = sent if _ID.fullmatch(sent) else secrets.token_hex(16)
     request_id.set(name)
     context.set_trailing_metadata((("x-request-id", name),))
 
 
-def _metadata(context: Context) -> Mapping[str, str]:
-    pairs = context.invocation_metadata() or ()
-    return {key: value for key, value in pairs if isinstance(value, str)}
+def _metadatum(context: Context, wanted: str) -> str | None:
+    """Return the last text sent under this key."""
+    found = None
+    for key, value in context.invocation_metadata() or ():
+        if key == wanted and isinstance(value, str):
+            found = value
+    return found
 
 
 def _go_name(code: grpc.StatusCode) -> str:

@@ -7,6 +7,7 @@ with `reluguard_` and carries the model's configured name.
 import math
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -205,9 +206,9 @@ class ModelMetrics:
         self._batch.observe(rows)
         self.stage("model", seconds)
 
-    def queue_depth(self, rows: int) -> None:
-        """Record how many images wait."""
-        self._depth.set(rows)
+    def watch_queue(self, rows: Callable[[], int]) -> None:
+        """Ask this for how many images wait, whenever somebody looks."""
+        self._depth.set_function(rows)
 
     def rejected(self, reason: Rejection) -> None:
         """Count one refused request."""
@@ -334,6 +335,11 @@ class MethodMetrics:
     _labels: tuple[str, str, str]
     _codes: dict[str, Counter] = field(default_factory=dict)
 
+    def ended(self, code: str, seconds: float) -> None:
+        """Count a completed call by its code, and its time."""
+        self.handled(code)
+        self.seconds.observe(seconds)
+
     def handled(self, code: str, *, count: int = 1) -> None:
         """Count a completed call by its code."""
         counter = self._codes.get(code)
@@ -426,7 +432,7 @@ class Hour:
             minute.adversarial += adversarial
             minute.unscored += unscored
             for score in scores:
-                minute.scores[int(np.searchsorted(SCORES, score))] += 1
+                minute.scores[bisect_left(SCORES, score)] += 1
 
     def _recent(self) -> list[_Minute]:
         oldest = int(self.clock() // 60) - _MINUTES

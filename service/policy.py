@@ -69,6 +69,9 @@ class Rules:
         detail = self.detail(privileged=privileged)
         n = len(verdicts)
         unscored = ~is_scored(verdicts.score)
+        if detail is Detail.FULL and self.policy != "reject" and not unscored.any():
+            nothing = np.zeros(n, np.bool_)
+            return View(verdicts=verdicts, detail=detail, withheld=nothing, unscored=unscored)
         is_adversarial = np.where(unscored, self.fail == "closed", verdicts.is_adversarial)
         withheld = is_adversarial if self.policy == "reject" else np.zeros(n, np.bool_)
         hidden = np.full(n, np.nan, np.float32)

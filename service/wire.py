@@ -47,7 +47,8 @@ def datatype_of(dtype: Any) -> str:
     Raises:
         KeyError: the protocol has none.
     """
-    return _NAMES[np.dtype(dtype).newbyteorder("<")]
+    found = _NAMES.get(dtype)
+    return _NAMES[np.dtype(dtype).newbyteorder("<")] if found is None else found
 
 
 def check_shape(shape: Sequence[int], *, name: str) -> int:
@@ -126,4 +127,6 @@ def read_bytes_elements(data: bytes, *, name: str, count: int) -> list[bytes]:
 
 def write_tensor(array: NDArray[Any]) -> bytes:
     """Return the array's bytes, little-endian and row-major."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    if array.dtype in _NAMES:  # as the protocol has it: one copy, straight from the array
+        return array.tobytes()
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
