@@ -3,8 +3,8 @@
 import asyncio
 import contextvars
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NO_DEADLINE_S = 10**8  # gRPC says 9e18 s for none
 _PUSHBACK_S = 0.1
+_ids = random.Random()  # noqa: S311 - names for a log, no secrets, and asked for on every call
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -322,7 +323,7 @@ def _log_unexpected(status: Status, error: Exception) -> Status:
 def _name_request(context: Context) -> None:
     """Take the caller's request id, or a new one if it sent none that is fit for a log."""
     sent = _metadatum(context, "x-request-id") or ""
-    name = sent if _ID.fullmatch(sent) else secrets.token_hex(16)
+    name = sent if _ID.fullmatch(sent) else f"{_ids.getrandbits(128):032x}"
     request_id.set(name)
     context.set_trailing_metadata((("x-request-id", name),))
 

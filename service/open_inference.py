@@ -15,6 +15,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -43,6 +44,7 @@ __all__ = ["SERVICE", "OpenInferenceServicer", "RepositoryControl"]
 SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnx_onnxv1"
 _MAX_INPUTS = 64
+_FRAMES = 256  # kinds of answer whose beginning is kept
 _TYPED = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -232,7 +234,7 @@ class OpenInferenceServicer:
     def _extras(call: Call, rules: Rules) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         return _EXTRAS[rules.detail(privileged=call.caller.may(Scope.PRIVILEGED))]
 
-    async def _infer(self, call: Call, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    async def _infer(self, call: Call, request: pb.ModelInferRequest) -> bytes:
         model = self._model(request.model_name, request.model_version)
         guard = model.version.guard
         rules = self._rules(request.parameters)
@@ -378,7 +380,12 @@ def _refuse(parameters: Mapping[str, Any], what: str) -> None:
 
 def _response(
     request: pb.ModelInferRequest, model: Model, digest: str, view: View, names: list[str]
-) -> pb.ModelInferResponse:
+) -> bytes:
+    """Return the serialised answer.
+
+    Serialised messages put one behind the other are one message, so what one kind of request always
+    gets is serialised once.
+    """
     verdicts = view.verdicts
     arrays: dict[str, NDArray[Any]] = {
         **verdicts.outputs,
@@ -388,27 +395,42 @@ def _response(
         "reluguard_p_value": verdicts.p_value,
         "reluguard_evidence": verdicts.evidence,
     }
-    parameters = {"reluguard_guard": pb.InferParameter(string_param=digest)}
+    chosen = [arrays[name] for name in names]
+    tensors = tuple(
+        (name, datatype_of(array.dtype), array.shape)
+        for name, array in zip(names, chosen, strict=True)
+    )
+    parameters = {}
     if view.detail is not Detail.NONE:
-        parameters |= {
-            "reluguard_adversarial": pb.InferParameter(
-                int64_param=int(verdicts.is_adversarial.sum())
-            ),
-            "reluguard_unscored": pb.InferParameter(int64_param=int(view.unscored.sum())),
+        adversarial, unscored = (
+            np.count_nonzero(flags) for flags in (verdicts.is_adversarial, view.unscored)
+        )
+        parameters = {
+            "reluguard_adversarial": pb.InferParameter(int64_param=adversarial),
+            "reluguard_unscored": pb.InferParameter(int64_param=unscored),
         }
-    return pb.ModelInferResponse(
-        model_name=model.name,
-        model_version=VERSION,
+    own = pb.ModelInferResponse(
         id=request.id,
         parameters=parameters,
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(
-                name=name, datatype=datatype_of(arrays[name].dtype), shape=arrays[name].shape
-            )
-            for name in names
-        ],
-        raw_output_contents=[write_tensor(arrays[name]) for name in names],
+        raw_output_contents=[write_tensor(array) for array in chosen],
     )
+    return _frame(model.name, digest, tensors) + own.SerializeToString()
+
+
+@lru_cache(maxsize=_FRAMES)
+def _frame(model: str, digest: str, tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+    """Return what all answers with these tensors begin with: name, datatype and shape of each."""
+    message = pb.ModelInferResponse(
+        model_name=model,
+        model_version=VERSION,
+        parameters={"reluguard_guard": pb.InferParameter(string_param=digest)},
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
+            for name, datatype, shape in tensors
+        ],
+    )
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 def _open(shape: tuple[int | None, ...]) -> list[int]:
