@@ -252,6 +252,22 @@ def evaluate(
     twin: Annotated[
         str, typer.Option("--twin", help="auto, package.module:function or none, as in fit.")
     ] = "auto",
+    surrogate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--surrogate", help="ONNX file of another model of the task, whose attacks are tried."
+        ),
+    ] = None,
+    leave_out: Annotated[
+        str, typer.Option("--leave-out", help="family or attack: what heads are fitted without.")
+    ] = "family",
+    matrix_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--matrix-rows",
+            help="Rows of each group those heads are fitted on; 0 for no such heads.",
+        ),
+    ] = 1500,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Unseen images at most. [default: all]")
     ] = None,
@@ -264,7 +280,8 @@ def evaluate(
 ) -> None:
     """Judge a guard on images it never saw: report card, baselines, seen against unseen."""
     from training.evaluate import evaluate as run_evaluation
-    from training.evaluate import print_evaluation
+    from training.evaluation_text import print_evaluation
+    from training.leave_out import left_out_named
 
     with _progress(quiet=as_json) as progress:
         card = run_evaluation(
@@ -277,6 +294,9 @@ def evaluate(
             work=work,
             fit_work=fit_work,
             twin=twin,
+            left_out=left_out_named(leave_out),
+            matrix_rows=matrix_rows,
+            surrogates=surrogate or (),
             seed=seed,
             limit=limit,
             threads=threads,

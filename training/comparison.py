@@ -15,6 +15,7 @@ from detector.runtime import Guard, Reader, in_batches
 from detector.session import open_session
 from training.analysis.recording import Recorder
 from training.baselines import Baseline, Context, Material
+from training.bootstrap import Drawn, Resampling, interval, word
 from training.case import predict
 from training.errors import AttackError
 from training.fit import HeadSettings, Kind, Readings
@@ -41,6 +42,7 @@ class Group:
         shard: images, sources, labels, rates and logits.
         kind: on which side it is.
         score: float32, (N,).
+        evidence: float32, (N, taps). Each tap's own log-odds.
         wrong: bool, (N,). Whether the model's answer is not the true class.
     """
 
@@ -48,6 +50,7 @@ class Group:
     shard: Shard
     kind: Kind
     score: NDArray[np.float32]
+    evidence: NDArray[np.float32]
     wrong: NDArray[np.bool_]
 
     @property
@@ -81,7 +84,9 @@ def compare(
         progress: told of each baseline.
     """
     manifest = guard.artifact.manifest
-    result = {GUARD: _comparison({slug: g.score for slug, g in groups.items()}, groups)}
+    sides = _Sides(groups, seed)
+    own = {slug: g.score for slug, g in groups.items()}
+    result = {GUARD: _comparison(own, groups, sides)}
     if any(group.shard.images is None for group in groups.values()):
         return result | {"left out": {"note": "images too large to keep in shards"}}
     recorder = Recorder(production, guard.spec, manifest.taps)
@@ -110,7 +115,8 @@ def compare(
         except (ValueError, RuntimeError, NotImplementedError) as error:
             result[kind.name] = {"note": f"failed: {error}"}
         else:
-            result[kind.name] = _comparison(scores, groups) | {"note": kind.note}
+            ahead = sides.difference(own, scores) if sides.attacks else {}
+            result[kind.name] = _comparison(scores, groups, sides) | ahead | {"note": kind.note}
         progress.advance(1)
     return result
 
@@ -120,15 +126,55 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _comparison(scores: Mapping[str, Scores], groups: Mapping[str, Group]) -> dict[str, Any]:
+class _Sides:
+    """Clean images and each attack's successes, drawn again as often as the intervals need."""
+
+    def __init__(self, groups: Mapping[str, Group], seed: int) -> None:
+        self._groups = groups
+        self.attacks = [slug for slug, g in groups.items() if g.kind == "attack" and g.hits.any()]
+        self._drawn = Resampling(
+            np.concatenate([group.shard.sources for group in groups.values()]), seed=seed
+        )
+
+    def areas(self, scores: Mapping[str, Scores]) -> tuple[NDArray[np.float64], Drawn]:
+        """Return AUROC of each attack, (A,), and in each draw, (A, B)."""
+        clean, sources = scores["clean"], self._groups["clean"].shard.sources
+        found, drawn = [], []
+        for slug in self.attacks:
+            group = self._groups[slug]
+            attacked = scores[slug][group.hits]
+            found.append(auroc(clean, attacked))
+            drawn.append(
+                self._drawn.auroc(clean, sources, attacked, group.shard.sources[group.hits])
+            )
+        return np.array(found), np.array(drawn)
+
+    def difference(self, ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> Any:
+        """Return how far the guard is ahead, in AUROC, by attack, on the mean and on the worst."""
+        (a, drawn_a), (b, drawn_b) = self.areas(ours), self.areas(theirs)
+        n = len(self._groups["clean"].shard.sources)
+        by_attack = {
+            slug: interval(a[i] - b[i], drawn_a[i] - drawn_b[i], n).to_json()
+            for i, slug in enumerate(self.attacks)
+        }
+        middle = interval(a.mean() - b.mean(), drawn_a.mean(axis=0) - drawn_b.mean(axis=0), n)
+        worst = interval(a.min() - b.min(), drawn_a.min(axis=0) - drawn_b.min(axis=0), n)
+        return {
+            "lead": {
+                "mean": middle.to_json() | {"word": word(middle.to_json())},
+                "worst": worst.to_json() | {"word": word(worst.to_json())},
+                "attacks": by_attack,
+            }
+        }
+
+
+def _comparison(
+    scores: Mapping[str, Scores], groups: Mapping[str, Group], sides: _Sides
+) -> dict[str, Any]:
     """Return AUROC by attack, and what is flagged where 5 % of these clean images are."""
     clean = scores["clean"]
     limit = float(np.quantile(clean, 1 - MATCHED_RATE, method="higher"))
-    hits = {
-        slug: scores[slug][g.hits]
-        for slug, g in groups.items()
-        if g.kind == "attack" and g.hits.any()
-    }
+    hits = {slug: scores[slug][groups[slug].hits] for slug in sides.attacks}
     areas = {slug: auroc(clean, attacked) for slug, attacked in hits.items()}
     harmless = {
         slug: float((scores[slug] > limit).mean())

@@ -5,6 +5,7 @@ on attacks that succeeded, from sources the model answers right; thresholds are 
 from clean calibration images alone.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import Manifest, write_file
+from detector.artifact import GuardArtifact, Manifest, write_file
 from detector.model import load_production
 from detector.runtime import Guard, Reader
 from detector.session import available_cores
@@ -22,18 +23,19 @@ from training.attacks import Attack, attack_named
 from training.attacks.benign import BENIGN, Change, benign_named
 from training.baselines import BASELINES, Baseline
 from training.case import predict
-from training.comparison import Group, compare, mean
+from training.comparison import Group, compare
 from training.data import Dataset, check_labels, load_data
 from training.errors import DataError
 from training.evaluate_html import evaluation_page
+from training.goals import numbers_to_beat
 from training.harvest import Job, Orders, Shard, Workspace, harvest, plan_jobs
 from training.holdout import unseen_rows
-from training.leave_out import leave_one_out, open_fit
-from training.metrics import auroc_interval, rate_above, rate_interval
+from training.leave_out import LeftOut, leave_one_out, open_fit
 from training.progress import Progress
-from training.report import prevalence_table
+from training.scorecard import scorecard
+from training.threats import threat_of
 
-__all__ = ["DEFAULT_ATTACKS", "evaluate", "print_evaluation"]
+__all__ = ["DEFAULT_ATTACKS", "evaluate"]
 
 # whatever a guard was fitted on: several of each kind, and some that no recipe here holds
 DEFAULT_ATTACKS = (
@@ -51,6 +53,7 @@ DEFAULT_ATTACKS = (
     "pgd-l2-0.5",
     "deepfool-l2",
     "fmn-linf",
+    "fmn-l2",
     "cw-l2",
     "cw-l2-k10",
     "square-linf-8",
@@ -59,8 +62,7 @@ DEFAULT_ATTACKS = (
     "patch-6",
     "art-newtonfool",
 )
-
-Scores = NDArray[np.floating[Any]]
+TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to come from
 
 
 def evaluate(
@@ -77,6 +79,8 @@ def evaluate(
     baselines: Sequence[type[Baseline]] = BASELINES,
     baseline_rows: int = 1000,
     matrix_rows: int | None = 1500,
+    left_out: LeftOut = "family",
+    surrogates: Sequence[Path] = (),
     seed: int = 0,
     limit: int | None = None,
     threads: int | None = None,
@@ -98,7 +102,9 @@ def evaluate(
         twin: where gradients come from, as `load_twin` takes it.
         baselines: which to run.
         baseline_rows: rows of each group that baselines are fitted on at most.
-        matrix_rows: the same for the heads of the matrix.
+        matrix_rows: the same for the heads of the matrix, None for all, 0 for no matrix.
+        left_out: what the matrix leaves out of the fit at a time.
+        surrogates: ONNX files of other models of the same task, whose attacks are tried on this.
         seed: of every random choice.
         limit: how many unseen images at most.
         threads: of ONNX Runtime and torch in each process.
@@ -121,7 +127,8 @@ def evaluate(
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])
     logits = predict(reader, dataset.images[rows])
     check_labels(dataset, logits.shape[1])
-    changes = _changes(attacks or DEFAULT_ATTACKS, BENIGN if benign is None else benign, twin)
+    named = attacks or (*DEFAULT_ATTACKS, *(TRANSFERS if surrogates else ()))
+    changes = _changes(named, BENIGN if benign is None else benign, twin)
     orders = Orders(
         model=model,
         output=manifest.answer,
@@ -133,6 +140,7 @@ def evaluate(
         workspace=work or out / "work",
         seed=seed,
         threads=threads,
+        surrogates=tuple(surrogates),
     )
     workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
     jobs = _jobs(changes, rows, logits.argmax(axis=1) == dataset.labels[rows])
@@ -145,7 +153,8 @@ def evaluate(
         progress=lambda job: progress.advance(len(job.sources)),
     )
     groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
-    card = _card(groups, manifest, seed)
+    threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
+    card = scorecard(groups, manifest, threats, seed)
     card["about"] = _about(opened, dataset, rows, seed)
     fit = _fit_workspace(fit_work or guard.with_name(f"{guard.name}.work"), manifest, card)
     card["baselines"] = compare(
@@ -153,11 +162,13 @@ def evaluate(
     )
     if fit is not None and matrix_rows != 0:
         card["matrix"] = leave_one_out(
-            fit, manifest, rows=matrix_rows, seed=seed, progress=progress
+            fit, manifest, by=left_out, rows=matrix_rows, seed=seed, progress=progress
         )
+    card["red_team"] = manifest.metrics.get("red_team")
+    card["goals"] = numbers_to_beat(card, manifest.metrics, _size(opened.artifact))
     card["seconds"] = perf_counter() - started
     write_file(out / "evaluation.json", json.dumps(card, indent=2).encode())
-    write_file(out / "evaluation.html", evaluation_page(card, groups).encode())
+    write_file(out / "evaluation.html", evaluation_page(card, groups, manifest.thresholds).encode())
     return card
 
 
@@ -182,7 +193,11 @@ def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, An
         "twin": orders.twin,
         "seed": orders.seed,
         "limit": limit,
-    }
+    } | ({"surrogates": [_hash(path) for path in orders.surrogates]} if orders.surrogates else {})
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _jobs(
@@ -207,11 +222,13 @@ def _group(guard: Guard, workspace: Workspace, jobs: Sequence[Job]) -> Group:
     }
     images = [shard.images for shard in shards if shard.images is not None]
     shard = Shard(images=np.concatenate(images) if len(images) == len(shards) else None, **joined)
+    scores = guard.artifact.head.score(shard.rates, shard.logits)
     return Group(
         name=jobs[0].slug,
         shard=shard,
         kind=jobs[0].kind,
-        score=guard.artifact.head.score(shard.rates, shard.logits).score,
+        score=scores.score,
+        evidence=scores.evidence,
         wrong=shard.logits.argmax(axis=1) != shard.labels,
     )
 
@@ -231,135 +248,6 @@ def _about(guard: Guard, dataset: Dataset, rows: NDArray[np.int64], seed: int) -
     }
 
 
-def _card(groups: Mapping[str, Group], manifest: Manifest, seed: int) -> dict[str, Any]:
-    thresholds = manifest.thresholds
-    clean = groups["clean"]
-    recipe = manifest.provenance.get("recipe", {})
-    known = {portion["slug"] for portion in recipe.get("attacks", ())}
-    attacks = {
-        slug: _attack_entry(clean, group, thresholds, seed) | {"fitted_on": slug in known}
-        for slug, group in groups.items()
-        if group.kind == "attack"
-    }
-    harmless = {
-        slug: _flagged(group.score, thresholds)
-        for slug, group in groups.items()
-        if group.kind == "benign"
-    }
-    found = {slug: entry["auroc"]["value"] for slug, entry in attacks.items() if "auroc" in entry}
-    unseen = [value for slug, value in found.items() if slug not in known]
-    return {
-        "clean": {
-            "images": len(clean.score),
-            "accuracy": rate_interval(int((~clean.wrong).sum()), len(clean.wrong)).to_json(),
-            "false_positive_rate": _flagged(clean.score, thresholds),
-            "misclassified_flagged": _flagged(clean.score[clean.wrong], thresholds),
-        },
-        "attacks": attacks,
-        "benign": {slug: entry for slug, entry in harmless.items() if _severity(slug) is None},
-        "severity": _severities(harmless),
-        "classes": _by_class(groups, thresholds),
-        "precision": _precision(clean, attacks, thresholds),
-        "summary": {
-            "attacks": len(found),
-            "mean_auroc": mean([*found.values()]),
-            "worst_auroc": min(found.values(), default=None),
-            "not_fitted_on": {
-                "attacks": len(unseen),
-                "mean_auroc": mean(unseen),
-                "worst_auroc": min(unseen, default=None),
-            },
-        },
-    }
-
-
-def _flagged(scores: Scores, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    if not len(scores):
-        return {}
-    return {rate: rate_above(scores, limit).to_json() for rate, limit in thresholds.items()}
-
-
-def _attack_entry(
-    clean: Group, group: Group, thresholds: Mapping[str, float], seed: int
-) -> dict[str, Any]:
-    hit = group.hits
-    entry: dict[str, Any] = {
-        "tried": len(hit),
-        "succeeded": int(hit.sum()),
-        "failed": {"flagged": _flagged(group.score[~hit], thresholds)},
-        "all": {"flagged": _flagged(group.score, thresholds)},
-        # of all tries: a wrong answer that nobody is told of
-        "unnoticed": {
-            rate: rate_interval(int((hit & (group.score <= limit)).sum()), len(hit)).to_json()
-            for rate, limit in thresholds.items()
-        },
-    }
-    for name, chosen in (("succeeded", hit), ("all", np.ones(len(hit), np.bool_))):
-        if not chosen.any():
-            continue
-        area = auroc_interval(
-            clean.score,
-            clean.shard.sources,
-            group.score[chosen],
-            group.shard.sources[chosen],
-            seed=seed,
-        ).to_json()
-        if name == "all":
-            entry["all"]["auroc"] = area
-        else:
-            entry |= {"auroc": area, "detected": _flagged(group.score[chosen], thresholds)}
-    return entry
-
-
-def _severity(slug: str) -> tuple[str, str] | None:
-    """Return kind and level of a change named by severity, like jpeg-c3."""
-    kind, mark, level = slug.rpartition("-c")
-    return (kind, level) if mark and level.isdigit() else None
-
-
-def _severities(harmless: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    curves: dict[str, dict[str, Any]] = {}
-    for slug, entry in harmless.items():
-        place = _severity(slug)
-        if place is not None:
-            curves.setdefault(place[0], {})[place[1]] = entry
-    return curves
-
-
-def _by_class(
-    groups: Mapping[str, Group], thresholds: Mapping[str, float]
-) -> dict[str, dict[str, Any]]:
-    """Return for each true class what is flagged of its clean and its attacked images."""
-    clean = groups["clean"]
-    attacked = [g for g in groups.values() if g.kind == "attack"]
-    labels = np.concatenate([g.shard.labels[g.hits] for g in attacked])
-    scores = np.concatenate([g.score[g.hits] for g in attacked])
-    return {
-        str(label): {
-            "false_positive_rate": _flagged(clean.score[clean.shard.labels == label], thresholds),
-            "detected": _flagged(scores[labels == label], thresholds),
-        }
-        for label in np.unique(clean.shard.labels)
-    }
-
-
-def _precision(
-    clean: Group, attacks: Mapping[str, Any], thresholds: Mapping[str, float]
-) -> dict[str, Any]:
-    """Return of each threshold what share of flagged requests are attacks, by their prevalence."""
-    table = {}
-    for rate, limit in thresholds.items():
-        detected = [e["detected"][rate]["value"] for e in attacks.values() if "detected" in e]
-        if detected:
-            realised = rate_above(clean.score, limit).value
-            table[rate] = {
-                "mean_detected": float(np.mean(detected)),
-                "false_positive_rate": realised,
-                "precision": prevalence_table(float(np.mean(detected)), realised),
-            }
-    return table
-
-
 def _fit_workspace(folder: Path, manifest: Manifest, card: dict[str, Any]) -> Workspace | None:
     try:
         return open_fit(folder, manifest)
@@ -368,38 +256,7 @@ def _fit_workspace(folder: Path, manifest: Manifest, card: dict[str, Any]) -> Wo
         return None
 
 
-def print_evaluation(card: Mapping[str, Any]) -> None:
-    """Print the main figures as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    about = card["about"]
-    console.print(f"{about['images']} unseen images ({about['from']}); {about['threat_model']}")
-    for rate, value in card["clean"]["false_positive_rate"].items():
-        console.print(f"clean images flagged at the {rate} threshold: {_text(value)}")
-    rate = next(reversed(card["clean"]["false_positive_rate"]))
-    attacks = Table("attack", "fitted on", "succeeded", "AUROC", f"detected at {rate}")
-    for slug, entry in card["attacks"].items():
-        figures = (
-            (_text(entry["auroc"]), _text(entry["detected"][rate])) if "auroc" in entry else ()
-        )
-        share = f"{entry['succeeded']} / {entry['tried']}"
-        attacks.add_row(slug, "yes" if entry["fitted_on"] else "no", share, *figures)
-    console.print(attacks)
-    peers = Table("detector", "mean AUROC", "worst AUROC", "harmless flagged", "note")
-    for name, entry in card["baselines"].items():
-        keys = ("mean_auroc", "worst_auroc", "mean_benign_flagged")
-        cells = [f"{entry[k]:.3f}" if entry.get(k) is not None else "-" for k in keys]
-        peers.add_row(name, *cells, entry.get("note", ""))
-    console.print(peers)
-    if "matrix" in card:
-        matrix = card["matrix"]
-        console.print(
-            f"one family left out of the fit: mean AUROC on it {matrix['mean_unseen']:.3f}, worst "
-            f"{matrix['worst_unseen']:.3f}"
-        )
-
-
-def _text(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+def _size(artifact: GuardArtifact) -> int:
+    """Return how many bytes a guard takes, its reports for people apart."""
+    files = ("manifest.json", "head.npz", "golden.npz")
+    return sum((artifact.path / name).stat().st_size for name in files)

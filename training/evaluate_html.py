@@ -1,31 +1,33 @@
 """An evaluation as one self-contained HTML page, plots inline. N images."""
 
-import base64
-import io
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from detector.images import Images
-from training.analysis.page import Section, figure, page, paragraph, table
-from training.analysis.plots import CATEGORIES, canvas, heat_map, svg
+from training import evaluate_plots as plots
+from training.analysis.page import Section, page, paragraph, table
 from training.comparison import Group
+from training.evaluation_text import figure_text
 
-__all__ = ["evaluation_page"]
+__all__ = ["answer_table", "evaluation_page", "goal_table", "precision_table", "red_team_table"]
 
-EXAMPLES = 8
-STYLES = ("-", "--", ":")
+GUARANTEE = (
+    "The guarantee: over draws of the calibration images, at most the promised share of clean "
+    "images is flagged (split conformal prediction), as long as requests are like those images. It "
+    "holds on average over classes, not within each: by the class that the model answers, the rate "
+    "is as follows."
+)
+MANY = 8
 
 
-def evaluation_page(card: Mapping[str, Any], groups: Mapping[str, Group]) -> str:
+def evaluation_page(
+    card: Mapping[str, Any], groups: Mapping[str, Group], thresholds: Mapping[str, float]
+) -> str:
     """Return the page.
 
     Args:
         card: as `evaluate` makes it.
         groups: what it was made from, for curves and examples.
+        thresholds: of the guard, by false-positive rate.
     """
     about, clean = card["about"], card["clean"]
     rate = _own_rate(card)
@@ -40,18 +42,88 @@ def evaluation_page(card: Mapping[str, Any], groups: Mapping[str, Group]) -> str
         "intervals. Someone who knows the guard gets past more often: see the red team's figures."
     )
     sections = [
-        Section(title="Attacks", body=_roc(groups) + _attack_table(card)),
-        Section(title="Clean images", body=_clean_table(card) + _class_table(card, rate)),
-        Section(title="Harmless changes", body=_severity(card, rate) + _benign_table(card, rate)),
+        Section(title="Numbers to beat", body=goal_table(card["goals"])),
+        Section(title="Threat models", body=_threat_table(card)),
+        Section(title="Attacks", body=plots.roc(groups) + _attack_table(card)),
+        Section(title="Clean images", body=_clean_table(card, rate)),
+        Section(
+            title="Harmless changes", body=plots.severity(card, rate) + _benign_table(card, rate)
+        ),
         Section(title="Baselines", body=_baseline_table(card)),
-        Section(title="Precision", body=_precision_table(card)),
-        Section(title="Scores", body=_densities(card, groups)),
-        Section(title="Examples", body=_examples(groups)),
+        Section(title="Precision", body=precision_table(card["precision"])),
+        Section(title="Scores", body=plots.densities(card, groups)),
+        Section(title="Evidence by depth", body=plots.evidence(groups)),
+        Section(title="Examples", body=plots.examples(groups, thresholds, rate)),
     ]
-    if "matrix" in card:
-        sections.insert(4, Section(title="Seen and unseen", body=_matrix(card["matrix"])))
+    if card.get("matrix", {}).get("auroc"):
+        sections.insert(5, Section(title="Seen and unseen", body=plots.matrix(card["matrix"])))
     subtitle = f"model {about['model'][:16]}, guard {about['guard'][:16]}, seed {about['seed']}"
     return page("reluguard evaluation", subtitle, lead, sections)
+
+
+def goal_table(goals: Sequence[Mapping[str, Any]]) -> str:
+    """Return the numbers to beat: met or short, figure by figure."""
+    rows = []
+    for goal in goals:
+        known = [figure for figure in goal["figures"] if figure["value"] is not None]
+        shown = known if len(known) <= MANY else _short(known)
+        lines = [f"{figure['name']} {figure_text(figure)}" for figure in shown]
+        lines += [f"{len(known) - len(shown)} more: met"] if len(shown) < len(known) else []
+        words = (goal["what"], goal["goal"], goal["anchor"], "; ".join(lines) or "-")
+        rows.append([*words, goal["verdict"]])
+    head = ["what", "goal", "published", "found", ""]
+    note = (
+        "Goals were set for ResNet-20 and CIFAR-10; on another model they show what is common "
+        "elsewhere. Within error: the 95 % interval reaches to the other side of the goal."
+    )
+    return paragraph(note) + table(head, rows, text_columns=(0, 1, 2, 3))
+
+
+def _short(figures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [figure for figure in figures if not figure["verdict"].startswith("met")]
+
+
+def _threat_table(card: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            threat,
+            entry["knows"],
+            str(entry["attacks"]),
+            f"{entry['mean_auroc']:.3f}",
+            f"{entry['worst_auroc']:.3f}",
+            entry["worst"],
+        ]
+        for threat, entry in card["threats"].items()
+    ]
+    head = ["threat model", "the attacker has", "attacks", "mean AUROC", "worst AUROC", "which"]
+    return table(head, rows, text_columns=(0, 1, 5)) + red_team_table(card.get("red_team"))
+
+
+def red_team_table(found: Mapping[str, Any] | None) -> str:
+    """Return what the red team published with the guard, or that it did not."""
+    if not found:
+        return paragraph(
+            "An attacker who knows the guard is another matter, and nothing is published about one "
+            "with this guard: `reluguard redteam --publish` does it."
+        )
+    rates = list(next(iter(found["evaded"].values()), {}))
+    rows = [
+        [f"{float(size):g}/255", *(_interval(entry[rate]) for rate in rates)]
+        for size, entry in found["evaded"].items()
+    ]
+    settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items())
+    medians = "; ".join(
+        f"{norm}: " + ", ".join(f"{k} {'-' if v is None else f'{v:g}'}" for k, v in entry.items())
+        for norm, entry in found["median_budget"].items()
+    )
+    return (
+        paragraph(
+            f"An attacker who knows the guard, on {found['images']} images ({settings}): share "
+            "of images with a wrong answer that is not flagged."
+        )
+        + table(["Linf budget", *(f"evades at {rate}" for rate in rates)], rows)
+        + (paragraph(f"Budget the median image needs, {medians}.") if medians else "")
+    )
 
 
 def _own_rate(card: Mapping[str, Any]) -> str:
@@ -83,23 +155,19 @@ def _attack_table(card: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
-def _clean_table(card: Mapping[str, Any]) -> str:
+def _clean_table(card: Mapping[str, Any], rate: str) -> str:
     clean = card["clean"]
     rows = [
         [
-            rate,
+            threshold,
             _interval(value),
-            _interval(clean["misclassified_flagged"][rate])
+            _interval(clean["misclassified_flagged"][threshold])
             if clean["misclassified_flagged"]
             else "-",
         ]
-        for rate, value in clean["false_positive_rate"].items()
+        for threshold, value in clean["false_positive_rate"].items()
     ]
-    return table(["threshold for", "flagged", "of misclassified ones"], rows)
-
-
-def _class_table(card: Mapping[str, Any], rate: str) -> str:
-    rows = [
+    classes = [
         [
             label,
             _interval(entry["false_positive_rate"][rate]),
@@ -107,8 +175,22 @@ def _class_table(card: Mapping[str, Any], rate: str) -> str:
         ]
         for label, entry in card["classes"].items()
     ]
-    head = ["true class", f"clean flagged at {rate}", "attacks detected"]
-    return table(head, rows, folded="by class")
+    return (
+        table(["threshold for", "flagged", "of misclassified ones"], rows)
+        + paragraph(GUARANTEE)
+        + answer_table(card["answers"], rate)
+        + table(
+            ["true class", f"clean flagged at {rate}", "attacks detected"],
+            classes,
+            folded="by true class",
+        )
+    )
+
+
+def answer_table(answers: Mapping[str, Any], rate: str) -> str:
+    """Return what is flagged of clean images, by the class that the model answers."""
+    rows = [[answer, str(e[rate]["n"]), _interval(e[rate])] for answer, e in answers.items() if e]
+    return table(["class answered", "clean images", f"flagged at {rate}"], rows)
 
 
 def _benign_table(card: Mapping[str, Any], rate: str) -> str:
@@ -121,8 +203,12 @@ def _baseline_table(card: Mapping[str, Any]) -> str:
     for name, entry in card["baselines"].items():
         keys = ("mean_auroc", "worst_auroc", "mean_benign_flagged")
         figures = [f"{entry[k]:.3f}" if entry.get(k) is not None else "-" for k in keys]
+        for key in ("mean", "worst"):
+            lead = entry.get("lead", {}).get(key)
+            figures.append(f"{_signed(lead)} {lead['word']}" if lead else "-")
         rows.append([name, *figures, entry.get("note", "")])
-    head = ["detector", "mean AUROC", "worst AUROC", "harmless changes flagged", "note"]
+    head = ["detector", "mean AUROC", "worst AUROC", "harmless flagged"]
+    head += ["guard minus it: mean", "worst", "note"]
     slugs = list(card["attacks"])
     detail = [
         [slug, *(_cell(entry, slug) for entry in card["baselines"].values())] for slug in slugs
@@ -131,10 +217,12 @@ def _baseline_table(card: Mapping[str, Any]) -> str:
     return (
         paragraph(
             "Every detector on the same images, its threshold set where 5 % of these clean images "
-            "are flagged. Those that need fitting are fitted on the guard's own fitting split."
+            "are flagged. Those that need fitting are fitted on the guard's own fitting split. "
+            "Differences are paired: both detectors are judged on the same draws of source images, "
+            "and one is ahead only where the whole 95 % interval says so."
         )
         + left_out
-        + table(head, rows, text_columns=(0, 4))
+        + table(head, rows, text_columns=(0, 6))
         + table(["AUROC", *card["baselines"]], detail, folded="AUROC by attack")
     )
 
@@ -144,142 +232,30 @@ def _cell(entry: Mapping[str, Any], slug: str) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _precision_table(card: Mapping[str, Any]) -> str:
-    rows = [
-        [rate, *(f"{value:.3g}" for value in entry["precision"].values())]
-        for rate, entry in card["precision"].items()
-    ]
-    if not rows:
+def precision_table(found: Mapping[str, Any]) -> str:
+    """Return what share of flagged requests are attacks, by how common attacks are."""
+    if not found:
         return paragraph("No attack succeeded.")
-    shares = next(iter(card["precision"].values()))["precision"]
-    note = "Share of flagged requests that are attacks, where this share of requests are attacks."
-    return paragraph(note) + table(["threshold for", *shares], rows)
-
-
-def _hits(groups: Mapping[str, Group]) -> dict[str, NDArray[np.float32]]:
-    found = {k: g.score[g.hits] for k, g in groups.items() if g.kind == "attack"}
-    return {slug: scores for slug, scores in found.items() if len(scores)}
-
-
-def _roc(groups: Mapping[str, Group]) -> str:
-    clean = np.sort(groups["clean"].score)
-    with canvas(8, 4.6) as (drawing, axes):
-        plot = axes[0][0]
-        for i, (slug, scores) in enumerate(_hits(groups).items()):
-            limits = np.concatenate([[np.inf], clean[::-1], [-np.inf]])
-            false = 1 - np.searchsorted(clean, limits, side="right") / len(clean)
-            true = 1 - np.searchsorted(np.sort(scores), limits, side="right") / len(scores)
-            style = STYLES[i // len(CATEGORIES) % len(STYLES)]
-            color = CATEGORIES[i % len(CATEGORIES)]
-            plot.plot(false, true, color=color, linestyle=style, linewidth=1.4, label=slug)
-        plot.set_xscale("symlog", linthresh=0.01)
-        plot.set_xlim(0, 1)
-        plot.set_ylim(0, 1.01)
-        plot.set_xlabel("clean images flagged")
-        plot.set_ylabel("attacks detected")
-        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
-        return figure(svg(drawing, "ROC curve per attack"), "ROC per attack; linear below 1 %.")
-
-
-def _severity(card: Mapping[str, Any], rate: str) -> str:
-    if not card["severity"]:
-        return ""
-    with canvas(8, 3.6) as (drawing, axes):
-        plot = axes[0][0]
-        for i, (kind, levels) in enumerate(card["severity"].items()):
-            x = [int(level) for level in levels]
-            y = [entry[rate]["value"] for entry in levels.values()]
-            plot.plot(x, y, color=CATEGORIES[i % len(CATEGORIES)], marker="o", label=kind)
-        plot.axhline(float(rate), color="#8a929c", linestyle=":", label="target")
-        plot.set_xticks([1, 2, 3, 4, 5])
-        plot.set_ylim(0, None)
-        plot.set_xlabel("severity, as CIFAR-10-C")
-        plot.set_ylabel(f"flagged at {rate}")
-        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
-        return figure(
-            svg(drawing, "flagged share of harmless changes by severity"),
-            "Harmless changes of growing strength. What is flagged here is a false alarm, though "
-            "the model's own answer gets worse along with it.",
-        )
-
-
-def _densities(card: Mapping[str, Any], groups: Mapping[str, Group]) -> str:
-    hits = _hits(groups)
-    area = {slug: card["attacks"][slug]["auroc"]["value"] for slug in hits}
-    ranked = sorted(area, key=lambda slug: area[slug])
-    chosen = dict.fromkeys([*ranked[:3], *ranked[-2:]])
-    with canvas(8, 3.4) as (drawing, axes):
-        plot = axes[0][0]
-        every = {"clean": groups["clean"].score} | {slug: hits[slug] for slug in chosen}
-        low, high = np.quantile(np.concatenate([*every.values()]), [0.002, 0.998])
-        edges = np.linspace(low, high, 60)
-        for i, (name, scores) in enumerate(every.items()):
-            filled = "stepfilled" if name == "clean" else "step"
-            plot.hist(
-                np.clip(scores, low, high),
-                bins=list(edges),
-                density=True,
-                histtype=filled,
-                alpha=0.5 if name == "clean" else 1.0,
-                color="#8a929c" if name == "clean" else CATEGORIES[i],
-                label=name,
-            )
-        plot.set_xlabel("score, log-odds")
-        plot.set_ylabel("density")
-        plot.legend(fontsize=8)
-        return figure(
-            svg(drawing, "score densities"),
-            "Scores of clean images, and of the attacks hardest and easiest to tell from them.",
-        )
-
-
-def _matrix(matrix: Mapping[str, Any]) -> str:
-    rows = list(matrix["auroc"])
-    columns = list(matrix["families"])
-    values = np.array([[matrix["auroc"][row][column] for column in columns] for row in rows])
-    with canvas(9, 1.5 + 0.36 * len(rows)) as (drawing, axes):
-        plot = axes[0][0]
-        heat_map(drawing, plot, values, title="", unit="AUROC", limits=(0.5, 1.0), digits=2)
-        plot.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-        plot.set_yticks(range(len(rows)), rows)
-        plot.set_ylabel("left out of the fit")
-        plot.set_xlabel("")
-        picture = svg(drawing, "AUROC per attack with one family left out of the fit")
-    worst, mean = matrix["worst_unseen"], matrix["mean_unseen"]
-    text = (
-        "Heads fitted without one family of attacks, at most "
-        f"{matrix['rows_per_group']} images of each group, and their AUROC on the fit's test split."
+    rows = [
+        [
+            rate,
+            _share(entry["mean_detected"]),
+            *(_share(value) for value in entry["precision"].values()),
+        ]
+        for rate, entry in found.items()
+    ]
+    shares = next(iter(found.values()))["precision"]
+    note = (
+        "Share of flagged requests that are attacks, where one request in so many is an attack, "
+        "with the detection rate averaged over the attacks above."
     )
-    if mean is not None:
-        text += f" On families left out: mean {mean:.3f}, worst {worst:.3f}."
-    rows_of = [[slug, matrix["families"][slug], f"{v:.3f}"] for slug, v in matrix["unseen"].items()]
-    return figure(picture, text) + table(["attack", "family left out", "AUROC"], rows_of)
+    head = ["threshold for", "detected", *(f"1 in {1 / float(p):,.0f}" for p in shares)]
+    return paragraph(note) + table(head, rows)
 
 
-def _examples(groups: Mapping[str, Group]) -> str:
-    """A clean image and what attacks made of it, with the guard's scores."""
-    parts = []
-    attacks = [g for g in groups.values() if g.kind == "attack" and g.hits.any()]
-    for group in [groups["clean"], *attacks][:EXAMPLES]:
-        if group.shard.images is None:
-            return paragraph("The images are too large to keep.")
-        row = int(np.flatnonzero(group.hits if group.kind == "attack" else ~group.wrong)[0])
-        answer = int(group.shard.logits[row].argmax())
-        text = (
-            f"{group.name}: a {int(group.shard.labels[row])} read as {answer}, score "
-            f"{group.score[row]:.1f}"
-        )
-        parts.append(
-            f'<figure style="display:inline-block;width:10rem;margin:.6rem">'
-            f'<img alt="{escape(group.name)}" style="width:100%;image-rendering:pixelated" '
-            f'src="{_png(group.shard.images[row])}"><figcaption>{escape(text)}</figcaption></figure>'
-        )
-    return "".join(parts)
+def _share(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.1g}"
 
 
-def _png(image: Images) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _signed(value: Mapping[str, float]) -> str:
+    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"

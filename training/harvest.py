@@ -167,6 +167,7 @@ class Orders:
         workspace: the folder of shards.
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process.
+        surrogates: other models of the same task and input, for attacks that transfer.
     """
 
     model: Path
@@ -179,6 +180,7 @@ class Orders:
     workspace: Path
     seed: int
     threads: int | None = None
+    surrogates: tuple[Path, ...] = ()
 
 
 class Maker:
@@ -195,7 +197,15 @@ class Maker:
             output=orders.output,
             images=orders.dataset.images[:TWIN_SAMPLE],
         )
-        self._victim = Victim(predict=lambda x: predict(self._reader, x), twin=self.twin)
+        others = (
+            load_twin(other, orders.spec, images=orders.dataset.images[:TWIN_SAMPLE])
+            for other in orders.surrogates
+        )
+        self._victim = Victim(
+            predict=lambda x: predict(self._reader, x),
+            twin=self.twin,
+            surrogates=tuple(other for other in others if other is not None),
+        )
 
     def make(self, job: Job) -> None:
         """Make one shard. Memory is that of its images."""

@@ -1,61 +1,52 @@
 """The report card as one self-contained HTML page, plots inline as SVG."""
 
-import html
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from detector.artifact import Manifest
+from training.analysis.page import Section, figure, page, paragraph, table
+from training.analysis.plots import AMBER, BLUE, canvas, svg
+from training.evaluate_html import answer_table, precision_table, red_team_table
 
 __all__ = ["report_page"]
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.5rem 0; background: #fff; border-radius: 6px; padding: .5rem; }
-svg { width: 100%; height: auto; }
-.muted { opacity: .7; }
-"""
 
 
 def report_page(card: Mapping[str, Any], manifest: Manifest) -> str:
     """Return the page for a report card as `report_card` made it."""
     fpr = f"{manifest.fpr:g}"
     clean = card["clean"]
-    title = "reluguard report card"
-    intro = (
-        f"<p>Model <code>{manifest.model_sha256[:16]}</code>, fitted {manifest.created_at}, recipe "
-        f"<b>{html.escape(str(manifest.provenance['recipe']['name']))}</b>, "
-        f"{len(manifest.taps)} taps, {manifest.calibration_images} calibration images. Every "
-        "figure is on source images that no step of fitting saw; attacks count where they "
-        "succeeded after rounding to whole pixels. Brackets are 95&nbsp;% intervals.</p>"
-        f"<p>Clean accuracy {_interval(clean['accuracy'])}; clean images flagged at the "
-        f"{fpr} threshold: {_interval(clean['false_positive_rate'][fpr])}.</p>"
+    summary = card.get("summary", {})
+    found = (
+        f" AUROC over {summary['attacks']} attacks: mean {summary['mean_auroc']:.3f}, worst "
+        f"{summary['worst_auroc']:.3f}."
+        if summary.get("mean_auroc") is not None
+        else ""
     )
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
-        f"<style>{_STYLE}</style><h1>{title}</h1>",
-        intro,
-        f"<h2>Attacks</h2><figure>{_attack_plot(card, fpr)}</figure>",
-        _attack_table(card, fpr),
-        "<h2>Harmless changes</h2>",
-        _benign_table(card, fpr),
+    lead = paragraph(
+        f"Clean accuracy {_interval(clean['accuracy'])}; clean images flagged at the {fpr} "
+        f"threshold: {_interval(clean['false_positive_rate'][fpr])}.{found}"
+    ) + paragraph(
+        f"{len(manifest.taps)} taps, {manifest.calibration_images} calibration images. Every "
+        "figure is on source images that no step of fitting saw; attacks are of the kinds that "
+        "were fitted on, and count where they succeeded after rounding to whole pixels. Brackets "
+        "are 95 % intervals. `reluguard evaluate` judges unseen attacks and the baselines too."
+    )
+    sections = [
+        Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),
+        Section(title="Harmless changes", body=_benign_table(card, fpr)),
+        Section(title="Someone who knows the guard", body=red_team_table(card.get("red_team"))),
     ]
-    return "\n".join(parts)
+    if "answers" in card:
+        sections.append(Section(title="By class", body=answer_table(card["answers"], fpr)))
+    if "precision" in card:
+        sections.append(Section(title="Precision", body=precision_table(card["precision"])))
+    recipe = manifest.provenance["recipe"]["name"]
+    subtitle = f"model {manifest.model_sha256[:16]}, fitted {manifest.created_at}, recipe {recipe}"
+    return page("reluguard report card", subtitle, lead, sections)
 
 
 def _interval(value: Mapping[str, float]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["<table><tr>", *(f"<th>{html.escape(cell)}</th>" for cell in head), "</tr>"]
-    for row in rows:
-        lines += ["<tr>", *(f"<td>{html.escape(cell)}</td>" for cell in row), "</tr>"]
-    return "".join([*lines, "</table>"])
 
 
 def _attack_table(card: Mapping[str, Any], fpr: str) -> str:
@@ -72,7 +63,7 @@ def _attack_table(card: Mapping[str, Any], fpr: str) -> str:
         for slug, entry in card["attacks"].items()
     ]
     head = ["attack", "succeeded", "AUROC", f"detected at FPR {fpr}", "AUROC of confidence alone"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
@@ -84,42 +75,40 @@ def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
     if flagged:
         wrong = flagged[fpr]
         rows.append(["clean, misclassified", str(wrong["n"]), _interval(wrong)])
-    return _table(["change", "images", f"flagged at the {fpr} threshold"], rows)
+    return table(["change", "images", f"flagged at the {fpr} threshold"], rows)
 
 
 def _attack_plot(card: Mapping[str, Any], fpr: str) -> str:
-    """AUROC and detection per attack with intervals, as SVG."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
+    """AUROC and detection per attack with intervals."""
     shown = {slug: entry for slug, entry in card["attacks"].items() if "auroc" in entry}
-    figure = Figure(figsize=(8, 1 + 0.32 * len(shown)), layout="constrained")
-    axes = figure.subplots()
+    if not shown:
+        return paragraph("No attack succeeded.")
     figures = (
-        ("AUROC", "o", "#0072b2", [entry["auroc"] for entry in shown.values()]),
+        ("AUROC", "o", BLUE, [entry["auroc"] for entry in shown.values()]),
         (
-            f"detected at FPR {fpr}",
+            f"detected at {fpr}",
             "s",
-            "#d55e00",
+            AMBER,
             [entry["detected"][fpr] for entry in shown.values()],
         ),
     )
-    for offset, (label, marker, color, values) in enumerate(figures):
-        x = [value["value"] for value in values]
-        errors = [
-            [max(0.0, v["value"] - v["low"]) for v in values],
-            [max(0.0, v["high"] - v["value"]) for v in values],
-        ]
-        y = [row + 0.15 - 0.3 * offset for row in range(len(values))]
-        axes.errorbar(x, y, xerr=errors, fmt=marker, color=color, label=label, capsize=2)
-    axes.set_yticks(range(len(shown)), list(shown))
-    axes.invert_yaxis()
-    axes.set_xlim(right=1.005)
-    axes.set_xlabel("share (95 % interval)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left")
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure)
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    with canvas(8, 1.1 + 0.32 * len(shown)) as (drawing, axes):
+        plot = axes[0][0]
+        for offset, (label, marker, color, values) in enumerate(figures):
+            x = [value["value"] for value in values]
+            errors = [
+                [max(0.0, v["value"] - v["low"]) for v in values],
+                [max(0.0, v["high"] - v["value"]) for v in values],
+            ]
+            y = [row + 0.15 - 0.3 * offset for row in range(len(values))]
+            plot.errorbar(x, y, xerr=errors, fmt=marker, ms=5, color=color, label=label, capsize=2)
+        plot.set_yticks(range(len(shown)), list(shown))
+        plot.invert_yaxis()
+        plot.grid(visible=False, axis="y")
+        plot.set_xlim(right=1.005)
+        plot.set_xlabel("share, with 95 % interval")
+        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9)
+        return figure(
+            svg(drawing, "AUROC and detection of each attack"),
+            "How well attacked images are told from clean ones, and what share of them is flagged.",
+        )

@@ -6,18 +6,21 @@ All from the shards of a fit: heads on its fitting split, figures on its test sp
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from detector.artifact import Manifest
+from training.bootstrap import Drawn, Resampling, interval
 from training.errors import DataError
 from training.fit import HeadSettings, Kind, Readings, fit_head
 from training.harvest import Job, Workspace
 from training.metrics import auroc
 from training.progress import Progress
 
-__all__ = ["family", "leave_one_out", "open_fit", "shards_of"]
+__all__ = ["LeftOut", "family", "leave_one_out", "left_out_named", "open_fit", "shards_of"]
+
+LeftOut = Literal["family", "attack"]
 
 _FAMILIES: Mapping[str, str] = {
     "fgsm": "one step",
@@ -39,6 +42,18 @@ def family(slug: str) -> str:
     """Return the family an attack belongs to: of its own where it is like no other."""
     known = (name for prefix, name in _FAMILIES.items() if slug.startswith(prefix))
     return next(known, slug.split("-", maxsplit=1)[0])
+
+
+def left_out_named(text: str) -> LeftOut:
+    """Return what to leave out at a time.
+
+    Raises:
+        DataError: neither a family nor an attack.
+    """
+    known: Mapping[str, LeftOut] = {"family": "family", "attack": "attack"}
+    if text not in known:
+        raise DataError(f"expected family or attack to be left out of the fit, got {text!r}")
+    return known[text]
 
 
 def open_fit(folder: Path, manifest: Manifest) -> Workspace:
@@ -84,17 +99,19 @@ def leave_one_out(
     workspace: Workspace,
     manifest: Manifest,
     *,
+    by: LeftOut = "family",
     rows: int | None = 1500,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return AUROC on every attack of heads fitted without one family each, and of one with all.
+    """Return AUROC on every attack of heads fitted without some, and of one fitted with all.
 
     Args:
         workspace: of the fit.
         manifest: of the guard.
+        by: what is left out at a time: a family of attacks, or a single attack while its like stay.
         rows: of each group at most are fitted on, None for all: fewer are faster, a little worse.
-        seed: of the rows and the heads.
+        seed: of the rows, the heads and the intervals.
         progress: told of each head.
     """
     progress = progress or Progress()
@@ -107,28 +124,52 @@ def leave_one_out(
     judged = _groups(workspace, manifest, "test")
     clean = next(group for group in judged if group.kind == "clean")
     attacks = [group for group in judged if group.kind == "attack" and len(group)]
-    families = list(dict.fromkeys(family(group.name) for group in attacks))
+    kin = {g.name: family(g.name) if by == "family" else g.name for g in (*fitted, *attacks)}
     settings = HeadSettings(**recipe["head"])
-    progress.stage("leave one family out", len(families) + 1)
+    families = list(dict.fromkeys(kin[group.name] for group in attacks))
+    progress.stage(f"leave one {by} out", len(families) + 1)
+    drawn = Resampling(np.concatenate([g.sources for g in (clean, *attacks)]), seed=seed)
     table: dict[str, dict[str, float]] = {}
+    unseen: dict[str, tuple[float, Drawn, int]] = {}
     for left in (None, *families):
-        kept = [g for g in fitted if g.kind != "attack" or family(g.name) != left]
+        kept = [g for g in fitted if g.kind != "attack" or kin[g.name] != left]
+        progress.advance(1)
         if not any(g.kind == "attack" and len(g) for g in kept):
             continue
         head = fit_head(kept, taps=manifest.taps, settings=settings, seed=seed)
         base = head.score(clean.rates, clean.logits).score
-        table[left or "nothing"] = {
-            g.name: auroc(base, head.score(g.rates, g.logits).score) for g in attacks
-        }
-        progress.advance(1)
-    unseen = {g.name: table[family(g.name)][g.name] for g in attacks if family(g.name) in table}
+        table[left or "nothing"] = {}
+        for g in attacks:
+            scores = head.score(g.rates, g.logits).score
+            table[left or "nothing"][g.name] = area = auroc(base, scores)
+            if kin[g.name] == left:
+                draws = drawn.auroc(base, clean.sources, scores, g.sources)
+                unseen[g.name] = (area, draws, len(g))
     return {
+        "by": by,
         "rows_per_group": rows,
-        "families": {g.name: family(g.name) for g in attacks},
+        "families": {g.name: kin[g.name] for g in attacks},
         "auroc": table,
-        "unseen": unseen,
-        "mean_unseen": float(np.mean([*unseen.values()])) if unseen else None,
-        "worst_unseen": min(unseen.values()) if unseen else None,
+        **_unseen({g.name: unseen[g.name] for g in attacks if g.name in unseen}),
+    }
+
+
+def _unseen(found: Mapping[str, tuple[float, Drawn, int]]) -> dict[str, Any]:
+    """Return each attack's figure where it was left out, their mean and worst, with intervals."""
+    values = np.array([area for area, _, _ in found.values()])
+    intervals = {slug: interval(*figures).to_json() for slug, figures in found.items()}
+    plain = {slug: area for slug, (area, _, _) in found.items()}
+    if not found:
+        return {"unseen": {}, "unseen_intervals": {}, "mean_unseen": None, "worst_unseen": None}
+    drawn = np.array([draws for _, draws, _ in found.values()])
+    n = len(found)
+    return {
+        "unseen": plain,
+        "unseen_intervals": intervals,
+        "mean_unseen": float(values.mean()),
+        "worst_unseen": float(values.min()),
+        "mean_interval": interval(values.mean(), drawn.mean(axis=0), n).to_json(),
+        "worst_interval": interval(values.min(), drawn.min(axis=0), n).to_json(),
     }
 
 

@@ -5,7 +5,7 @@ from clean calibration images alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,18 @@ from training.fit import Kind, Readings
 from training.harvest import Job, Workspace
 from training.metrics import auroc_interval, rate_above, rate_interval
 
-__all__ = ["REPORTED_RATES", "prevalence_table", "print_card", "promised_rates", "report_card"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "REPORTED_RATES",
+    "precision",
+    "prevalence_table",
+    "print_card",
+    "print_precision",
+    "promised_rates",
+    "report_card",
+]
 
 REPORTED_RATES = (0.001, 0.01, 0.05)
 PREVALENCES = (1e-2, 1e-3, 1e-5)
@@ -66,6 +77,7 @@ def report_card(
         },
         "attacks": {},
         "benign": {},
+        "answers": _by_answer(scores[clean], readings[clean].predictions, thresholds),
     }
     baseline = -confidence(readings[clean].logits)[:, 1]
     for slug, group in readings.items():
@@ -96,7 +108,35 @@ def report_card(
         "worst_auroc": float(np.min(found)) if found else None,
         "attacks": len(found),
     }
+    card["precision"] = precision(card)
     return card
+
+
+def _by_answer(
+    scores: NDArray[np.float32], answers: NDArray[np.int64], thresholds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return for each class the model answers what is flagged of clean images."""
+    return {
+        str(answer): _rates(scores[answers == answer], thresholds) for answer in np.unique(answers)
+    }
+
+
+def precision(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return at each threshold what share of flagged requests are attacks, by their prevalence.
+
+    Args:
+        card: with the realised false-positive rates and what is detected of each attack.
+    """
+    table = {}
+    for rate, flagged in card["clean"]["false_positive_rate"].items():
+        found = [e["detected"][rate]["value"] for e in card["attacks"].values() if "detected" in e]
+        if found:
+            table[rate] = {
+                "mean_detected": float(np.mean(found)),
+                "false_positive_rate": flagged["value"],
+                "precision": prevalence_table(float(np.mean(found)), flagged["value"]),
+            }
+    return table
 
 
 def _scores(guard: Guard, group: Readings) -> NDArray[np.float32]:
@@ -153,6 +193,21 @@ def print_card(card: Mapping[str, Any]) -> None:
     for slug, entry in card["benign"].items():
         benign.add_row(slug, str(entry["images"]), _text(entry["flagged"][rate]))
     console.print(benign)
+    print_precision(console, card.get("precision", {}))
+
+
+def print_precision(console: "Console", table: Mapping[str, Any]) -> None:
+    """Print what share of flagged requests are attacks."""
+    from rich.table import Table
+
+    if not table:
+        return
+    shares = next(iter(table.values()))["precision"]
+    heads = (f"attacks among flagged, 1 request in {1 / float(p):,.0f}" for p in shares)
+    rows = Table("threshold for", *heads)
+    for rate, entry in table.items():
+        rows.add_row(rate, *(f"{value:.2g}" for value in entry["precision"].values()))
+    console.print(rows)
 
 
 def _text(value: Mapping[str, float]) -> str:

@@ -13,7 +13,8 @@ from detector.runtime import Guard
 from training.baselines import BASELINES, ActivationDetector, LocalDimension, RandomScore
 from training.data import Dataset, save_dataset
 from training.errors import AttackError, DataError
-from training.evaluate import evaluate, print_evaluation
+from training.evaluate import evaluate
+from training.evaluation_text import print_evaluation
 from training.leave_out import family, leave_one_out, open_fit
 from training.pipeline import FitSettings, work_folder
 

@@ -33,7 +33,16 @@ details{margin:1rem 0}summary{cursor:pointer;color:var(--accent)}
 code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 """
 
-_VERDICTS = {"yes": "yes", "no": "no", "unclear": "open", "not measured": "open"}
+_VERDICTS = {
+    "yes": "yes",
+    "no": "no",
+    "unclear": "open",
+    "not measured": "open",
+    "met": "yes",
+    "met, within error": "yes",
+    "short, within error": "open",
+    "short": "no",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
