@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults.pair import Pair, make_pair
+from benchmarks.faults.pair import Pair
 from benchmarks.faults.report import Finding, table
 
-# each module has `run(pair, folder, *, short) -> list[Finding]`
+# each module has `run(pair or None, folder, *, short) -> list[Finding]`
 EXERCISES = ("refusals", "hostile", "rotation", "drain", "kill", "overload", "fuzz", "decoders",
              "soak")  # fmt: skip
 
@@ -46,13 +46,9 @@ def main() -> int:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"reluguard-{name}-") as place:
             folder = Path(place)
-            pair = (
-                make_pair(folder / "pair")
-                if options.model is None
-                else Pair(model=options.model, guard=options.guard)
-            )
+            given = options.model and Pair(model=options.model, guard=options.guard)
             exercise = importlib.import_module(f"benchmarks.faults.{name}")
-            found = exercise.run(pair, folder, short=options.short)
+            found = exercise.run(given, folder, short=options.short)
         findings += found
         took = time.monotonic() - started
         marks = ", ".join("met" if finding.met else "MISSED" for finding in found)

@@ -120,8 +120,7 @@ async def _phase(asks: Sequence[Any], data: bytes, phase: Phase) -> _Record:
         task = asyncio.create_task(call(asks[i % len(asks)], due))
         calls.add(task)
         task.add_done_callback(calls.discard)
-    record_of_now = list(calls)
-    _pending.extend(record_of_now)
+    _pending.extend(calls)  # the next phase begins meanwhile
     return record
 
 
@@ -135,7 +134,8 @@ async def _main(plan: dict[str, Any]) -> list[dict[str, Any]]:
         grpc.aio.insecure_channel(plan["address"], options=options) for _ in range(_CHANNELS)
     ]
     asks = [channel.unary_unary(plan["method"]) for channel in channels]
-    await asyncio.gather(*(ask(data, timeout=10, wait_for_ready=True) for ask in asks))
+    for channel in channels:
+        await channel.channel_ready()
     gc.collect()
     gc.freeze()
     records = [await _phase(asks, data, Phase(**phase)) for phase in plan["phases"]]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from benchmarks.faults.pair import Pair
+from benchmarks.faults.pair import Pair, make_pair
 from benchmarks.faults.process import Process, Usage, served
 from benchmarks.faults.report import Finding, spread
 from benchmarks.faults.traffic import NO_RETRIES, Ask, Kit, code_of
@@ -26,9 +26,10 @@ _WARM_UP = 1 / 6  # of the whole time
 _EXPECTED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCELLED"}
 
 
-def run(pair: Pair, folder: Path, *, short: bool) -> list[Finding]:
+def run(pair: Pair | None, folder: Path, *, short: bool) -> list[Finding]:
     """Soak one server."""
     seconds, rate = (40.0, 60.0) if short else (1800.0, 40.0)
+    pair = pair or make_pair(folder)
     kit = Kit(pair)
     settings = {"capture": folder / "capture", "capture_share": 0.2, "capture_images": "true"}
     with served(pair, settings=settings) as server:
@@ -95,7 +96,10 @@ class _Soak:
                 self._latencies.append(time.perf_counter() - started)
         except grpc.aio.AioRpcError as error:
             self._codes[code_of(error)] += 1
-        except asyncio.CancelledError:
+        except (
+            asyncio.CancelledError,
+            asyncio.InvalidStateError,
+        ):  # given up, or cut while writing
             self._codes["CANCELLED"] += 1
         else:
             self._codes["OK"] += 1

@@ -42,6 +42,7 @@ class Kit:
     """Makes requests for one pair, and knows the right answers."""
 
     def __init__(self, pair: Pair) -> None:
+        self.pair = pair
         self.guard: Guard = pair.open()
         self.spec = self.guard.spec
         self._rng = np.random.default_rng(0)
