@@ -605,6 +605,9 @@ Shelf = Annotated[
 ]
 Why = Annotated[str, typer.Option("--why", help="Goes into the history.")]
 Who = Annotated[str, typer.Option("--who", help="Goes into the history. [the user's name]")]
+Key = Annotated[
+    Path | None, typer.Option("--key", help="PEM, an Ed25519 private key to sign with.")
+]
 
 
 @app.command()
@@ -684,21 +687,64 @@ def retrain(
 def promote(
     *,
     shelf: Shelf,
-    guard: GuardFolder,
+    guard: Annotated[
+        Path | None,
+        typer.Option("--guard", help="The guard's folder. [the challenger in shadow]"),
+    ] = None,
     why: Why,
     who: Who = "",
+    in_shadow: Annotated[
+        bool, typer.Option("--shadow", help="As challenger: scored beside the current one.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Against the gate's word; the version says so.")
     ] = False,
-    key: Annotated[
-        Path | None, typer.Option("--key", help="PEM, an Ed25519 private key to sign with.")
-    ] = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Put a guard on the shelf and make it current; a running server follows."""
-    from detector.shelf import promote as put
+    """Put a guard on the shelf and make it current, or challenger; a running server follows."""
+    from detector import shelf as shelves
 
-    change = put(shelf, guard, who=who or _user(), why=why, force=force, key=key)
+    if in_shadow and (force or guard is None):
+        raise typer.BadParameter("expected --shadow with --guard and without --force")
+    who = who or _user()
+    if in_shadow and guard is not None:
+        change = shelves.shadow(shelf, guard, who=who, why=why, key=key)
+    else:
+        if guard is None:
+            rival = shelves.challenger(shelf)
+            if rival is None:
+                raise shelves.ShelfError(f"expected --guard: {shelf} has no challenger to promote")
+            guard = rival.path
+        change = shelves.promote(shelf, guard, who=who, why=why, force=force, key=key)
+    _tell_change(change, as_json=as_json)
+
+
+@app.command()
+def shadow(
+    *,
+    shelf: Shelf,
+    guard: Annotated[
+        Path | None, typer.Option("--guard", help="The guard's folder, to score in shadow.")
+    ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Instead: take the challenger out of shadow.")
+    ] = False,
+    why: Why,
+    who: Who = "",
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Let a guard score beside the current one, counted only, or end that."""
+    from detector import shelf as shelves
+
+    if clear == (guard is not None):
+        raise typer.BadParameter("expected either --guard or --clear")
+    who = who or _user()
+    if guard is None:
+        change = shelves.clear(shelf, who=who, why=why)
+    else:
+        change = shelves.shadow(shelf, guard, who=who, why=why, key=key)
     _tell_change(change, as_json=as_json)
 
 
@@ -711,34 +757,84 @@ def rollback(*, shelf: Shelf, why: Why, who: Who = "", as_json: Json = False) ->
 
 
 @app.command()
-def status(*, shelf: Shelf, as_json: Json = False) -> None:
-    """Show the current version, the others, the gate's last word and the history."""
+def status(
+    *,
+    shelf: Annotated[
+        Path | None, typer.Option("--shelf", help="The folder of versions that a server follows.")
+    ] = None,
+    captures: Annotated[
+        Path | None, typer.Option("--captures", help="A server's capture folder.")
+    ] = None,
+    server: Annotated[
+        str, typer.Option("--server", help="A running server's metrics port, host:port.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Show champion, challenger, gate, history, what waits for labels, and a live server's view."""
+    if shelf is None and captures is None and not server:
+        raise typer.BadParameter("expected --shelf, --captures or --server")
+    document: dict[str, Any] = {}
+    lines: list[str] = []
+    if shelf is not None:
+        _shelf_status(shelf, document, lines)
+    if captures is not None:
+        _capture_status(captures, document, lines)
+    if server:
+        _server_status(server, document, lines)
+    typer.echo(json.dumps(document) if as_json else "\n".join(lines))
+
+
+def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> None:
     from dataclasses import asdict
 
-    from detector.shelf import current, history, versions
+    from detector.shelf import challenger, current, history, versions
 
-    live, known, changes = current(shelf), versions(shelf), history(shelf)
+    live, rival = current(shelf), challenger(shelf)
+    known, changes = versions(shelf), history(shelf)
     gate = {} if live is None else live.manifest.metrics.get("gate", {})
-    if as_json:
-        document = {
-            "current": live and live.digest,
-            "versions": {name: found.manifest.created_at for name, found in known.items()},
-            "gate": gate,
-            "history": [asdict(change) for change in changes],
-        }
-        typer.echo(json.dumps(document))
-        return
+    document |= {
+        "current": live and live.digest,
+        "challenger": rival and rival.digest,
+        "versions": {name: found.manifest.created_at for name, found in known.items()},
+        "gate": gate,
+        "history": [asdict(change) for change in changes],
+    }
+    marks = {found.digest: mark for mark, found in (("*", live), ("?", rival)) if found}
+    words = {"*": "  current", "?": "  challenger"}
     for name, found in known.items():
-        mark = "*" if live is not None and found.digest == live.digest else " "
-        typer.echo(f"{mark} {name}  fitted {found.manifest.created_at}")
+        mark = marks.get(found.digest, " ")
+        lines.append(f"{mark} {name}  fitted {found.manifest.created_at}{words.get(mark, '')}")
     if gate:
-        typer.echo(f"gate: {'passed' if gate['passed'] else 'refused'}")
+        lines.append(f"gate: {'passed' if gate['passed'] else 'refused'}")
     for change in changes:
         forced = ", forced" if change.forced else ""
-        typer.echo(
+        lines.append(
             f"{change.number:>4} {change.when} {change.action:<8} {change.guard[:16]} "
             f"by {change.who}{forced}: {change.why}"
         )
+
+
+def _capture_status(captures: Path, document: dict[str, Any], lines: list[str]) -> None:
+    import sqlite3
+    from dataclasses import asdict
+
+    from service.snapshot import count_captures
+
+    try:
+        found = count_captures(captures)
+    except sqlite3.Error as error:
+        _fail(f"expected captures in {captures}, its index can't be read: {error}")
+    document["captured"] = asdict(found)
+    waiting = ", ".join(f"{count} {name}" for name, count in found.waiting.items())
+    labels = ", ".join(f"{count} {name}" for name, count in found.labels.items()) or "none"
+    lines.append(f"captured {found.images}; waiting for labels: {waiting}; labelled: {labels}")
+
+
+def _server_status(address: str, document: dict[str, Any], lines: list[str]) -> None:
+    from service.snapshot import fetch_status, in_words
+
+    document["server"] = fetch_status(address)
+    lines += in_words(document["server"])
 
 
 def _user() -> str:
@@ -756,8 +852,9 @@ def _tell_change(change: "Change", *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(change)))
         return
-    before = f", before {change.before[:16]}" if change.before else ""
-    typer.echo(f"{change.action}: {change.guard[:16]} is current{before}")
+    is_now = {"shadow": "in shadow", "clear": "out of shadow"}.get(change.action, "current")
+    before = f", before {change.before[:16]}" if change.before and change.action != "clear" else ""
+    typer.echo(f"{change.action}: {change.guard[:16]} is {is_now}{before}")
 
 
 label = typer.Typer(

@@ -83,13 +83,15 @@ class Guard:
         self.fpr = artifact.manifest.fpr if fpr is None else fpr
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
         self.challenger = challenger
-        self.challenger_threshold = float("nan")
+        self.challenger_fpr = self.challenger_threshold = float("nan")
         self._production = production
         other = None
         if challenger is not None:
             _check_challenger(challenger, artifact, production)
-            wanted = challenger.manifest.fpr if fpr is None else fpr
-            self.challenger_threshold = threshold_at(wanted, challenger.head.clean_scores)
+            self.challenger_fpr = challenger.manifest.fpr if fpr is None else fpr
+            self.challenger_threshold = threshold_at(
+                self.challenger_fpr, challenger.head.clean_scores
+            )
             other = (challenger.manifest.taps, challenger.head)
         self.compiled = compile_guard(
             production,

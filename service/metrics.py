@@ -448,6 +448,12 @@ class Hour:
             sum(minute.unscored for minute in recent),
         )
 
+    def minutes(self) -> list[tuple[int, int]]:
+        """Return (images, adversarial images) of each of the last sixty minutes, oldest first."""
+        now = int(self.clock() // 60)
+        found = {minute.minute: (minute.images, minute.adversarial) for minute in self._recent()}
+        return [found.get(now - ago, (0, 0)) for ago in reversed(range(_MINUTES))]
+
     def histogram(self) -> list[tuple[float, int]]:
         """Return (upper bound, images) per score bucket, the last bound infinite."""
         bounds = [*map(float, SCORES), math.inf]

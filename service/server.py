@@ -12,10 +12,10 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +23,7 @@ import numpy as np
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+import service
 from detector.errors import DetectorError
 from detector.images import InputSpec
 from detector.runtime import Guard
@@ -43,7 +44,8 @@ from service.policy import Rules
 from service.security import Certificates, Tokens
 from service.settings import Settings
 from service.slots import Slots
-from service.web import ModelStatus, WebServer
+from service.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
+from service.web import WebServer
 
 __all__ = ["Running", "Server", "on_loop", "running", "serve"]
 
@@ -70,6 +72,7 @@ class Server:
         self.metrics = Metrics(registry or CollectorRegistry())
         self._given = guard
         self._drift: dict[str, Drift] = {}
+        self._captured: dict[str, CaptureStatus] = {}
         # built on the loop, by start()
         self.address = ""
         self.metrics_address: str | None = None
@@ -151,7 +154,7 @@ class Server:
         if settings.reload_s and any(model.source for model in self.repository):
             self._background(self._follow())
         if settings.capture is not None:
-            self._background(self._watch_drift(settings.capture))
+            self._background(self._watch_captures())
         _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
         if settings.is_open and settings.host not in _LOOPBACK:
             _log.warning(
@@ -269,13 +272,24 @@ class Server:
         if settings.metrics_port is None:
             return None
         host = settings.metrics_host or settings.host
-        return WebServer(host, settings.metrics_port, self.metrics.registry, self._status)
+        return WebServer(host, settings.metrics_port, self.metrics.registry, self.status)
 
-    def _status(self) -> tuple[str, Sequence[ModelStatus]]:
-        state = "serving" if self._health.is_serving else "not serving"
-        return state, [
-            _model_status(model, self._drift.get(model.name)) for model in self.repository
-        ]
+    def status(self) -> ServerStatus:
+        """Return the picture of the server. Safe to call from any thread."""
+        return ServerStatus(
+            state="serving" if self._health.is_serving else "not serving",
+            version=service.version(),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            models=[
+                model_status(
+                    model,
+                    self.settings.policy,
+                    captured=self._captured.get(model.name),
+                    drift=self._drift.get(model.name),
+                )
+                for model in self.repository
+            ],
+        )
 
     async def _show_health(self) -> None:
         ready = {model.name: model.is_ready for model in self.repository}
@@ -293,22 +307,31 @@ class Server:
                 except Exception:  # noqa: BLE001 - one odd file must not end the watch
                     _log.exception("looking for a new guard of %s failed", model.name)
 
-    async def _watch_drift(self, folder: Path) -> None:
-        loop = asyncio.get_running_loop()
+    async def _watch_captures(self) -> None:
         while True:
-            for model in self.repository:
-                if not model.is_ready:
-                    continue
-                try:
-                    drift = await loop.run_in_executor(
-                        self._loader, read_drift, folder, model.version.guard
-                    )
-                except (sqlite3.Error, DetectorError) as error:
-                    _log.error("the drift of %s can't be read: %s", model.name, error)
-                else:
-                    self._drift[model.name] = drift
-                    self.metrics.drift(model.name, drift)
+            await self.read_captures()
             await asyncio.sleep(self.settings.drift_s)
+
+    async def read_captures(self) -> None:
+        """Look at what was captured: how much waits for labels, and whether traffic drifted."""
+        folder = self.settings.capture
+        if folder is None:
+            return
+        loop = asyncio.get_running_loop()
+        for model in self.repository:
+            if not model.is_ready:
+                continue
+            guard = model.version.guard
+            sha256 = guard.artifact.manifest.model_sha256
+            try:
+                drift = await loop.run_in_executor(self._loader, read_drift, folder, guard)
+                captured = await loop.run_in_executor(self._loader, count_captures, folder, sha256)
+            except (sqlite3.Error, DetectorError) as error:
+                _log.error("the captures of %s can't be read: %s", model.name, error)
+            else:
+                self._drift[model.name] = drift
+                self._captured[model.name] = captured
+                self.metrics.drift(model.name, drift)
 
     async def reload(self) -> None:
         """Look at every loaded model's files now and take what changed."""
@@ -424,25 +447,6 @@ def _reflect(server: Any) -> None:
 
 def _tensor_bytes(spec: InputSpec) -> int:
     return math.prod(spec.tensor_shape) * np.dtype(spec.dtype).itemsize
-
-
-def _model_status(model: Model, drift: Drift | None) -> ModelStatus:
-    images, adversarial, unscored = model.metrics.hour.counts()
-    guard = model.version.guard if model.is_ready else None
-    return ModelStatus(
-        name=model.name,
-        state="ready" if guard else model.reason,
-        is_ready=guard is not None,
-        guard=guard.artifact.digest if guard else "",
-        created_at=guard.artifact.manifest.created_at if guard else "",
-        threshold=guard.threshold if guard else float("nan"),
-        target_fpr=guard.fpr if guard else float("nan"),
-        images=images,
-        adversarial=adversarial,
-        unscored=unscored,
-        histogram=model.metrics.hour.histogram(),
-        drift=drift,
-    )
 
 
 def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) -> int:

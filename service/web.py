@@ -1,61 +1,30 @@
-"""The HTTP side: /metrics for Prometheus and a small status page for people."""
+"""The HTTP side: /metrics for Prometheus, the status page for people, its JSON for machines."""
 
-import html
-import math
+import json
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from service.drift import Drift
 from service.errors import StartError
+from service.page import page
+from service.snapshot import ServerStatus
 
-__all__ = ["ModelStatus", "WebServer", "page"]
+__all__ = ["WebServer"]
 
 _TIMEOUT_S = 5.0
-_LAYERS = 3  # shown: those that moved furthest
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
 }
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-  color: #1b1b1b; background: #fff }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd;
-  font-variant-numeric: tabular-nums }
-code { font-size: .85em } .bar { background: #3465a4; height: .8rem; min-width: 1px }
-.ok { color: #1a6b1a } .bad { color: #a40000 }
-@media (prefers-color-scheme: dark) { body { color: #eee; background: #16181c }
-  th, td { border-color: #444 } .ok { color: #7c7 } .bad { color: #f88 } }
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStatus:
-    """One model on the status page."""
-
-    name: str
-    state: str
-    is_ready: bool
-    guard: str
-    created_at: str
-    threshold: float
-    target_fpr: float
-    images: int
-    adversarial: int
-    unscored: int
-    histogram: Sequence[tuple[float, int]]
-    drift: Drift | None = None
 
 
 class WebServer:
-    """Serves /metrics and / on a thread of its own.
+    """Serves /metrics, / and /status.json on a thread of its own.
 
     Raises:
         StartError: the port is in use.
@@ -66,7 +35,7 @@ class WebServer:
         host: str,
         port: int,
         registry: CollectorRegistry,
-        status: Callable[[], tuple[str, Sequence[ModelStatus]]],
+        status: Callable[[], ServerStatus],
     ) -> None:
         try:
             self._server = _Server((host, port), _handler(registry, status))
@@ -101,7 +70,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def _handler(
-    registry: CollectorRegistry, status: Callable[[], tuple[str, Sequence[ModelStatus]]]
+    registry: CollectorRegistry, status: Callable[[], ServerStatus]
 ) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT_S
@@ -113,7 +82,9 @@ def _handler(
             if path == "/metrics":
                 self._send(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
             elif path == "/":
-                self._send(page(*status()).encode(), "text/html; charset=utf-8")
+                self._send(page(status()).encode(), "text/html; charset=utf-8")
+            elif path == "/status.json":
+                self._send(json.dumps(status().to_json()).encode(), "application/json")
             else:
                 self._send(b"not found\n", "text/plain", HTTPStatus.NOT_FOUND)
 
@@ -129,62 +100,3 @@ def _handler(
             """Stay quiet: a scrape every few seconds is no news."""
 
     return Handler
-
-
-def page(state: str, models: Sequence[ModelStatus]) -> str:
-    """Return the status page."""
-    mood = "ok" if state == "serving" else "bad"
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width'><meta http-equiv=refresh content=10>",
-        f"<title>reluguard: {html.escape(state)}</title><style>{_STYLE}</style>",
-        f"<h1>reluguard <span class={mood} id=state>{html.escape(state)}</span></h1>",
-        *map(_section, models),
-        "<p><a href=/metrics>Metrics</a></p></html>",
-    ]
-    return "\n".join(parts)
-
-
-def _section(model: ModelStatus) -> str:
-    text = html.escape
-    share = f"{model.adversarial / model.images:.2%}" if model.images else "-"
-    rows = {
-        "State": f"<span class={'ok' if model.is_ready else 'bad'}>{text(model.state)}</span>",
-        "Guard": f"<code>{text(model.guard[:16]) or '-'}</code>",
-        "Fitted": text(model.created_at) or "-",
-        "Threshold": f"score above {model.threshold:.3f}, at a target false-positive rate of"
-        f" {model.target_fpr:.2%}",
-        "Last hour": f"{model.images} images, {model.adversarial} adversarial ({share}),"
-        f" {model.unscored} unscored",
-    }
-    if model.drift is not None:
-        rows["Drift"] = text(_drift(model.drift))
-    table = "".join(f"<tr><th>{name}<td>{value}" for name, value in rows.items())
-    most = max((count for _, count in model.histogram), default=0) or 1
-    bars = "".join(
-        f"<tr><td>{'above' if math.isinf(bound) else f'up to {bound:g}'}<td>{count}"
-        f"<td style='width:70%'><div class=bar style='width:{100 * count / most:.1f}%'></div>"
-        for bound, count in model.histogram
-    )
-    return (
-        f"<h2>{text(model.name)}</h2><table>{table}</table>"
-        f"<h3>Scores of the last hour</h3><table><tr><th>Score<th>Images<th></tr>{bars}</table>"
-    )
-
-
-def _drift(drift: Drift) -> str:
-    samples = f"{drift.samples:.0f} images' worth of captures"
-    if drift.advice == "wait":
-        return f"too few to tell, from {samples}"
-    words = {
-        "none": "as calibrated",
-        "recalibrate": "clean inputs moved: recalibrate",
-        "retrain": "something new is above the threshold: label and retrain",
-    }
-    numbers = [
-        f"{name} {value:.3f} of {drift.sizes.get(name, 0):.0f}"
-        for name, value in drift.statistics.items()
-    ]
-    furthest = sorted(drift.layers, key=lambda name: -drift.layers[name])[:_LAYERS]
-    numbers += [f"{name} {drift.layers[name]:.3f}" for name in furthest]
-    return f"{words[drift.advice]} ({', '.join(numbers)}; {samples})"

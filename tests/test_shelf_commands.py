@@ -69,6 +69,29 @@ def test_a_refused_promotion_is_an_error(
     assert json.loads(run("promote", *where, "--force", "--json"))["forced"]
 
 
+def test_a_challenger_by_command(tiny_guard: Path, heir: GuardArtifact, tmp_path: Path) -> None:
+    """Into shadow, shown, promoted without being named, and another one cleared."""
+    shelf = tmp_path / "shelf"
+    where: Sequence[str | Path] = ("--shelf", shelf, "--why", "see")
+    first = read_guard(tiny_guard).digest
+    run("promote", *where, "--guard", tiny_guard)
+    with pytest.raises(ShelfError, match="has no challenger to promote"):
+        run("promote", *where)
+    assert "is in shadow" in run("promote", *where, "--guard", heir.path, "--shadow")
+    found = json.loads(run("status", "--shelf", shelf, "--json"))
+    assert (found["current"], found["challenger"]) == (first, heir.digest)
+    assert f"? {heir.digest[:16]}" in run("status", "--shelf", shelf)
+    assert json.loads(run("promote", *where, "--json"))["guard"] == heir.digest
+    found = json.loads(run("status", "--shelf", shelf, "--json"))
+    assert (found["current"], found["challenger"]) == (heir.digest, None)
+    assert "is in shadow" in run("shadow", *where, "--guard", tiny_guard)
+    assert "is out of shadow" in run("shadow", *where, "--clear")
+    assert json.loads(run("status", "--shelf", shelf, "--json"))["challenger"] is None
+    for wrong in (("shadow", *where), ("promote", *where, "--shadow", "--force")):
+        done = CliRunner().invoke(reluguard.app, [str(word) for word in wrong])
+        assert done.exit_code == 2, done.output
+
+
 @pytest.mark.slow
 def test_a_server_follows_the_shelf_and_loses_no_request(
     tiny_model: Path,

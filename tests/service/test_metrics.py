@@ -15,7 +15,6 @@ from service.client import Client
 from service.errors import CallError
 from service.metrics import Hour, Metrics
 from service.server import Running, running
-from service.web import ModelStatus, page
 
 
 def scrape(server: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -105,20 +104,6 @@ def test_each_server_has_its_own_registry(guard: Guard) -> None:
         assert not any(name.endswith("_created") for name, _ in scrape(one))
 
 
-def test_the_status_page(fresh: Running, mixed: Images, guard: Guard) -> None:
-    """Model, guard, threshold and the last hour, for people."""
-    with Client(fresh.address) as client:
-        client.inspect(mixed[:20])
-    with urllib.request.urlopen(f"http://{fresh.metrics_address}/", timeout=5) as reply:
-        text = reply.read().decode()
-        assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    flagged = guard.inspect(mixed[:20]).is_adversarial.sum()
-    assert ">serving</span>" in text
-    assert "<h2>tiny</h2>" in text
-    assert guard.artifact.digest[:16] in text
-    assert f"20 images, {flagged} adversarial" in text
-
-
 def test_other_paths_and_methods_are_refused(fresh: Running) -> None:
     """404 and 501, no trace of the file system."""
     for path, method, code in (("/../etc/passwd", "GET", 404), ("/", "POST", 501)):
@@ -138,17 +123,6 @@ def test_a_slow_scraper_does_not_block_others(fresh: Running) -> None:
     with socket.create_connection((host, int(port)), timeout=5) as slow:
         slow.sendall(b"GET /metrics HT")
         assert scrape(fresh)
-
-
-def test_the_page_escapes_what_it_shows() -> None:
-    """A model's name can't become markup."""
-    model = ModelStatus(
-        name="<script>", state="<b>", is_ready=False, guard="<i>", created_at="<u>",
-        threshold=0.0, target_fpr=0.05, images=0, adversarial=0, unscored=0, histogram=[],
-    )  # fmt: skip
-    text = page("<em>", [model])
-    for tag in ("<script>", "<b>", "<i>", "<u>", "<em>"):
-        assert tag not in text
 
 
 def test_the_hour_forgets() -> None:
