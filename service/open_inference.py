@@ -403,7 +403,7 @@ def _response(
     parameters = {}
     if view.detail is not Detail.NONE:
         adversarial, unscored = (
-            np.count_nonzero(flags) for flags in (verdicts.is_adversarial, view.unscored)
+            int(np.count_nonzero(flags)) for flags in (verdicts.is_adversarial, view.unscored)
         )
         parameters = {
             "reluguard_adversarial": pb.InferParameter(int64_param=adversarial),
