@@ -226,8 +226,9 @@ class ModelMetrics:
         threshold: float,
         challenger: str = "",
         challenger_threshold: float = math.nan,
+        challenger_refused: bool = False,
     ) -> None:
-        """Show which guard is live, and which challenger if there is one."""
+        """Show which guard is live, and which challenger if there is one or should be."""
         self._guards.show(
             self.name,
             _Guard(
@@ -237,6 +238,7 @@ class ModelMetrics:
                 threshold=threshold,
                 challenger=challenger,
                 challenger_threshold=challenger_threshold,
+                challenger_refused=challenger_refused,
             ),
         )
 
@@ -356,6 +358,7 @@ class _Guard:
     threshold: float
     challenger: str
     challenger_threshold: float
+    challenger_refused: bool
 
 
 class _Guards(Collector):
@@ -392,16 +395,21 @@ class _Guards(Collector):
             "reluguard_challenger_threshold",
             "Score above which the challenger calls an image adversarial.", labels=["model"],
         )  # fmt: skip
+        refused = GaugeMetricFamily(
+            "reluguard_challenger_refused", "1 while the guard serves without its challenger.",
+            labels=["model"],
+        )  # fmt: skip
         with self._lock:
             live = dict(self._live)
         for model, guard in live.items():
+            refused.add_metric([model], guard.challenger_refused)
             if guard.challenger:
                 challenger.add_metric([model, guard.challenger], 1)
                 limit.add_metric([model], guard.challenger_threshold)
             info.add_metric([model, guard.digest, guard.model_sha256], 1)
             age.add_metric([model], max(0.0, time.time() - guard.created))
             threshold.add_metric([model], guard.threshold)
-        return [info, age, threshold, challenger, limit]
+        return [info, age, threshold, challenger, limit, refused]
 
 
 @dataclass(slots=True)

@@ -201,6 +201,7 @@ class Model:
             threshold=float(version.guard.threshold),
             challenger="" if version.shadow is None else version.shadow.digest,
             challenger_threshold=float(version.guard.challenger_threshold),
+            challenger_refused=bool(version.refused),
         )
 
     async def load(self, loader: Executor) -> None:

@@ -171,6 +171,7 @@ def test_a_refused_challenger_leaves_the_champion_alone(
     shadow(shelf, rival, who="ann", why="see")
     bad = shelf / read_guard(rival).digest[:16]
     with running(settings(pair.model, shelf)) as server:
+        assert value(server, "challenger_refused") == 0
         before = Client(server.address).inspect(mixed[:4]).score
         assert value(server, "challenger_info", challenger=read_guard(rival).digest) == 1
         if harm == "damaged":
@@ -186,6 +187,7 @@ def test_a_refused_challenger_leaves_the_champion_alone(
         assert value(server, "reload_total", outcome="challenger_refused") == 1
         assert value(server, "reload_total", outcome="refused") == 0
         assert value(server, "challenger_info", challenger=read_guard(rival).digest) is None
+        assert value(server, "challenger_refused") == 1
         np.testing.assert_array_equal(Client(server.address).inspect(mixed[:4]).score, before)
         assert "the challenger was refused, the guard serves without" in caplog.text
     with running(settings(pair.model, shelf)) as server:

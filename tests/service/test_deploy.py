@@ -33,7 +33,7 @@ def exported() -> dict[str, set[str]]:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     model = metrics.model("m", "annotate")
-    model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0)
+    model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0, challenger="c")
     metrics.rpc.method("unary", "s", "m")
     metrics.drift("m", Drift(samples=0.0, statistics={}, advice="wait", layers={"l": 0.0}))
     names: dict[str, set[str]] = {"up": set()}
@@ -65,14 +65,19 @@ def documents(name: str) -> list[dict[str, Any]]:
 def test_expressions_use_only_exported_names_and_labels() -> None:
     """Alerts, dashboard and scaler ask for nothing that isn't there."""
     names = exported()
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    recorded = {
+        rule["record"]: set(re.findall(r"\w+", ",".join(re.findall(r"by \((.*?)\)", rule["expr"]))))
+        for rule in rules()
+        if "record" in rule
+    }
     seen = set()
     for where, expression in expressions():
         found = list(selectors(expression))
         assert found, where
         for name, labels in found:
             assert name in names or name in recorded, f"{where}: {name}"
-            assert labels <= names.get(name, set()) | SCRAPED, f"{where}: {name}{labels}"
+            known = names.get(name, recorded.get(name, set()))
+            assert labels <= known | SCRAPED, f"{where}: {name}{labels}"
             seen.add(name)
     families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in names} - {"up"}
     unseen = {name for name in families if not any(one.startswith(name) for one in seen)}
