@@ -35,6 +35,7 @@ Labels = NDArray[np.int64]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
+_PARTS = ("fit", "calibrate", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,13 +244,19 @@ def check_enough(data: Dataset, least: int) -> None:
         raise DataError(f"expected at least {least} images, got {len(data)} from {data.source}")
 
 
+def _dealt(part: str) -> tuple[int, str]:
+    """Return a part's place in the order of dealing."""
+    return (_PARTS.index(part) if part in _PARTS else len(_PARTS), part)
+
+
 def split_sources(
     labels: Labels, fractions: Mapping[str, float], seed: int
 ) -> dict[str, NDArray[np.int64]]:
     """Return disjoint parts of the source images by name, as sorted row numbers.
 
     Stratified: every class is dealt out in the given shares, off by less than one image per class
-    and part. The same labels, fractions and seed give the same parts.
+    and part. The same labels, fractions and seed give the same parts, in whatever order the
+    fractions come: a manifest sorts its keys.
 
     Args:
         labels: int64, (N,).
@@ -262,6 +269,7 @@ def split_sources(
     total = sum(fractions.values())
     if not fractions or min(fractions.values()) <= 0 or total > 1 + 1e-9:
         raise DataError(f"expected positive fractions of at most 1 in all, got {dict(fractions)}")
+    fractions = {name: fractions[name] for name in sorted(fractions, key=_dealt)}
     generator = np.random.default_rng(seed)
     # Deal a class-sorted random order out along one line: cut by cumulative share within a class,
     # with a per-class random offset so that rounding favours no part.

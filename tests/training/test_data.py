@@ -60,6 +60,15 @@ def test_whole_shares_leave_no_image_out() -> None:
     assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(170))
 
 
+def test_parts_do_not_depend_on_the_order_of_the_fractions() -> None:
+    """A manifest sorts its keys: read back, the fitting images must not end up calibrating."""
+    labels = np.repeat(np.arange(5), 37)
+    fractions = {"fit": 0.5, "calibrate": 0.3, "test": 0.2}
+    parts = split_sources(labels, fractions, 3)
+    for name, rows in split_sources(labels, dict(sorted(fractions.items())), 3).items():
+        assert_array_equal(rows, parts[name])
+
+
 def test_another_seed_is_another_split() -> None:
     """The seed decides who goes where."""
     labels = np.repeat(np.arange(3), 40)
