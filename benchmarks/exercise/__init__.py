@@ -1,0 +1,1 @@
+"""What `benchmarks/new_attack.py` is made of."""
