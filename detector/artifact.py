@@ -227,13 +227,17 @@ def _exchange(aside: Path, path: Path) -> None:
 
 
 def write_file(
-    path: Path, data: bytes = b"", *, npz: Mapping[str, NDArray[Any]] | None = None
+    path: Path,
+    data: bytes = b"",
+    *,
+    npz: Mapping[str, NDArray[Any]] | None = None,
+    compress: bool = True,
 ) -> None:
     """Write a file, whole or not at all: these bytes, or these arrays as an npz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        _write_durably(aside, data if npz is None else _npz(npz))
+        _write_durably(aside, data if npz is None else _npz(npz, compress=compress))
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -247,9 +251,9 @@ def _write_durably(file: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def _npz(arrays: Mapping[str, NDArray[Any]], *, compress: bool = True) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    (np.savez_compressed if compress else np.savez)(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

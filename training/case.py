@@ -22,9 +22,19 @@ from training.data import Dataset, check_classes, check_labels, load_data, split
 from training.errors import DataError
 from training.recipes import Recipe
 
-__all__ = ["Case", "Preprocessing", "open_case", "predict", "source_images"]
+__all__ = [
+    "Case",
+    "Preprocessing",
+    "chunk_of",
+    "open_case",
+    "predict",
+    "read_images",
+    "source_images",
+]
 
 CHUNK = 256
+LEAST_CHUNK = 4
+CHUNK_VALUES = 32 * 3 * 32 * 32  # ResNet-20, one thread: .59 ms an image at 32, .69 at 256
 LEVEL_IMAGES = 64
 LEVEL_FACTOR = 1.5  # with it mean AUROC on ResNet-20 rises from .956 to .965, worst .89 to .91
 MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
@@ -204,6 +214,20 @@ def _size(production: Production) -> tuple[int, int] | None:
 
 def predict(reader: Reader, images: Images) -> NDArray[np.float32]:
     """Return logits, float32 (N, K), in chunks of bounded memory."""
-    parts = [reader.read(images[i : i + CHUNK])[1] for i in range(0, len(images), CHUNK)]
+    chunk = chunk_of(images)
+    parts = [reader.read(images[i : i + chunk])[1] for i in range(0, len(images), chunk)]
     logits: NDArray[Any] = np.concatenate(parts)
     return logits
+
+
+def read_images(reader: Reader, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return firing rates (N, D) and logits (N, K), float32, in chunks of bounded memory."""
+    chunk = chunk_of(images)
+    parts = [reader.read(images[i : i + chunk]) for i in range(0, len(images), chunk)]
+    rates, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return rates, logits
+
+
+def chunk_of(images: Images) -> int:
+    """Return how many images to run at a time, so that what they activate stays in the cache."""
+    return min(CHUNK, max(LEAST_CHUNK, CHUNK_VALUES // int(images[0].size)))

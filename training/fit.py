@@ -7,7 +7,7 @@ network, so an ensemble costs the graph two products like a single net does.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Readings:
     Attributes:
         name: "clean", or the slug of the attack or benign change.
         kind: which side it is on: only "attack" is positive.
-        rates: float16, (N, D).
+        rates: floats, (N, D), or `StoredRates`, which are read when they are indexed.
         logits: float32, (N, K).
         sources: int64, (N,). Index of the image it was made from.
         labels: int64, (N,). True class of the source.
@@ -43,7 +43,7 @@ class Readings:
 
     name: str
     kind: Kind
-    rates: NDArray[np.float16]
+    rates: Any
     logits: Floats
     sources: NDArray[np.int64]
     labels: NDArray[np.int64]

@@ -30,10 +30,11 @@ from detector.runtime import Reader
 from detector.taps import Tap
 from training.attacks import Attack, Victim
 from training.attacks.benign import Change as Benign
-from training.case import predict, source_images
+from training.case import read_images, source_images
 from training.data import Dataset
 from training.errors import DataError, WorkerError
 from training.fit import Kind, Readings
+from training.rates import StoredRates, decode, places, stored
 from training.twin import load_twin
 
 __all__ = ["Job", "Maker", "Orders", "Shard", "Workspace", "harvest", "plan_jobs"]
@@ -69,7 +70,7 @@ class Shard:
     sources: NDArray[np.int64]
     labels: NDArray[np.int64]
     success: NDArray[np.bool_]
-    rates: NDArray[np.float16]
+    rates: NDArray[Any]
     logits: NDArray[np.float32]
 
 
@@ -106,24 +107,51 @@ class Workspace:
             # NumPy leaves a file open that it opened itself and can't read
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in arrays.files}
+            steps = values.pop("steps", None)
+            if steps is not None:
+                values["rates"] = decode(values["rates"], steps)
             return Shard(**{"images": None, **values})
         except _DAMAGE as error:
-            raise DataError(f"the shard {file} is damaged: remove it to make it anew") from error
+            raise _damaged(file) from error
 
     def readings(self, jobs: Sequence[Job]) -> Readings:
-        """Return what the jobs of one slug and split gave; of attacks, only the successes."""
-        shards = [self.read(job) for job in jobs]
+        """Return what the jobs of one slug and split gave; of attacks, only the successes.
+
+        Rates stay on disk until they are asked for, unless the shards are of an older format.
+
+        Raises:
+            DataError: a shard is damaged.
+        """
+        shards = [self._open(job) for job in jobs]
         first = jobs[0]
         joined: dict[str, Any] = {
-            name: np.concatenate([getattr(shard, name) for shard in shards])
-            for name in ("rates", "logits", "sources", "labels")
+            name: np.concatenate([shard[name] for shard in shards])
+            for name in ("logits", "sources", "labels")
         }
+        rates = StoredRates.joined([shard["rates"] for shard in shards])
         if self.columns is not None:
-            joined["rates"] = joined["rates"][:, self.columns]
-        readings = Readings(name=first.slug, kind=first.kind, **joined)
+            rates = rates.only(self.columns)
+        readings = Readings(name=first.slug, kind=first.kind, rates=rates, **joined)
         if first.kind != "attack":
             return readings
-        return readings.rows(np.concatenate([shard.success for shard in shards]))
+        return readings.rows(np.concatenate([shard["success"] for shard in shards]))
+
+    def _open(self, job: Job) -> dict[str, Any]:
+        """Return a shard's arrays without its images, its rates checked but left on disk."""
+        file = self.folder / job.file
+        try:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                names = set(arrays.files) - {"images"}
+                values = {name: arrays[name] for name in names}  # checks every sum
+                if "steps" in values:
+                    values["rates"] = StoredRates.of_shard(file, stream, values["steps"])
+        except _DAMAGE as error:
+            raise _damaged(file) from error
+        return values
+
+
+def _damaged(file: Path) -> DataError:
+    return DataError(f"the shard {file} is damaged: remove it to make it anew")
 
 
 def _differences(known: str, plan: Mapping[str, Any]) -> str:
@@ -183,13 +211,31 @@ class Orders:
     surrogates: tuple[Path, ...] = ()
 
 
+class _Latest:
+    """A reader that remembers its latest answer: an attack ends by asking for what is then kept."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._images: Images | None = None
+        self._answer: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+
+    def read(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return rates (N, D) and logits (N, K) of images that nobody changes in place."""
+        if self._answer is None or self._images is not images:
+            self._answer = read_images(self._reader, images)
+            self._images = images
+        return self._answer
+
+
 class Maker:
     """Makes shards: changes the images, reads them through the compiled graph, writes the file."""
 
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         production = load_production(orders.model, output=orders.output)
-        self._reader = Reader(production, orders.spec, orders.taps, threads=orders.threads)
+        reader = Reader(production, orders.spec, orders.taps, threads=orders.threads)
+        self._latest = _Latest(reader)
+        self._places = places(orders.taps)
         self.twin = load_twin(
             orders.model,
             orders.spec,
@@ -202,7 +248,7 @@ class Maker:
             for other in orders.surrogates
         )
         self._victim = Victim(
-            predict=lambda x: predict(self._reader, x),
+            predict=lambda x: self._latest.read(x)[1],
             twin=self.twin,
             surrogates=tuple(other for other in others if other is not None),
         )
@@ -212,17 +258,12 @@ class Maker:
         orders = self._orders
         images, labels, rows = source_images(orders.dataset, job.sources)
         changed, success = self._change(job, images, labels)
-        rates, logits = self._reader.read(changed)
-        arrays = {
-            "sources": rows,
-            "labels": labels,
-            "success": success,
-            "rates": rates.astype(np.float16),
-            "logits": logits,
-        }
+        rates, logits = self._latest.read(changed)
+        arrays = {"sources": rows, "labels": labels, "success": success, "logits": logits}
+        arrays |= stored(rates, self._places)
         if changed[0].nbytes <= KEPT_IMAGE_BYTES:
             arrays["images"] = changed
-        write_file(orders.workspace / job.file, npz=arrays)
+        write_file(orders.workspace / job.file, npz=arrays, compress=False)
 
     def _change(
         self, job: Job, images: Images, labels: NDArray[np.int64]
