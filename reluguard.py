@@ -858,12 +858,13 @@ def _tell_change(change: "Change", *, as_json: bool) -> None:
 
 
 label = typer.Typer(
-    help="Say what captured images were: list, export, import, set.", no_args_is_help=True
+    help="Say what captured images were: list, show, export, import, set.", no_args_is_help=True
 )
 app.add_typer(label, name="label")
 
 Captures = Annotated[Path, typer.Option("--captures", help="The server's capture folder.")]
 Labeller = Annotated[str, typer.Option("--labeller", help="Who says so, for the record.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Where another label was given before.")]
 
 
 @label.command("list")
@@ -890,6 +891,41 @@ def label_list(
         )
 
 
+@label.command("show")
+def label_show(
+    name: Annotated[str, typer.Argument(metavar="ID", help="Of the captured image.")],
+    *,
+    captures: Captures,
+    guard: Annotated[
+        Path | None,
+        typer.Option("--guard", help="A guard's folder or a shelf: shows each layer's evidence."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .png to draw the pixels to, if they were kept.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one captured image: what was said of it, each layer's evidence, and its pixels."""
+    from detector.artifact import read_guard
+    from detector.shelf import current
+    from service.show import show_capture, write_image
+
+    artifact = None if guard is None else current(guard) or read_guard(guard)
+    with _labels():
+        shown = show_capture(captures, name, artifact)
+        if out is not None and shown.raw is None:
+            _fail(f"no raw input of {name!r} was kept: serve with --set capture_images=true")
+        if out is not None and shown.raw is not None:
+            write_image(shown.raw, out)
+    if as_json:
+        typer.echo(json.dumps(shown.to_json()))
+        return
+    for key, value in shown.row.to_json().items():
+        typer.echo(f"{key:<11} {value}")
+    for layer, value in shown.evidence.items():
+        typer.echo(f"{layer:<40} {value:+8.3f}  {shown.layer_rates[layer]:.3f} fired")
+
+
 @label.command("export")
 def label_export(
     out: Annotated[Path, typer.Argument(help="The CSV to write.")], *, captures: Captures
@@ -908,12 +944,13 @@ def label_import(
     *,
     captures: Captures,
     labeller: Labeller = "cli",
+    replace: Replace = False,
 ) -> None:
     """Take the labels of a CSV, all of them or none."""
     from service.label import import_csv
 
     with _labels():
-        count = import_csv(captures, file, labeller=labeller)
+        count = import_csv(captures, file, labeller=labeller, replace=replace)
     typer.echo(f"{count} new labels")
 
 
@@ -924,12 +961,13 @@ def label_set(
     *,
     captures: Captures,
     labeller: Labeller = "cli",
+    replace: Replace = False,
 ) -> None:
     """Label one captured image."""
     from service.label import set_label
 
     with _labels():
-        count = set_label(captures, [(name, value)], labeller=labeller)
+        count = set_label(captures, [(name, value)], labeller=labeller, replace=replace)
     typer.echo(f"{count} new labels")
 
 

@@ -49,19 +49,29 @@ def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
         raise LabelError(f"the captures can't be used: {error}") from error
 
 
-def list_captures(folder: Path, *, limit: int = 100, unlabelled: bool = False) -> list[Row]:
+def list_captures(
+    folder: Path, *, limit: int = 100, unlabelled: bool = False, only: str | None = None
+) -> list[Row]:
     """Return captured images, the most adversarial first.
 
+    Args:
+        folder: of the captures.
+        limit: so many at most.
+        unlabelled: only what waits for a label.
+        only: the one with this id.
+
     Raises:
-        LabelError: no captures there, or the index is locked or damaged.
+        LabelError: no captures there, none of this id, or the index is locked or damaged.
     """
-    where = "WHERE label IS NULL" if unlabelled else ""
+    where = "WHERE (? IS NULL OR id = ?)" + (" AND label IS NULL" if unlabelled else "")
     with _opened(folder) as connection:
         found = connection.execute(
             f"SELECT {', '.join(_COLUMNS)} FROM captures {where} "  # noqa: S608 - our own words
             "ORDER BY score DESC, id LIMIT ?",
-            (limit,),
+            (only, only, limit),
         ).fetchall()
+    if only is not None and not found:
+        raise LabelError(f"no capture has the id {only[:96]!r}")
     return [Row(**dict(zip(_COLUMNS, values, strict=True))) for values in found]
 
 
@@ -71,6 +81,7 @@ def set_label(
     *,
     labeller: str,
     most_per_source: int = MOST_PER_SOURCE,
+    replace: bool = False,
 ) -> int:
     """Label captured images, all of them or none, and return how many were new.
 
@@ -79,6 +90,7 @@ def set_label(
         labels: id and `clean` or `attack:NAME`.
         labeller: who says so.
         most_per_source: labels allowed on the images of one caller.
+        replace: take back what was said before where it was something else.
 
     Raises:
         LabelError: an unknown id, a label that is none or contradicts one given before, too many on
@@ -98,12 +110,12 @@ def set_label(
             before, source = found
             if before == label:
                 continue
-            if before is not None:
+            if before is not None and not replace:
                 raise LabelError(f"{name[:96]!r} is labelled {before!r} already, got {label!r}")
             (count,) = connection.execute(
                 "SELECT COUNT(*) FROM captures WHERE source = ? AND label IS NOT NULL", (source,)
             ).fetchone()
-            if count >= most_per_source:
+            if before is None and count >= most_per_source:
                 raise LabelError(
                     f"expected at most {most_per_source} labels on images of one caller,"
                     f" {source!r} has {count}"
@@ -130,7 +142,7 @@ def export_csv(folder: Path, out: Path, *, limit: int = 1_000_000) -> int:
     return len(rows)
 
 
-def import_csv(folder: Path, file: Path, *, labeller: str) -> int:
+def import_csv(folder: Path, file: Path, *, labeller: str, replace: bool = False) -> int:
     """Take the labels of a CSV with the columns `id` and `label`, and return how many were new.
 
     Raises:
@@ -141,4 +153,4 @@ def import_csv(folder: Path, file: Path, *, labeller: str) -> int:
         if not {"id", "label"} <= set(reader.fieldnames or ()):
             raise LabelError(f"expected the columns id and label in {file}")
         pairs = [(row["id"], row["label"]) for row in reader if row["label"]]
-    return set_label(folder, pairs, labeller=labeller)
+    return set_label(folder, pairs, labeller=labeller, replace=replace)

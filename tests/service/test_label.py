@@ -10,7 +10,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+import reluguard
 from detector.images import Images
 from detector.runtime import Guard
 from service.capture import Capture
@@ -20,6 +23,7 @@ from service.pb import reluguard_v1 as pb
 from service.security import Scope, token_entry
 from service.server import running
 from service.settings import Settings
+from service.show import show_capture, write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,3 +152,43 @@ def test_feedback_needs_an_admin(captured: Path, pair: Any, tmp_path: Path) -> N
         with urllib.request.urlopen(url, timeout=10) as reply:
             assert "too few to tell" in reply.read().decode()
     assert {row.id: row.label for row in list_captures(captured)}["r:0"] == "clean"
+
+
+def test_a_label_given_in_error_can_be_taken_back(captured: Path) -> None:
+    """Only where the labeller says so."""
+    set_label(captured, [("r:0", "clean")], labeller="ann")
+    assert set_label(captured, [("r:0", "attack:cw")], labeller="bob", replace=True) == 1
+    assert {row.id: row.label for row in list_captures(captured)}["r:0"] == "attack:cw"
+
+
+def test_a_capture_is_shown_with_its_evidence_and_pixels(
+    pair: Any, mixed: Images, tmp_path: Path
+) -> None:
+    """What the guard said then is what its layers add up to now; pixels come back as they were."""
+    guard = Guard.open(pair.model, pair.guard, threads=1, readings=True)
+    capture = Capture(
+        tmp_path, share=1.0, max_bytes=10**8, ttl_s=3600, with_images=True, dropped=lambda *_: None
+    )
+    verdicts = guard.inspect(mixed[:4])
+    capture.offer(verdicts, guard, request="r", source="me", raw=mixed[:4])
+    capture.close()
+    shown = show_capture(tmp_path, "r:1", guard.artifact)
+    np.testing.assert_allclose([*shown.evidence.values()], verdicts.evidence[1], atol=0.05)
+    assert shown.raw is not None
+    np.testing.assert_array_equal(shown.raw, mixed[1])
+    picture = tmp_path / "seen.png"
+    words = ["label", "show", "r:1", "--captures", tmp_path, "--guard", pair.guard]
+    done = CliRunner().invoke(
+        reluguard.app, [*map(str, words), "--out", str(picture), "--json"], catch_exceptions=False
+    )
+    assert json.loads(done.stdout)["id"] == "r:1"
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) >= 256
+    with pytest.raises(LabelError, match="no capture has the id 'r:9'"):
+        show_capture(tmp_path, "r:9")
+    with pytest.raises(LabelError, match="expected captured pixels to draw, got a tensor"):
+        write_image(np.zeros((3, 4, 4), np.float32), picture)
+    (shard,) = (tmp_path / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(LabelError, match=r"the shard of 'r:1' can't be read"):
+        show_capture(tmp_path, "r:1")
