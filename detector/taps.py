@@ -39,8 +39,9 @@ class Tap:
     An int8 or uint8 tensor is off at the least value of its type.
 
     `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
-    over every `stride`-th row and column. With a `level` above 0 each channel has a second rate:
-    the share of values above the level, which is who fired hard.
+    over every `stride`-th column and every `row_stride`-th row, 0 being the same as `stride`. With
+    a `level` above 0 each channel has a second rate: the share of values above the level, which is
+    who fired hard.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Tap:
     dtype: str = "float32"
     stride: int = 1
     level: float = 0.0
+    row_stride: int = 0
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.stride)
@@ -57,6 +59,10 @@ class Tap:
             raise SettingsError(
                 f"expected positive sizes of tap {self.name!r}, "
                 f"got shape {self.shape} and stride {self.stride}"
+            )
+        if type(self.row_stride) is not int or self.row_stride < 0:
+            raise SettingsError(
+                f"expected a row stride of tap {self.name!r} of 0 or more, got {self.row_stride}"
             )
         if type(self.channel_axis) is not int or not 0 <= self.channel_axis < len(self.shape):
             raise SettingsError(
@@ -67,7 +73,7 @@ class Tap:
             raise SettingsError(
                 f"expected a level of tap {self.name!r} in [0, {MAX_LEVEL:g}), got {self.level}"
             )
-        if self.stride > 1 and (len(self.shape) != 3 or self.channel_axis != 0):
+        if self.is_strided and (len(self.shape) != 3 or self.channel_axis != 0):
             raise SettingsError(f"tap {self.name!r} of shape {self.shape} can't be read in strides")
 
     @property
@@ -84,6 +90,22 @@ class Tap:
     def bits(self) -> int:
         """How many bits it has per image."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """How far apart the rows and the columns lie that are read."""
+        return self.row_stride or self.stride, self.stride
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether some rows or columns are left out."""
+        return self.strides != (1, 1)
+
+    @property
+    def sampled(self) -> tuple[int, int]:
+        """How many rows and columns are read, of a tap of three axes."""
+        (_, rows, columns), (down, right) = self.shape, self.strides
+        return -(-rows // down), -(-columns // right)
 
 
 def gates(graph: onnx.GraphProto) -> dict[str, str]:

@@ -32,7 +32,9 @@ def places(taps: Sequence[Tap]) -> NDArray[np.int64]:
     counts = []
     for tap in taps:
         sizes = [s for i, s in enumerate(tap.shape) if i != tap.channel_axis]
-        counts += [int(np.prod([-(-s // tap.stride) for s in sizes]))] * tap.rates
+        if tap.is_strided:
+            sizes = list(tap.sampled)
+        counts += [int(np.prod(sizes))] * tap.rates
     return np.array(counts, np.int64)
 
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from detector.artifact import GuardArtifact
-from detector.compile import SCORE, compile_guard
+from detector.compile import FEATURES, SCORE, compile_guard
 from detector.images import Images
 from detector.model import OUTPUT_PREFIX, Production
 from training.errors import TwinError
@@ -70,7 +70,9 @@ class RelaxedGuard:
         device: torch.device | str | None = None,
     ) -> None:
         manifest = artifact.manifest
-        proto = compile_guard(production, manifest.taps, artifact.head, fpr=manifest.fpr)
+        proto = compile_guard(
+            production, manifest.taps, artifact.head, fpr=manifest.fpr, features=True
+        )
         _read_before_relu(proto)
         _join_outputs(proto, production.logits)
         operators: dict[str, Operator] = {
@@ -185,30 +187,39 @@ def _largest(node: Node, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read_before_relu(proto: onnx.ModelProto) -> None:
-    """Let the guard's bits read what goes into a ReLU: behind it, a closed gate has no gradient."""
+    """Let the guard's bits read what goes into a ReLU: behind it, a closed gate has no gradient.
+
+    What lies between a ReLU and its bits, strides, scales and joins, works on either side of it.
+    """
     makers: dict[str, Any] = {name: node for node in proto.graph.node for name in node.output}
-    for node in list(proto.graph.node):
-        if node.op_type != "HardSigmoid" or not node.name.startswith(_OURS):
+    reading = [
+        node
+        for node in proto.graph.node
+        if node.op_type == "HardSigmoid" and node.name.startswith(_OURS)
+    ]
+    seen = set()
+    while reading:
+        node = reading.pop()
+        if node.name in seen:
             continue
-        reader, source = node, makers.get(node.input[0])
-        if source is not None and source.op_type == "MaxPool" and source.name.startswith(_OURS):
-            reader, source = source, makers.get(source.input[0])
-        if source is not None and source.op_type == "Relu":
-            reader.input[0] = source.input[0]
+        seen.add(node.name)
+        for place, name in enumerate(node.input):
+            source = makers.get(name)
+            if source is None:
+                continue
+            if source.name.startswith(_OURS):
+                reading.append(source)
+            elif source.op_type == "Relu":
+                node.input[place] = source.input[0]
 
 
 def _join_outputs(proto: onnx.ModelProto, logits: str) -> None:
     """Add one tensor of logits, score and features side by side: (N, K + 1 + X)."""
-    features = [n for n in proto.graph.node if n.op_type == "Clip" and n.name.startswith(_OURS)]
-    if len(features) != 1:
-        raise TwinError(f"expected one cut of the features in the guard, got {len(features)}")
     column = f"{_OURS}column"
     proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1]), column))
     proto.graph.node.extend(
         [
             helper.make_node("Reshape", [SCORE, column], [f"{_OURS}score_column"]),
-            helper.make_node(
-                "Concat", [logits, f"{_OURS}score_column", features[0].output[0]], [_ALL], axis=1
-            ),
+            helper.make_node("Concat", [logits, f"{_OURS}score_column", FEATURES], [_ALL], axis=1),
         ]
     )

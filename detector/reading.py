@@ -1,0 +1,164 @@
+"""Firing rates in the graph: which share of each channel's gates is open. N images, C channels.
+
+ONNX Runtime keeps convolutions in a blocked layout of 16 channels (8 on older processors), and an
+operator it can't run there costs a reorder of the whole tensor. What stays in it: convolutions,
+pools, concatenations and element-wise activations. `HardSigmoid` with a huge slope is a bit, its
+mean a firing rate.
+
+What a tap costs is not its bits but its operators, about half a microsecond each, and in
+convolutions and pools each row of the output. So taps that are read in strides are brought to one
+small size, put side by side and compared and counted together, and each is divided by its own level
+on the way, so that one threshold serves all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from detector.graph import Graph
+from detector.taps import Tap
+
+__all__ = ["Rates", "add_rates"]
+
+BLOCK = 16  # channels of a block; where they don't fill whole ones, a tensor is reordered
+GROUP = 32_768  # values per image that are put side by side: more would leave the nearest cache
+
+_STEP_SLOPE = 1e38
+_LEVEL_SLOPE = 1e30  # times a level it must stay in the range of float32
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Firing rates in a graph.
+
+    Attributes:
+        tensor: float32, (N, D), in the order they were easiest to read in.
+        width: D.
+        places: int64, (R,). Where each of the rates asked for lies: tap by tap, of each first those
+            above zero, then those above its level.
+    """
+
+    tensor: str
+    width: int
+    places: NDArray[np.int64]
+
+    def in_order(self, graph: Graph) -> str:
+        """Add the rates in the order they were asked for: float32, (N, R)."""
+        return self.take(graph, np.arange(len(self.places)))
+
+    def take(self, graph: Graph, chosen: NDArray[np.int64]) -> str:
+        """Add these of the rates asked for, in their order: float32, (N, len(chosen))."""
+        places = self.places[chosen]
+        if np.array_equal(places, np.arange(self.width)):
+            return self.tensor
+        return graph.add("Gather", self.tensor, graph.constant(places), axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tensor of rates, (N, C, ...), and whose they are in its order: tap, and if above level."""
+
+    tensor: str
+    rank: int
+    blocked: bool
+    owners: tuple[tuple[Tap, bool], ...]
+
+
+def add_rates(graph: Graph, taps: Sequence[Tap]) -> Rates:
+    """Add every tap's firing rates. A tap that comes twice is read once."""
+    unique = list(dict.fromkeys(taps))
+    parts = [part for tap in unique if not _is_sampled(tap) for part in _alone(graph, tap)]
+    parts += [part for group in _groups(unique) for part in _together(graph, group)]
+    # what is blocked is joined in that layout, so that it is reordered once
+    parts.sort(key=lambda part: (part.rank != 4, not part.blocked))
+    flat = []
+    for (rank, _), same in groupby(parts, key=lambda part: (part.rank, part.blocked)):
+        tensors = [part.tensor for part in same]
+        if rank == 4:
+            tensors = [graph.concat(*tensors)]
+        flat += [graph.add("Flatten", x, axis=1) if rank > 2 else x for x in tensors]
+    owners = [owner for part in parts for owner in part.owners]
+    starts = np.cumsum([0, *(tap.channels for tap, _ in owners)])
+    places = {
+        owner: start + np.arange(owner[0].channels)
+        for owner, start in zip(owners, starts[:-1], strict=True)
+    }
+    wanted = [places[tap, high] for tap in taps for high in (False, True)[: 1 + (tap.level > 0)]]
+    return Rates(graph.concat(*flat), int(starts[-1]), np.concatenate(wanted))
+
+
+def _is_sampled(tap: Tap) -> bool:
+    """Whether a tap is read in strides and can be put beside others in the blocked layout."""
+    return tap.is_strided and tap.dtype == "float32" and tap.channels % BLOCK == 0
+
+
+def _groups(taps: Sequence[Tap]) -> list[list[Tap]]:
+    """Return sampled taps of one size each, as many together as are small enough."""
+    groups: dict[tuple[int, int, bool], list[list[Tap]]] = {}
+    for tap in filter(_is_sampled, taps):
+        alike = groups.setdefault((*tap.sampled, tap.level > 0), [[]])
+        size = sum(other.channels for other in alike[-1]) * tap.sampled[0] * tap.sampled[1]
+        if alike[-1] and size + tap.channels * tap.sampled[0] * tap.sampled[1] > GROUP:
+            alike.append([])
+        alike[-1].append(tap)
+    return [group for alike in groups.values() for group in alike]
+
+
+def _together(graph: Graph, group: Sequence[Tap]) -> list[_Part]:
+    """Add the rates of sampled taps of one size: one operator for the bits and one to count."""
+    x = graph.concat(*(_sample(graph, tap, scaled=True) for tap in group))
+    parts = []
+    for high in (False, True)[: 1 + (group[0].level > 0)]:
+        # above 1, which is each tap's own level by now
+        bits = graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=-_STEP_SLOPE if high else 0.0)
+        owners = tuple((tap, high) for tap in group)
+        parts.append(_Part(graph.add("GlobalAveragePool", bits), 4, blocked=True, owners=owners))
+    return parts
+
+
+def _sample(graph: Graph, tap: Tap, *, scaled: bool = False) -> str:
+    """Add every so many rows and columns of a tap, `scaled` to levels."""
+    if not tap.is_strided:
+        return tap.name
+    strides = list(tap.strides)
+    if tap.dtype != "float32":
+        x = tap.name
+        for axis, (size, stride) in enumerate(zip(tap.shape[1:], strides, strict=True), 2):
+            ends = (np.array([v]) for v in (0, size, axis, stride))
+            x = graph.add("Slice", x, *map(graph.constant, ends))
+        return x
+    if scaled and tap.level > 0:
+        scale = graph.constant(np.full((tap.channels, 1, 1, 1), 1 / tap.level, np.float32))
+        return graph.add(
+            "Conv", tap.name, scale, kernel_shape=[1, 1], strides=strides, group=tap.channels
+        )
+    # a pool of one pixel skips rows and columns without leaving the blocked layout
+    return graph.add("MaxPool", tap.name, kernel_shape=[1, 1], strides=strides)
+
+
+def _alone(graph: Graph, tap: Tap) -> list[_Part]:
+    """Add the rates of one tap."""
+    x = _sample(graph, tap)
+    if tap.dtype != "float32":
+        x = graph.add("Cast", x, to=TensorProto.FLOAT)
+    if tap.dtype == "int8":
+        x = graph.add("Add", x, graph.constant(np.float32(128)))
+    bits = [graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=0.0)]
+    if tap.level > 0:
+        beta = -tap.level * _LEVEL_SLOPE
+        bits.append(graph.add("HardSigmoid", x, alpha=_LEVEL_SLOPE, beta=beta))
+    rank = len(tap.shape) + 1
+    blocked = rank == 4 and tap.dtype == "float32" and tap.channels % BLOCK == 0
+    parts = []
+    for y, high in zip(bits, (False, True), strict=False):
+        mean, left = y, rank
+        if tap.channel_axis != 0:
+            mean, left = graph.reduce("ReduceMean", y, list(range(1, rank - 1)), keepdims=0), 2
+        elif tap.bits > tap.channels:
+            mean = graph.add("GlobalAveragePool", y)
+        parts.append(_Part(mean, left, blocked and left == 4, ((tap, high),)))
+    return parts
