@@ -1,0 +1,89 @@
+"""What the coverage-guided fuzzer calls: bytes into every decoder. Run it through `decoders`.
+
+Whatever the bytes, a decoder returns what it promises or raises one of our two errors. N images.
+"""
+
+import sys
+
+import atheris
+import numpy as np
+
+with atheris.instrument_imports(include=["service", "detector", "PIL"]):
+    from detector.errors import ImageError
+    from detector.images import InputSpec, decode_image
+    from service.edge import parse
+    from service.errors import RequestError
+    from service.inspection import Encoded, Input, Limits
+    from service.open_inference import _read_input as read_infer  # what ModelInfer decodes with
+    from service.pb import open_inference as oip
+    from service.pb import reluguard_v1 as pb
+    from service.servicers import _read_input as read_inspect  # what Inspect decodes with
+    from service.wire import DATATYPES, read_bytes_elements, read_tensor, write_tensor
+
+_SPEC = InputSpec(name="image", height=12, width=12, channels=3)
+_LIMITS = Limits(max_rows=64, max_message_bytes=2**24, max_pixels=10_000)
+_KINDS = [*DATATYPES, "BYTES", "", "x"]
+
+
+def _tensor(given: atheris.FuzzedDataProvider) -> None:
+    datatype = given.PickValueInList(_KINDS)
+    shape = [given.ConsumeInt(8) for _ in range(given.ConsumeIntInRange(0, 9))]
+    if given.ConsumeBool():  # sizes that can be right
+        shape = [size % 5 for size in shape]
+    data = given.ConsumeBytes(2**16)
+    array = read_tensor(data, name="x", datatype=datatype, shape=shape)
+    assert array.dtype == DATATYPES[datatype]
+    assert array.size == 0 or (list(array.shape) == shape and write_tensor(array) == data)
+
+
+def _elements(given: atheris.FuzzedDataProvider) -> None:
+    count = given.ConsumeInt(8) if given.ConsumeBool() else given.ConsumeIntInRange(0, 9)
+    data = given.ConsumeBytes(2**16)
+    elements = read_bytes_elements(data, name="x", count=count)
+    assert b"".join(len(e).to_bytes(4, "little") + e for e in elements) == data
+    assert len(elements) == max(count, 0)
+
+
+def _image(given: atheris.FuzzedDataProvider) -> None:
+    image = decode_image(given.ConsumeBytes(2**16), _SPEC, max_pixels=10_000)
+    assert image.shape == (12, 12, 3)
+    assert image.dtype == np.uint8
+
+
+def _inspect(given: atheris.FuzzedDataProvider) -> None:
+    _to_tensor(read_inspect(parse(pb.InspectRequest, given.ConsumeBytes(2**16))))
+
+
+def _infer(given: atheris.FuzzedDataProvider) -> None:
+    request = parse(oip.ModelInferRequest, given.ConsumeBytes(2**16))
+    _to_tensor(read_infer(request, "image", "FP32"))
+
+
+def _to_tensor(read: Input) -> None:
+    if isinstance(read, Encoded):
+        if not read.rows:
+            return  # refused before decoding
+        read = read.decode(_SPEC, _LIMITS)
+    tensor = read.tensor(_SPEC)
+    assert tensor.dtype == np.float32
+    assert tensor.shape == (read.rows, 3, 12, 12)
+    assert np.isfinite(tensor).all()
+
+
+_TARGETS = [_tensor, _elements, _image, _inspect, _infer]
+
+
+def one(data: bytes) -> None:
+    """Give the bytes to the decoder that the first of them names."""
+    if not data:
+        return
+    target = _TARGETS[data[0] % len(_TARGETS)]
+    try:
+        target(atheris.FuzzedDataProvider(data[1:]))
+    except (RequestError, ImageError):
+        return
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
