@@ -17,7 +17,9 @@ from detector.features import FeatureMap
 from detector.head import Head, images_needed
 from detector.taps import Tap
 from training.errors import DataError
-from training.probes import Probes, fit_probes, select_columns, standardise
+from training.probes import Probes, fit_probes, select_columns
+from training.rates import StoredRates
+from training.table import KEPT_BYTES, Table
 
 __all__ = ["HeadSettings", "Readings", "calibrate", "fit_head"]
 
@@ -90,6 +92,7 @@ def fit_head(
     settings: HeadSettings,
     seed: int,
     progress: Callable[[float], None] = lambda _: None,
+    kept_bytes: int = KEPT_BYTES,
 ) -> Head:
     """Return a head that tells attacked from clean and benignly changed images, uncalibrated.
 
@@ -101,6 +104,8 @@ def fit_head(
         settings: of the networks and their optimiser.
         seed: of folds, initial weights and batches.
         progress: called with the share done.
+        kept_bytes: features up to so many bytes are made once and kept in memory. Those of more
+            rows are made anew for each pass, and memory stays bounded however many rows there are.
 
     Raises:
         DataError: no clean group, or no attack succeeded, or on too few source images.
@@ -111,25 +116,27 @@ def fit_head(
         raise DataError("expected clean images and at least one attack that succeeded on some")
     groups = [kept for group in groups if len(kept := _teaching(group))]
     weights = _weights(groups, settings.benign_share)
-    probes, inputs = _fit_features(groups, weights, taps)
-    rows = _Rows(
-        x=torch.from_numpy(inputs),
-        y=torch.from_numpy(np.concatenate([np.full(len(g), g.kind == "attack") for g in groups])),
-        weight=torch.from_numpy(weights),
+    table = Table(
+        rates=StoredRates.joined([g.rates for g in groups]),
+        logits=np.concatenate([g.logits for g in groups]),
         sources=np.concatenate([g.sources for g in groups]),
+        attacked=np.concatenate([np.full(len(g), g.kind == "attack") for g in groups]),
+        weights=weights,
+        kept_bytes=kept_bytes,
     )
+    features = _fit_features(groups, table, taps).features
+    rows = _Rows(table, table.targets, torch.from_numpy(weights))
     members = []
-    out_of_fold = np.full(len(inputs), np.nan, np.float32)
-    folds = _folds(rows.sources, max(settings.members, MIN_FOLDS), seed)
+    out_of_fold = np.full(len(table), np.nan, np.float32)
+    folds = _folds(table.sources, max(settings.members, MIN_FOLDS), seed)
     for k in range(settings.members):
         held = folds == k
         member = _fit_member(rows, held, settings, seed + k)
-        out_of_fold[held] = _scores(member, rows.x[held])
+        out_of_fold[held] = _scores(member, rows, held)
         members.append(member)
         progress((k + 1) / (settings.members + 1))
     layers, biases = _join(members)
     slope, intercept = _fit_logistic(out_of_fold, rows)
-    features = probes.features
     evidence_weights, evidence_bias = _fit_evidence(features, rows, settings, seed)
     progress(1.0)
     return Head(
@@ -169,12 +176,11 @@ def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The training table: x (N, X), y, weight and source (N,)."""
+    """The training table with its targets and weights, (N,)."""
 
-    x: torch.Tensor
+    table: Table
     y: torch.Tensor
     weight: torch.Tensor
-    sources: NDArray[np.int64]
 
 
 def _teaching(group: Readings) -> Readings:
@@ -187,23 +193,17 @@ def _teaching(group: Readings) -> Readings:
     return group.rows(group.predictions == group.labels) if group.kind == "benign" else group
 
 
-def _fit_features(
-    groups: Sequence[Readings], weights: Floats, taps: Sequence[Tap]
-) -> tuple[Probes, Floats]:
-    """Return probes and the groups' features as they would be on fresh images: (N, X)."""
+def _fit_features(groups: Sequence[Readings], table: Table, taps: Sequence[Tap]) -> Probes:
+    """Return probes, and let the table describe its rows as fresh images would be."""
     clean = next(group for group in groups if group.kind == "clean")
     columns = select_columns(
-        clean.rates.astype(np.float32),
-        [group.rates.astype(np.float32) for group in groups if group.kind == "attack"],
+        clean.rates, [group.rates for group in groups if group.kind == "attack"]
     )
-    rates = np.concatenate([group.rates for group in groups])
-    logits = np.concatenate([group.logits for group in groups])
-    sources = np.concatenate([group.sources for group in groups])
     probes = fit_probes(
-        rates,
+        table.rates,
         np.concatenate([group.labels for group in groups]),
-        sources,
-        weights,
+        table.sources,
+        table.weights,
         taps=taps,
         columns=columns,
         classes=clean.logits.shape[1],
@@ -212,10 +212,7 @@ def _fit_features(
     raw = replace(
         probes, features=uncut, folds=tuple(replace(f, limit=uncut.limit) for f in probes.folds)
     )
-    harmless = np.concatenate([np.full(len(g), g.kind != "attack") for g in groups])
-    x = raw.out_of_fold(rates[harmless], logits[harmless], sources[harmless])
-    probes = standardise(probes, x)
-    return probes, probes.out_of_fold(rates, logits, sources)
+    return table.describe(raw, limit=probes.features.limit)
 
 
 def _weights(groups: Sequence[Readings], benign_share: float) -> Floats:
@@ -260,7 +257,7 @@ def _fit_member(
     rows: _Rows, held: NDArray[np.bool_], settings: HeadSettings, seed: int
 ) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
-    network = _network(rows.x.shape[1], settings, generator)
+    network = _network(rows.table.width, settings, generator)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -274,9 +271,8 @@ def _fit_member(
         torch.manual_seed(seed)  # dropout draws from global state: lent and given back
         for _ in range(settings.epochs):
             network.train()
-            order = train[torch.randperm(len(train), generator=generator)]
-            for batch in order.split(settings.batch):
-                loss = _loss(network(rows.x[batch])[:, 0], rows, batch)
+            for x, batch in rows.table.batches(train, settings.batch, generator):
+                loss = _loss(network(x)[:, 0], rows, batch)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -295,19 +291,23 @@ def _loss(logits: torch.Tensor, rows: _Rows, batch: torch.Tensor) -> torch.Tenso
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weight)
 
 
-def _scores(network: torch.nn.Module, x: torch.Tensor) -> Floats:
+def _scores(network: torch.nn.Module, rows: _Rows, held: NDArray[np.bool_]) -> Floats:
     network.eval()
+    chosen = torch.from_numpy(np.flatnonzero(held))
     with torch.no_grad():
-        scores: Floats = network(x)[:, 0].numpy()
+        parts = [network(x)[:, 0].numpy() for x, _ in rows.table.blocks(chosen)]
+    scores: Floats = np.concatenate(parts)
     return scores
 
 
 def _mean_loss(network: torch.nn.Module, rows: _Rows, held: NDArray[np.bool_]) -> float:
     chosen = torch.from_numpy(np.flatnonzero(held))
+    total = 0.0
     with torch.no_grad():
         network.eval()
-        loss = _loss(network(rows.x[chosen])[:, 0], rows, chosen)
-    return float(loss)
+        for x, block in rows.table.blocks(chosen):
+            total += float(_loss(network(x)[:, 0], rows, block)) * len(block)
+    return total / len(chosen)
 
 
 def _join(members: Sequence[torch.nn.Module]) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
@@ -330,10 +330,10 @@ def _fit_logistic(scores: Floats, rows: _Rows) -> tuple[float, float]:
 
     seen = ~np.isnan(scores)  # fewer members than folds leave some rows unscored
     if len(np.unique(rows.y.numpy()[seen])) < 2:
-        attacked = len(np.unique(rows.sources[rows.y.numpy()]))
+        attacked = len(np.unique(rows.table.sources[rows.y.numpy()]))
         raise DataError(
             f"expected attacks that succeeded on more source images, got {attacked} of "
-            f"{len(np.unique(rows.sources))}: give more images or stronger attacks"
+            f"{len(np.unique(rows.table.sources))}: give more images or stronger attacks"
         )
     model = LogisticRegression(C=1e6)
     model.fit(scores[seen, None], rows.y.numpy()[seen], sample_weight=rows.weight.numpy()[seen])
@@ -352,9 +352,8 @@ def _fit_evidence(
     bias = torch.zeros(features.taps, requires_grad=True)
     optimiser = torch.optim.AdamW([weights, bias], lr=5e-3, weight_decay=1e-2)
     for _ in range(3):
-        order = torch.randperm(len(rows.x), generator=generator)
-        for batch in order.split(settings.batch):
-            evidence = (rows.x[batch] * weights) @ by_tap + bias
+        for x, batch in rows.table.batches(torch.arange(len(rows.y)), settings.batch, generator):
+            evidence = (x * weights) @ by_tap + bias
             target = rows.y[batch].to(evidence.dtype)[:, None].expand_as(evidence)
             loss = torch.nn.functional.binary_cross_entropy_with_logits(
                 evidence, target, weight=rows.weight[batch][:, None]

@@ -6,7 +6,7 @@ disagrees with the network's answer, something is wrong. N images, D harvested r
 L taps, K classes, G probes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from detector.features import FeatureMap, feature_width
 from detector.taps import Tap
+from training.moments import Moments, row_blocks
+from training.rates import StoredRates
 
 __all__ = ["Probes", "column_taps", "fit_probes", "select_columns", "standardise"]
 
 Floats = NDArray[np.float32]
+Rates = NDArray[Any] | StoredRates
 
 MAX_COLUMNS = 1400  # keeps a guard under 1 MB
 MAX_CLASSES = 64
@@ -27,6 +30,7 @@ SPREAD_FLOOR = 1e-4
 RIDGE = 3e-3
 FOLDS = 4
 RUNS = 3
+SHARPNESS_ROWS = 200_000  # one number is chosen by them
 SHARPNESSES = np.geomspace(1, 40, 25)
 
 
@@ -55,7 +59,8 @@ class Probes:
         of_row = _folds(sources)
         for fold, features in enumerate(self.folds):
             rows = of_row == fold
-            x[rows] = features.transform(rates[rows], logits[rows])
+            if rows.any():
+                x[rows] = features.transform(rates[rows], logits[rows])
         return x
 
 
@@ -65,7 +70,7 @@ def column_taps(taps: Sequence[Tap]) -> NDArray[np.int64]:
 
 
 def select_columns(
-    clean: Floats, attacked: Sequence[Floats], *, limit: int = MAX_COLUMNS
+    clean: Rates, attacked: Sequence[Rates], *, limit: int = MAX_COLUMNS
 ) -> NDArray[np.int64]:
     """Return the rates that tell attacked from clean best, ascending: int64, (F,).
 
@@ -77,18 +82,18 @@ def select_columns(
         attacked: one (M, D) per attack.
         limit: F at most.
     """
-    spread = clean.std(axis=0)
+    moments = _moments(clean)
+    spread = moments.spread
     alive = np.flatnonzero(spread > SPREAD_FLOOR)
     if len(alive) <= limit or not attacked:
         return alive[:limit]
-    center = clean.mean(axis=0)
-    shift = np.max([np.abs(rates.mean(axis=0) - center) for rates in attacked], axis=0)
+    shift = np.max([np.abs(_moments(rates).mean - moments.mean) for rates in attacked], axis=0)
     order = np.argsort(-shift[alive] / spread[alive], kind="stable")
     return np.sort(alive[order[:limit]])
 
 
 def fit_probes(
-    rates: NDArray[Any],
+    rates: Rates,
     labels: NDArray[np.int64],
     sources: NDArray[np.int64],
     weights: Floats,
@@ -116,25 +121,22 @@ def fit_probes(
     if classes > MAX_CLASSES:
         blank = _feature_map(columns, of_column, len(taps), 0, np.zeros((len(columns) + 1, 0)))
         return Probes(blank, (blank,) * FOLDS)
-    read = rates[:, columns].astype(np.float32)
     share = (weights / weights.mean()).astype(np.float64)
-    mean = np.average(read, axis=0, weights=share)
-    spread = np.sqrt(np.average((read - mean) ** 2, axis=0, weights=share)) + SPREAD_FLOOR
-    x = np.concatenate([(read - mean) / spread, np.ones((len(read), 1))], axis=1)
-    x = x.astype(np.float32)
-    target = (np.eye(classes)[labels] - 1 / classes).astype(np.float32)
+    table = _Standardised(rates, columns, share)
     of_row = _folds(sources)
     blocks = _blocks(of_column, len(taps))
-    solutions = _solve(x, target, share.astype(np.float32), of_row, blocks)
-    held = np.empty((len(x), len(blocks) * classes), np.float32)
-    for fold, solution in enumerate(solutions):
-        held[of_row == fold] = x[of_row == fold] @ solution.astype(np.float32)
+    solutions = _solve(table, labels, classes, share.astype(np.float32), of_row, blocks)
+    some = np.arange(0, len(labels), -(-len(labels) // SHARPNESS_ROWS))
+    held = _held_out(table, solutions, of_row, some)
     sharpness = np.concatenate(
         [
-            np.full(classes, _sharpness(held[:, g * classes :][:, :classes], labels, share))
+            np.full(
+                classes, _sharpness(held[:, g * classes :][:, :classes], labels[some], share[some])
+            )
             for g in range(len(blocks))
         ]
     )
+    mean, spread = table.mean, table.spread
     maps = []
     for solution in [*solutions, np.mean(solutions, axis=0)]:
         sharp = solution * sharpness
@@ -166,22 +168,65 @@ def _blocks(of_column: NDArray[np.int64], taps: int) -> list[NDArray[np.int64]]:
     return [np.arange(len(of_column)), *(run for run in runs if 0 < len(run) < len(of_column))]
 
 
+class _Standardised:
+    """The rates that are read, each column of weighted mean 0 and spread 1, block by block.
+
+    Args:
+        rates: (N, D).
+        columns: int64, (F,).
+        share: float64, (N,). How much each row counts.
+    """
+
+    def __init__(
+        self, rates: Rates, columns: NDArray[np.int64], share: NDArray[np.float64]
+    ) -> None:
+        self._rates, self._columns, self._share = rates, columns, share
+        total = share[:, None].sum(axis=0)
+        self.mean = self._summed(lambda read: read) / total
+        variance = self._summed(lambda read: (read - self.mean) ** 2) / total
+        self.spread = np.sqrt(variance) + SPREAD_FLOOR
+
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """Yield runs of rows and their values, a column of ones last: float32, (n, F + 1)."""
+        for block, read in self._read():
+            x = np.concatenate([(read - self.mean) / self.spread, np.ones((len(read), 1))], axis=1)
+            yield block, x.astype(np.float32)
+
+    def _read(self) -> Iterator[tuple[slice, Floats]]:
+        for block in row_blocks(len(self._share), len(self._columns) + 1):
+            yield block, self._rates[block][:, self._columns].astype(np.float32)
+
+    def _summed(self, of: Callable[[Floats], NDArray[Any]]) -> NDArray[np.float64]:
+        total = np.zeros(len(self._columns))
+        for block, read in self._read():
+            total += np.multiply(of(read), self._share[block, None]).sum(axis=0)
+        return total
+
+
 def _solve(
-    x: Floats,
-    target: Floats,
+    table: _Standardised,
+    labels: NDArray[np.int64],
+    classes: int,
     weights: Floats,
     of_row: NDArray[np.int64],
     blocks: Sequence[NDArray[np.int64]],
 ) -> list[NDArray[np.float64]]:
-    """Return one solution per fold, fitted without it: (F + 1, G * K), the bias last."""
-    grams, crosses = [], []
-    for fold in range(FOLDS):
-        rows = of_row == fold
-        weighted = x[rows] * weights[rows, None]
-        grams.append((weighted.T @ x[rows]).astype(np.float64))
-        crosses.append((weighted.T @ target[rows]).astype(np.float64))
+    """Return one solution per fold, fitted without it: (F + 1, G * K), the bias last.
+
+    The normal equations are sums over rows, so they are summed block by block.
+    """
+    width = len(table.mean) + 1
+    grams = [np.zeros((width, width)) for _ in range(FOLDS)]
+    crosses = [np.zeros((width, classes)) for _ in range(FOLDS)]
+    for run, x in table.blocks():
+        target = (np.eye(classes)[labels[run]] - 1 / classes).astype(np.float32)
+        for fold in range(FOLDS):
+            rows = of_row[run] == fold
+            weighted = x[rows] * weights[run][rows, None]
+            grams[fold] += (weighted.T @ x[rows]).astype(np.float64)
+            crosses[fold] += (weighted.T @ target[rows]).astype(np.float64)
     gram, cross = np.sum(grams, axis=0), np.sum(crosses, axis=0)
-    bias, classes = x.shape[1] - 1, target.shape[1]
+    bias = width - 1
     solutions = []
     for own_gram, own_cross in zip(grams, crosses, strict=True):
         solution = np.zeros((bias + 1, len(blocks) * classes))
@@ -195,6 +240,30 @@ def _solve(
             solution[chosen, g * classes : (g + 1) * classes] = solved
         solutions.append(solution)
     return solutions
+
+
+def _held_out(
+    table: _Standardised,
+    solutions: Sequence[NDArray[np.float64]],
+    of_row: NDArray[np.int64],
+    some: NDArray[np.int64],
+) -> Floats:
+    """Return what the probes that were fitted without them say of some rows: (n, G * K)."""
+    held = np.empty((len(some), solutions[0].shape[1]), np.float32)
+    for run, x in table.blocks():
+        low, high = np.searchsorted(some, [run.start, run.stop])
+        chosen = some[low:high] - run.start
+        own, part = of_row[some[low:high]], held[low:high]
+        for fold, solution in enumerate(solutions):
+            part[own == fold] = x[chosen[own == fold]] @ solution.astype(np.float32)
+    return held
+
+
+def _moments(rates: Rates) -> Moments:
+    moments = Moments()
+    for block in row_blocks(len(rates), rates.shape[1]):
+        moments.add(rates[block].astype(np.float32))
+    return moments
 
 
 def _sharpness(scores: Floats, labels: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
@@ -231,17 +300,21 @@ def _feature_map(
     )
 
 
-def standardise(probes: Probes, x: Floats) -> Probes:
-    """Return the maps with their features centred and scaled on these.
+def standardise(
+    probes: Probes, mean: NDArray[Any], spread: NDArray[Any], *, limit: float
+) -> Probes:
+    """Return the maps with their features centred and scaled.
 
     Args:
         probes: as `fit_probes` gave them.
-        x: float32, (N, X). Features of images that are not attacked, before any scaling.
+        mean: (X,). Of features of images that are not attacked, before any scaling.
+        spread: (X,). Their standard deviation.
+        limit: to cut standardised features at.
     """
-    center = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    spread = np.maximum(x.std(axis=0, dtype=np.float64), SPREAD_FLOOR).astype(np.float32)
+    center = mean.astype(np.float32)
+    floored = np.maximum(spread, SPREAD_FLOOR).astype(np.float32)
 
     def scaled(features: FeatureMap) -> FeatureMap:
-        return replace(features, center=center, spread=spread)
+        return replace(features, center=center, spread=floored, limit=limit)
 
     return Probes(scaled(probes.features), tuple(map(scaled, probes.folds)))

@@ -170,11 +170,12 @@ def test_standardised_features_are_centred_and_scaled() -> None:
     raw = data.fit()
     x = np.random.default_rng(0).normal(3, 2, (50, raw.features.width)).astype(np.float32)
     x[:, 5] = 1.0
-    probes = standardise(raw, x)
+    probes = standardise(raw, x.mean(axis=0), x.std(axis=0), limit=7.0)
     for features in (probes.features, *probes.folds):
         scaled = (x - features.center) / features.spread
         np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-4)
         np.testing.assert_allclose(np.delete(scaled, 5, axis=1).std(axis=0), 1, rtol=1e-3)
+        assert features.limit == 7.0
     assert_array_equal(probes.features.probe_weights, raw.features.probe_weights)
 
 

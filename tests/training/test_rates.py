@@ -1,6 +1,7 @@
 """Firing rates at one byte each: exact where a byte can be, and read from disk like an array."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ def readings(rows: int = 40, seed: int = 0) -> NDArray[np.float32]:
     """Return rates as a network gives them: whole counts by the number of places."""
     rng = np.random.default_rng(seed)
     counts = np.array(COUNTS)
-    return (rng.integers(0, counts + 1, (rows, len(counts))) / counts).astype(np.float32)
+    rates: NDArray[np.float32] = (rng.integers(0, counts + 1, (rows, len(counts))) / counts).astype(
+        np.float32
+    )
+    return rates
 
 
 def write(folder: Path, name: str, rates: NDArray[np.float32]) -> StoredRates:
@@ -84,7 +88,11 @@ def test_stored_rates_are_indexed_like_an_array(tmp_path: Path) -> None:
     """Any rows, in any order, of several shards and an array, and any columns."""
     first, second = readings(40), readings(30, seed=1)
     plain = readings(10, seed=2).astype(np.float16)
-    parts = [write(tmp_path, "one.npz", first), plain, write(tmp_path, "two.npz", second)]
+    parts: list[Any] = [
+        write(tmp_path, "one.npz", first),
+        plain,
+        write(tmp_path, "two.npz", second),
+    ]
     whole = StoredRates.joined(parts)
     table = np.concatenate([np.asarray(part, np.float32) for part in parts])
     assert whole.shape == table.shape == (80, len(COUNTS))
