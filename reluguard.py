@@ -8,13 +8,15 @@ import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -316,50 +318,109 @@ def redteam(
     model: Model,
     guard: GuardFolder,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Folder for red_team.json and evasions.npz.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for red_team.json, red_team.html, evasions.npz.")
+    ],
     budget: Annotated[
         list[float] | None,
         typer.Option("--budget", help="Linf, in 8-bit steps; may be repeated. [2.55, 4, 8]"),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Of each run of an attack.")] = 100,
-    restarts: Annotated[int, typer.Option("--restarts", help="Runs of each attack.")] = 2,
+    standard: Annotated[
+        bool,
+        typer.Option(
+            "--standard",
+            help="1,000 steps and 5 restarts, later attacks on those that are left. Takes hours, "
+            "and goes on where it was stopped.",
+        ),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Of each run of an attack. [100]")
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option("--restarts", help="Runs of each attack. [2]")
+    ] = None,
     queries: Annotated[
         int, typer.Option("--queries", help="Questions of the black box per image.")
     ] = 1000,
     limit: Annotated[int, typer.Option("--limit", help="Images to attack at most.")] = 100,
+    ladders: Annotated[
+        bool,
+        typer.Option("--ladders/--no-ladders", help="Climb to the smallest budget of each image."),
+    ] = True,
+    server: Annotated[
+        str, typer.Option("--server", help="A running server that the black box asks, host:port.")
+    ] = "",
+    token: Annotated[
+        str, typer.Option("--token", envvar="RELUGUARD_TOKEN", help="For that server.")
+    ] = "",
     publish: Annotated[
         bool,
-        typer.Option("--publish", help="Write the figures into the guard's manifest."),
+        typer.Option("--publish", help="Write the figures into the guard's manifest and report."),
     ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="PEM, an Ed25519 private key: signs what was published."),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Attack your own guard with full knowledge of it, and say how often that gets past."""
-    from training import redteam as red
+    from dataclasses import replace
 
-    with _progress(quiet=as_json) as progress:
+    from training import redteam as red
+    from training.publication import publish as publish_figures
+    from training.red_text import print_red_team
+
+    effort = red.STANDARD if standard else red.Effort()
+    with _progress(quiet=as_json) as progress, _asking(server, token, guard) as ask:
         card = red.redteam(
             model,
             guard,
             data,
             out,
             budgets=budget or red.BUDGETS,
-            steps=steps,
-            restarts=restarts,
-            queries=queries,
+            effort=replace(
+                effort,
+                steps=effort.steps if steps is None else steps,
+                restarts=effort.restarts if restarts is None else restarts,
+                queries=queries,
+            ),
+            ladders=red.LADDERS if ladders else {},
             seed=seed,
             limit=limit,
             threads=threads,
+            ask=ask,
+            told=f"the server at {server}" if server else red.IN_PROCESS,
             progress=progress,
         )
     if publish:
-        red.publish(guard, card)
+        publish_figures(guard, card, key=key)
     if as_json:
         typer.echo(json.dumps(card))
     else:
-        red.print_red_team(card)
-        typer.echo(f"\nfigures: {out / 'red_team.json'}, images: {out / 'evasions.npz'}")
+        print_red_team(card)
+        typer.echo(f"\nreport: {out / 'red_team.html'}, images: {out / 'evasions.npz'}")
+
+
+@contextlib.contextmanager
+def _asking(
+    server: str, token: str, guard: Path
+) -> Iterator["Callable[[NDArray[np.uint8]], Verdicts] | None"]:
+    """Give what asks a server that serves this very guard, or None without a server."""
+    if not server:
+        yield None
+        return
+    from functools import partial
+
+    from detector.artifact import read_guard
+    from service.client import Client
+
+    with Client(server, token=token or None) as client:
+        served, own = client.describe().guard, read_guard(guard).digest
+        if served != own:
+            _fail(f"expected a server of the guard {own[:16]}, {server} serves {served[:16]}")
+        yield partial(client.inspect, outputs=True)
 
 
 @app.command()
@@ -792,11 +853,13 @@ def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> No
     live, rival = current(shelf), challenger(shelf)
     known, changes = versions(shelf), history(shelf)
     gate = {} if live is None else live.manifest.metrics.get("gate", {})
+    red_team = {} if live is None else live.manifest.metrics.get("red_team", {})
     document |= {
         "current": live and live.digest,
         "challenger": rival and rival.digest,
         "versions": {name: found.manifest.created_at for name, found in known.items()},
         "gate": gate,
+        "red_team": red_team,
         "history": [asdict(change) for change in changes],
     }
     marks = {found.digest: mark for mark, found in (("*", live), ("?", rival)) if found}
@@ -806,12 +869,28 @@ def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> No
         lines.append(f"{mark} {name}  fitted {found.manifest.created_at}{words.get(mark, '')}")
     if gate:
         lines.append(f"gate: {'passed' if gate['passed'] else 'refused'}")
+    if live is not None:
+        lines += _red_team_lines(red_team)
     for change in changes:
         forced = ", forced" if change.forced else ""
         lines.append(
             f"{change.number:>4} {change.when} {change.action:<8} {change.guard[:16]} "
             f"by {change.who}{forced}: {change.why}"
         )
+
+
+def _red_team_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return what the red team published with a guard, or that it did not."""
+    if not found:
+        return ["red team: nothing published with this guard, see `reluguard redteam --publish`"]
+    lines = []
+    for size, rates in found["evaded"].items():
+        shares = ", ".join(
+            f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}] at {rate}"
+            for rate, entry in rates.items()
+        )
+        lines.append(f"red team, {float(size):g}/255, {found['images']} images: evades {shares}")
+    return lines
 
 
 def _capture_status(captures: Path, document: dict[str, Any], lines: list[str]) -> None:

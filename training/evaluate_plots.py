@@ -26,7 +26,7 @@ from training.analysis.plots import (
 from training.comparison import Group
 from training.metrics import auroc
 
-__all__ = ["densities", "evidence", "examples", "matrix", "roc", "severity"]
+__all__ = ["before_and_after", "densities", "evidence", "examples", "matrix", "roc", "severity"]
 
 EXAMPLES = 6
 DIFFERENCE = 16  # times as strong, around grey
@@ -231,18 +231,24 @@ def examples(groups: Mapping[str, Group], thresholds: Mapping[str, float], rate:
         pictures = {
             f"clean, score {clean.score[before]:.1f}": pair[0],
             f"{group.name}, score {group.score[row]:.1f}": pair[1],
-            f"difference, {DIFFERENCE} times": _difference(*pair),
         }
         word = "flagged" if flagged else "not flagged"
         label = int(group.shard.labels[row])
-        parts.append(
-            '<figure style="display:inline-block;margin:.8rem 1.6rem .8rem 0">'
-            '<div style="display:flex;gap:.4rem">'
-            + "".join(_picture(name, image) for name, image in pictures.items())
-            + f"</div><figcaption>{escape(group.name)}: class {label} read as {answer}, {word} at "
-            f"{escape(rate)}</figcaption></figure>"
-        )
+        text = f"{group.name}: class {label} read as {answer}, {word} at {rate}"
+        parts.append(before_and_after(pictures, text))
     return "".join(parts)
+
+
+def before_and_after(pictures: Mapping[str, Images], text: str) -> str:
+    """Return two named images, uint8 (H, W, C), side by side with what was changed."""
+    before, after = pictures.values()
+    shown = {**pictures, f"difference, {DIFFERENCE} times": _difference(before, after)}
+    return (
+        '<figure style="display:inline-block;margin:.8rem 1.6rem .8rem 0">'
+        '<div style="display:flex;gap:.4rem">'
+        + "".join(_picture(name, image) for name, image in shown.items())
+        + f"</div><figcaption>{escape(text)}</figcaption></figure>"
+    )
 
 
 def _difference(before: Images, after: Images) -> Images:

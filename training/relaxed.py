@@ -18,7 +18,6 @@ from detector.artifact import GuardArtifact
 from detector.compile import FEATURES, SCORE, compile_guard
 from detector.images import Images
 from detector.model import OUTPUT_PREFIX, Production
-from training.errors import TwinError
 from training.onnx_torch import OnnxModule
 from training.onnx_torch.layers import LAYERS
 from training.onnx_torch.node import Node, Operator

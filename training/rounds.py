@@ -18,7 +18,8 @@ from detector.head import Head
 from detector.model import Production, load_production
 from detector.runtime import Reader
 from training.attacks import Victim
-from training.aware import Aware, Orthogonal, Selective
+from training.aware import Aware
+from training.aware_attacks import Orthogonal, Selective
 from training.case import predict
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError

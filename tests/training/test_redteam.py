@@ -1,7 +1,8 @@
 """The red team: its guard is the real one, its images keep every promise, its figures are true."""
 
 import json
-import shutil
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,23 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from detector.artifact import GuardArtifact, read_guard
+from detector.artifact import GuardArtifact
 from detector.model import load_production
 from detector.runtime import Guard
 from training.attacks import Victim
-from training.aware import (
-    Aware,
-    Bank,
-    CombinedLogit,
-    Lagrangian,
-    Mimicry,
-    Orthogonal,
-    ScoreSearch,
-    Selective,
-)
+from training.aware import Aware
+from training.aware_attacks import Bank, CombinedLogit, Lagrangian, Mimicry, Orthogonal, Selective
+from training.convergence import checks
 from training.data import Dataset, load_data
 from training.errors import AttackError, DataError
 from training.holdout import unseen_rows
 from training.pipeline import FitSettings, work_folder
-from training.redteam import print_red_team, publish, redteam
+from training.red_text import print_red_team
+from training.redteam import Effort, redteam
 from training.relaxed import RelaxedGuard
 from training.twin import to_pixels
 
+EFFORT = Effort(steps=6, restarts=2, queries=20, ladder_steps=6)
 KINDS = (Selective, Orthogonal, CombinedLogit, Lagrangian, Mimicry)
 
 
@@ -129,20 +125,6 @@ def test_more_budget_and_no_bound_get_through(
     assert shares[2] >= 0.95
 
 
-def test_the_search_counts_its_questions(
-    digits: Dataset, guard: Guard, digits_victim: Victim
-) -> None:
-    """The black box asks no more than allowed and rests once it evades."""
-    attack = ScoreSearch(guard=guard, threshold=guard.threshold, size=64.0, most_queries=40)
-    found = attack(digits.images[:10], digits.labels[:10], digits_victim, seed=0)
-    assert found.queries is not None
-    assert found.queries.max() <= 40
-    verdicts = guard.inspect(found.images)
-    evades = found.success & (verdicts.score <= guard.threshold)
-    assert (found.queries[~evades] == 40).all()
-    assert found.linf.max() <= 64
-
-
 def test_wrong_settings_are_refused(relaxed: RelaxedGuard) -> None:
     """No steps, no budget and other norms are errors that say so."""
     with pytest.raises(AttackError, match="positive steps and restarts, got 0 and 1"):
@@ -172,20 +154,22 @@ def card(
     fitted: GuardArtifact, fit_settings: FitSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("red")
-    found = redteam(
-        fit_settings.model,
-        fitted.path,
-        fit_settings.data,
-        out,
-        budgets=(32.0, 64.0),
-        steps=6,
-        restarts=1,
-        queries=20,
-        limit=12,
-        ladders={"linf": (16.0, 255.0), "l2": (1.0, 4.0)},
-        threads=1,
-    )
-    return found, out
+    return red_team(fitted, fit_settings, out), out
+
+
+def red_team(
+    fitted: GuardArtifact, fit_settings: FitSettings, out: Path, **changes: Any
+) -> dict[str, Any]:
+    """Return the card of a small red team."""
+    settings: dict[str, Any] = {
+        "budgets": (32.0, 64.0),
+        "effort": EFFORT,
+        "limit": 12,
+        "ladders": {"linf": (16.0, 255.0), "l2": (1.0, 4.0)},
+        "threads": 1,
+    }
+    asked = settings | changes
+    return redteam(fit_settings.model, fitted.path, fit_settings.data, out, **asked)
 
 
 def test_figures_are_those_of_the_saved_images(
@@ -217,19 +201,81 @@ def test_larger_budgets_evade_at_least_as_often(card: tuple[dict[str, Any], Path
             assert values == sorted(values)
 
 
-def test_publishing_changes_the_manifest_only(
-    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, tmp_path: Path
+def test_the_page_tells_it_all(card: tuple[dict[str, Any], Path]) -> None:
+    """One self-contained page with every attack, curves by budget and what evaded."""
+    page = (card[1] / "red_team.html").read_text()
+    for word in ("selective", "mimicry", "score-search", "best per image", "bare model"):
+        assert word in page
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_restarts_made_one_at_a_time_are_the_same(
+    digits: Dataset, relaxed: RelaxedGuard, digits_victim: Victim
 ) -> None:
-    """The figures go into the manifest; head, golden and reports stay; others' are refused."""
-    folder = tmp_path / "guard"
-    shutil.copytree(fitted.path, folder)
-    before = read_guard(folder)
-    after = publish(folder, card[0])
-    assert after.manifest.metrics["red_team"] == card[0]["summary"]
-    assert after.digest != before.digest
-    for name in ("report.json", "report.html"):
-        assert (folder / name).read_bytes() == (fitted.path / name).read_bytes()
-    for name, value in before.head.to_arrays().items():
-        assert_array_equal(value, after.head.to_arrays()[name])
-    with pytest.raises(DataError, match="got another guard's"):
-        publish(folder, card[0])
+    """The second of two restarts is what one restart from the second on is."""
+    images, labels = digits.images[:8], digits.labels[:8]
+    never: dict[str, Any] = {"threshold": -1e9, "size": 24.0}  # so that no image rests
+    both = attack_of(Selective, relaxed, digits, restarts=2, **never)
+    second = attack_of(Selective, relaxed, digits, first=1, **never)
+    first = attack_of(Selective, relaxed, digits, **never)
+    found = [attack(images, labels, digits_victim, seed=3) for attack in (both, first, second)]
+    joined, *single = (result.images for result in found)
+    same = [(joined == one).all(axis=(1, 2, 3)) for one in single]
+    assert (same[0] | same[1]).all()
+    assert same[1].any()
+
+
+def test_a_stopped_red_team_goes_on(
+    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: FitSettings
+) -> None:
+    """Nothing is tried twice: with one try lost, that one is made again and the rest is read."""
+    found, out = card
+    files = sorted((out / "work").glob("*/*.npz"))
+    before = {file: file.stat().st_mtime_ns for file in files}
+    files[0].unlink()
+    again = red_team(fitted, fit_settings, out)
+    after = {file: file.stat().st_mtime_ns for file in (out / "work").glob("*/*.npz")}
+    assert after.keys() == before.keys()
+    assert [file for file in files if after[file] != before[file]] == files[:1]
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+
+
+def test_tries_at_another_guard_are_not_taken_for_this_ones(
+    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: FitSettings
+) -> None:
+    """A folder of tries belongs to one guard, its images and one seed."""
+    with pytest.raises(DataError, match="holds work of another images and seed"):
+        red_team(fitted, fit_settings, card[1], seed=5)
+
+
+def test_sparing_those_that_evaded_changes_no_evasion(
+    card: tuple[dict[str, Any], Path],
+    fitted: GuardArtifact,
+    fit_settings: FitSettings,
+    tmp_path: Path,
+) -> None:
+    """Later attacks try what is left, and at the strictest rate as many evade in the end."""
+    effort = replace(EFFORT, everyone=False)
+    spared = red_team(fitted, fit_settings, tmp_path, effort=effort, ladders={})
+    strictest = min(spared["thresholds"], key=spared["thresholds"].get)
+    for size, rows in spared["budgets"].items():
+        best = card[0]["budgets"][size]["best per image"]["evaded"][strictest]
+        assert rows["best per image"]["evaded"][strictest] == best
+        tried = [row["images"] for row in rows.values() if "images" in row]
+        assert tried[0] == 12
+        assert tried == sorted(tried, reverse=True)
+        assert tried[-1] < 12
+
+
+def test_signs_of_a_blinded_attack_are_seen(card: tuple[dict[str, Any], Path]) -> None:
+    """Gradients worse than questions, or a guard that holds without a bound, is a bug."""
+    found = deepcopy(card[0])
+    rate = max(found["thresholds"], key=float)
+    assert all(checks(found).values())
+    found["ladders"]["linf"][rate]["255"]["value"] = 0.5
+    rows = found["budgets"]["64"]
+    rows["score-search"]["evaded"][rate]["value"] = 1.0
+    rows["best per image"]["evaded"][rate]["value"] = 0.0
+    assert sum(not held for held in checks(found).values()) == 3

@@ -1,0 +1,54 @@
+"""The red team's figures as tables on a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_red_team"]
+
+
+def print_red_team(card: Mapping[str, Any]) -> None:
+    """Print the figures as tables."""
+    console = Console()
+    settings = ", ".join(f"{key} {value}" for key, value in card["settings"].items())
+    console.print(f"{card['images']} unseen images; {card['threat_model']}; {settings}")
+    rates = list(card["thresholds"])
+    heads = ("misclassified", *(f"evaded at {r}" for r in rates), "after restarts", "queries")
+    table = Table("budget / 255", "attack", "images", *heads)
+    for size, rows in card["budgets"].items():
+        for name, row in rows.items():
+            tried = str(row.get("images", card["images"]))
+            if "evaded" not in row:
+                table.add_row(size, name, tried)
+                continue
+            cells = [_text(row["misclassified"]), *(_text(row["evaded"][r]) for r in rates)]
+            after = " ".join(f"{share:.2f}" for share in row.get("evaded_after_restarts", ()))
+            asked = f"{row['mean_queries']:.0f}" if "mean_queries" in row else ""
+            last = name == "best per image"
+            table.add_row(size, name, tried, *cells, after, asked, end_section=last)
+    console.print(table)
+    _print_convergence(console, card, rates)
+
+
+def _print_convergence(console: Console, card: Mapping[str, Any], rates: list[str]) -> None:
+    steps = card["steps"]
+    table = Table(f"steps at {steps['budget']:g}/255, {steps['attack']}", *rates)
+    for count, entry in steps["evaded"].items():
+        table.add_row(count, *(_text(entry[rate]) for rate in rates))
+    console.print(table)
+    console.print("share of images with an evasion within a budget, by rate, and of the bare model")
+    for norm, shares in card["ladders"].items():
+        climbed = Table(f"{norm} budget", *shares)
+        for size in next(iter(shares.values())):
+            climbed.add_row(size, *(f"{column[size]['value']:.3f}" for column in shares.values()))
+        console.print(climbed)
+        medians = card["median_budget"][norm].items()
+        console.print(f"median {norm} budget: " + ", ".join(f"{k} {v}" for k, v in medians))
+    for check, held in card["checks"].items():
+        console.print(f"{'yes' if held else 'NO '} {check}")
+
+
+def _text(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
