@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from service.errors import NotReadyError, OverloadedError, RequestError
 from service.metrics import MethodMetrics, Metrics
+from service.payload import Fields, lift
 from service.security import ANYBODY, Caller, Scope, Tokens
 from service.status import INTERNAL, Status, status_of
 
@@ -122,18 +123,21 @@ class Edge:
         self,
         path: tuple[str, str],
         request_class: type[Request],
-        method: Callable[[Call, Request], Awaitable[Message | bytes]],
+        method: Callable[..., Awaitable[Message | bytes]],
         *,
         scope: Scope | None = Scope.INFER,
+        large: Fields | None = None,
     ) -> grpc.RpcMethodHandler:
         """Return the handler of one request, one answer.
 
         Args:
             path: service and method.
             request_class: what the bytes hold.
-            method: answers, with a message or with one serialised; whatever it raises goes
-                through the table in `status`.
+            method: answers call and request, with a message or with one serialised; whatever it
+                raises goes through the table in `status`.
             scope: what the caller's token must allow; None leaves the method open to all.
+            large: where the request's payload is; the method gets it as a third argument, None
+                where it stays in the request.
         """
         counts = self._metrics.rpc.method("unary", *path)
 
@@ -149,7 +153,7 @@ class Edge:
                 self._enter()
                 try:
                     call = self.call(context, scope)
-                    answer = await method(call, parse(request_class, data))
+                    answer = await method(call, *_parts(request_class, data, large))
                     encoded = answer if isinstance(answer, bytes) else answer.SerializeToString()
                     counts.sent.inc()
                     outcome.code = grpc.StatusCode.OK
@@ -169,10 +173,11 @@ class Edge:
         self,
         path: tuple[str, str],
         request_class: type[Request],
-        method: Callable[[Call, Request], Awaitable[Message]],
+        method: Callable[..., Awaitable[Message]],
         failed: Callable[[Request, Status], Message],
         *,
         scope: Scope = Scope.INFER,
+        large: Fields | None = None,
         window: int = 8,
     ) -> grpc.RpcMethodHandler:
         """Return the handler of a stream of requests, each answered in order.
@@ -183,6 +188,7 @@ class Edge:
             method: answers one message.
             failed: makes the answer to a message that failed, so that its neighbours go on.
             scope: looked at again for each message: a revoked token ends the stream.
+            large: as `unary` has it.
             window: most messages of one stream being handled; reading stops beyond it.
         """
         counts = self._metrics.rpc.method("bidi_stream", *path)
@@ -191,8 +197,8 @@ class Edge:
             request = request_class()
             try:
                 with self.admitted():
-                    request = parse(request_class, data)
-                    message = await method(self.call(context, scope), request)
+                    request, *payload = _parts(request_class, data, large)
+                    message = await method(self.call(context, scope), request, *payload)
             except Exception as error:
                 status = _log_unexpected(status_of(error), error)
                 if status.code in {
@@ -312,6 +318,14 @@ def parse(request_class: type[Request], data: bytes) -> Request:
     except DecodeError as error:
         name = request_class.DESCRIPTOR.full_name
         raise RequestError(f"expected a {name} message, got bytes that are none") from error
+
+
+def _parts(request_class: type[Request], data: bytes, large: Fields | None) -> tuple[Any, ...]:
+    """Return the message, and its payload where it has one that is looked for."""
+    if large is None:
+        return (parse(request_class, data),)
+    rest, payload = lift(data, large)
+    return parse(request_class, rest), payload
 
 
 def _log_unexpected(status: Status, error: Exception) -> Status:

@@ -14,7 +14,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,12 +37,20 @@ from service.models import VERSION, Model, Repository
 from service.pb import open_inference as pb
 from service.policy import Detail, Rules, View
 from service.security import Scope
-from service.wire import check_shape, datatype_of, read_bytes_elements, read_tensor, write_tensor
+from service.wire import (
+    Data,
+    check_shape,
+    datatype_of,
+    read_bytes_elements,
+    read_tensor,
+    write_tensor,
+)
 
 __all__ = ["SERVICE", "OpenInferenceServicer", "RepositoryControl"]
 
 SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnx_onnxv1"
+_LARGE = {pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER: None}
 _MAX_INPUTS = 64
 _FRAMES = 256  # kinds of answer whose beginning is kept
 _TYPED = {
@@ -122,7 +130,13 @@ class OpenInferenceServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                name: edge.unary((SERVICE, name), request, method, scope=scope)
+                name: edge.unary(
+                    (SERVICE, name),
+                    request,
+                    method,
+                    scope=scope,
+                    large=_LARGE if name == "ModelInfer" else None,
+                )
                 for name, request, method, scope in rows
             },
         )
@@ -234,13 +248,16 @@ class OpenInferenceServicer:
     def _extras(call: Call, rules: Rules) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         return _EXTRAS[rules.detail(privileged=call.caller.may(Scope.PRIVILEGED))]
 
-    async def _infer(self, call: Call, request: pb.ModelInferRequest) -> bytes:
+    async def _infer(
+        self, call: Call, request: pb.ModelInferRequest, payload: memoryview | None = None
+    ) -> bytes:
         model = self._model(request.model_name, request.model_version)
         guard = model.version.guard
         rules = self._rules(request.parameters)
         production = [info.name for info in guard.production_outputs]
         wanted = self._wanted(call, request.outputs, production, rules)
-        given = _read_input(request, guard.spec.name, datatype_of(guard.spec.dtype))
+        raw = request.raw_input_contents if payload is None else [payload]
+        given = _read_input(request, raw, guard.spec.name, datatype_of(guard.spec.dtype))
         inspection = await self._inspector.inspect(
             model, _sooner(call, request.parameters), given, rules=rules
         )
@@ -304,7 +321,9 @@ def _sooner(call: Call, parameters: Mapping[str, Any]) -> Call:
     return dataclasses.replace(call, deadline=min(ends, call.deadline or math.inf))
 
 
-def _read_input(request: pb.ModelInferRequest, name: str, datatype: str) -> Input:
+def _read_input(
+    request: pb.ModelInferRequest, raw: Sequence[Data], name: str, datatype: str
+) -> Input:
     names = [tensor.name for tensor in request.inputs[:_MAX_INPUTS]]
     if len(names) > 1 and len(set(names)) < len(names):
         raise RequestError("the same input is given twice")
@@ -312,7 +331,6 @@ def _read_input(request: pb.ModelInferRequest, name: str, datatype: str) -> Inpu
         got = ", ".join(repr(other[:64]) for other in names[:4]) or "none"
         raise RequestError(f"expected one input named {name!r}, got {got}")
     (tensor,) = request.inputs
-    raw = request.raw_input_contents
     typed = tensor.HasField("contents") and tensor.contents.ByteSize() > 0
     _refuse(tensor.parameters, f"input {name!r}")
     if raw and typed:
@@ -341,7 +359,7 @@ def _read_input(request: pb.ModelInferRequest, name: str, datatype: str) -> Inpu
     return TensorArray(array) if tensor.datatype == datatype else PixelArray(array)
 
 
-def _elements(tensor: Any, raw: Any, *, name: str, count: int) -> list[bytes]:
+def _elements(tensor: Any, raw: Sequence[Data], *, name: str, count: int) -> list[bytes]:
     if raw:
         return read_bytes_elements(raw[0], name=name, count=count)
     elements = list(tensor.contents.bytes_contents)

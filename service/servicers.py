@@ -24,6 +24,10 @@ from service.wire import datatype_of, read_tensor, write_tensor
 __all__ = ["SERVICE", "GuardServicer"]
 
 SERVICE = "reluguard.v1.Guard"
+_LARGE = {
+    pb.InspectRequest.TENSOR_FIELD_NUMBER: pb.Tensor.DATA_FIELD_NUMBER,
+    pb.InspectRequest.PIXELS_FIELD_NUMBER: pb.Pixels.DATA_FIELD_NUMBER,
+}
 
 
 class GuardServicer:
@@ -38,9 +42,15 @@ class GuardServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Inspect": edge.unary((SERVICE, "Inspect"), pb.InspectRequest, self.inspect),
+                "Inspect": edge.unary(
+                    (SERVICE, "Inspect"), pb.InspectRequest, self.inspect, large=_LARGE
+                ),
                 "InspectStream": edge.stream(
-                    (SERVICE, "InspectStream"), pb.InspectRequest, self._streamed, _failed
+                    (SERVICE, "InspectStream"),
+                    pb.InspectRequest,
+                    self._streamed,
+                    _failed,
+                    large=_LARGE,
                 ),
                 "Describe": edge.unary((SERVICE, "Describe"), pb.DescribeRequest, self.describe),
                 "Feedback": edge.unary(
@@ -49,19 +59,24 @@ class GuardServicer:
             },
         )
 
-    async def inspect(self, call: Call, request: pb.InspectRequest) -> pb.InspectResponse:
-        """Answer one batch."""
+    async def inspect(
+        self, call: Call, request: pb.InspectRequest, payload: memoryview | None = None
+    ) -> pb.InspectResponse:
+        """Answer one batch, whose data may lie beside the request."""
         model = self._repository.get(request.model)
         wanted = _wanted(request, model)
-        given = _read_input(request)
+        given = _read_input(request, payload)
         inspection = await self._inspector.inspect(model, call, given)
         started = time.perf_counter()
         response = _response(request, model, inspection, wanted)
         model.metrics.stage("encode", time.perf_counter() - started)
         return response
 
-    async def _streamed(self, call: Call, request: pb.InspectRequest) -> pb.InspectStreamResponse:
-        return pb.InspectStreamResponse(response=await self.inspect(call, request), id=request.id)
+    async def _streamed(
+        self, call: Call, request: pb.InspectRequest, payload: memoryview | None = None
+    ) -> pb.InspectStreamResponse:
+        response = await self.inspect(call, request, payload)
+        return pb.InspectStreamResponse(response=response, id=request.id)
 
     async def describe(self, call: Call, request: pb.DescribeRequest) -> pb.DescribeResponse:
         """Answer what is served."""
@@ -131,17 +146,19 @@ def _wanted(request: pb.InspectRequest, model: Model) -> list[str]:
     return list(dict.fromkeys(request.outputs))
 
 
-def _read_input(request: pb.InspectRequest) -> Input:
+def _read_input(request: pb.InspectRequest, payload: memoryview | None) -> Input:
     which = request.WhichOneof("input")
     if which == "tensor":
         tensor = request.tensor
         name = tensor.name[:64] or "tensor"
-        array = read_tensor(tensor.data, name=name, datatype=tensor.datatype, shape=tensor.shape)
+        data = tensor.data if payload is None else payload
+        array = read_tensor(data, name=name, datatype=tensor.datatype, shape=tensor.shape)
         return TensorArray(array)
     if which == "pixels":
         pixels = request.pixels
         shape = (pixels.count, pixels.height, pixels.width, pixels.channels)
-        return PixelArray(read_tensor(pixels.data, name="pixels", datatype="UINT8", shape=shape))
+        data = pixels.data if payload is None else payload
+        return PixelArray(read_tensor(data, name="pixels", datatype="UINT8", shape=shape))
     if which == "encoded":
         return Encoded(request.encoded.images)
     raise RequestError("expected one of tensor, pixels or encoded images, got none")

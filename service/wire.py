@@ -15,12 +15,15 @@ from service.errors import RequestError
 
 __all__ = [
     "DATATYPES",
+    "Data",
     "check_shape",
     "datatype_of",
     "read_bytes_elements",
     "read_tensor",
     "write_tensor",
 ]
+
+Data = bytes | memoryview
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -66,7 +69,7 @@ def check_shape(shape: Sequence[int], *, name: str) -> int:
     return math.prod(shape)
 
 
-def read_tensor(data: bytes, *, name: str, datatype: str, shape: Sequence[int]) -> NDArray[Any]:
+def read_tensor(data: Data, *, name: str, datatype: str, shape: Sequence[int]) -> NDArray[Any]:
     """Return the array these bytes hold, without copying them.
 
     Args:
@@ -96,7 +99,7 @@ def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.empty(capped, dtype)
 
 
-def read_bytes_elements(data: bytes, *, name: str, count: int) -> list[bytes]:
+def read_bytes_elements(data: Data, *, name: str, count: int) -> list[bytes]:
     """Return the elements of a raw BYTES tensor: each a uint32 length and that many bytes.
 
     Raises:
@@ -116,7 +119,7 @@ def read_bytes_elements(data: bytes, *, name: str, count: int) -> list[bytes]:
                 f"byte size mismatch for {name!r}: element {len(elements)} claims {length} bytes,"
                 f" got {max(0, len(data) - end)}"
             )
-        elements.append(data[end : end + length])
+        elements.append(bytes(data[end : end + length]))
         start = end + length
     if start != len(data):
         raise RequestError(
