@@ -42,11 +42,12 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class Answer:
-    """Verdicts on one request, and how long it waited and ran."""
+    """Verdicts on one request, how long it waited and ran, and how many images that run had."""
 
     verdicts: Verdicts
     queue_s: float
     model_s: float
+    run_rows: int
 
 
 @dataclass(slots=True, eq=False)
@@ -161,6 +162,7 @@ class Batcher:
             join([answer.verdicts for answer in answers]),
             answers[0].queue_s,
             sum(answer.model_s for answer in answers),
+            sum(answer.run_rows for answer in answers),
         )
 
     async def _answered(self, item: _Item) -> Answer:
@@ -345,7 +347,7 @@ class Batcher:
         if not item.future.done():
             queue_s = run.started - item.since
             self.metrics.stage("queue", queue_s)
-            item.future.set_result(Answer(verdicts, queue_s, run.took))
+            item.future.set_result(Answer(verdicts, queue_s, run.took, run.rows))
 
     def _learn(self, row_s: float) -> None:
         self._row_s = (

@@ -19,6 +19,7 @@ from service.metrics import MethodMetrics, Metrics
 from service.payload import Fields, lift
 from service.security import ANYBODY, Caller, Scope, Tokens
 from service.status import INTERNAL, Status, status_of
+from service.tracing import Handler, Tracing
 
 __all__ = ["Call", "Edge", "request_id"]
 
@@ -53,10 +54,18 @@ class Edge:
         idle: set while no call is being handled.
     """
 
-    def __init__(self, *, metrics: Metrics, tokens: Tokens | None, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        tokens: Tokens | None,
+        max_in_flight: int,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._metrics = metrics
         self._tokens = tokens
         self._max_in_flight = max_in_flight
+        self._tracing = tracing
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
         self.stopping = asyncio.Event()
@@ -167,7 +176,7 @@ class Edge:
                 await outcome.tell(context)
             return encoded
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return grpc.unary_unary_rpc_method_handler(self._traced(path, handle))
 
     def stream(
         self,
@@ -216,7 +225,10 @@ class Edge:
                 await self._pump(context, counts, answer, window)
             await outcome.tell(context)
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(self._traced(path, handle))
+
+    def _traced(self, path: tuple[str, str], handle: Handler) -> Handler:
+        return handle if self._tracing is None else self._tracing.rpc(path, handle)
 
     async def _pump(
         self,

@@ -20,6 +20,7 @@ from service.errors import RequestError
 from service.models import Model, Version
 from service.policy import Rules, View
 from service.security import Scope
+from service.tracing import Tracing
 
 __all__ = ["Encoded", "Inspection", "Inspector", "Limits", "PixelArray", "TensorArray"]
 
@@ -129,12 +130,14 @@ class Inspector:
         limits: of one request.
         rules: the server's policy.
         capture: what keeps a sample of the traffic; None for nothing.
+        tracing: what writes spans; None for nothing.
     """
 
     decoder: Executor
     limits: Limits
     rules: Rules
     capture: Capture | None = None
+    tracing: Tracing | None = None
 
     async def inspect(
         self, model: Model, call: Call, given: Input, *, rules: Rules | None = None
@@ -157,7 +160,12 @@ class Inspector:
         tensor, raw = await self._tensor(given, version.guard.spec)
         decode_s = time.perf_counter() - started
         model.metrics.stage("decode", decode_s)
+        asked = time.time_ns()
         answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
+        if self.tracing is not None:
+            self.tracing.inspected(
+                decode_s=decode_s, asked=asked, model=model.name, rows=given.rows, timing=answer
+            )
         if version.shadow is not None:
             version.shadow.add(answer.verdicts)
         if self.capture is not None:

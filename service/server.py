@@ -45,6 +45,7 @@ from service.security import Certificates, Tokens
 from service.settings import Settings
 from service.slots import Slots
 from service.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
+from service.tracing import Tracing, open_tracing
 from service.web import WebServer
 
 __all__ = ["Running", "Server", "on_loop", "running", "serve"]
@@ -67,8 +68,10 @@ class Server:
         *,
         guard: Guard | None = None,
         registry: CollectorRegistry | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
+        self._tracing = tracing
         self.metrics = Metrics(registry or CollectorRegistry())
         self._given = guard
         self._drift: dict[str, Drift] = {}
@@ -112,8 +115,17 @@ class Server:
         self._slots = Slots(settings.workers)
         tokens = None if settings.tokens is None else Tokens(settings.tokens)
         credentials = _certificates(settings)
+        if self._tracing is None:
+            self._tracing = open_tracing(settings.tracing)
+        if self._tracing is not None:
+            self._stack.callback(self._tracing.close)
         self.repository = Repository(await self._models())
-        self._edge = Edge(metrics=self.metrics, tokens=tokens, max_in_flight=settings.max_in_flight)
+        self._edge = Edge(
+            metrics=self.metrics,
+            tokens=tokens,
+            max_in_flight=settings.max_in_flight,
+            tracing=self._tracing,
+        )
         self._health = Health([*_SERVICES, *(model.name for model in self.repository)])
         limits = self._limits()
         inspector = Inspector(
@@ -125,6 +137,7 @@ class Server:
                 likelihood_step=settings.likelihood_step,
             ),
             capture=self._capture(),
+            tracing=self._tracing,
         )
         self._grpc = grpc.aio.server(options=_options(settings, limits))
         self._stack.push_async_callback(self._grpc.stop, None)

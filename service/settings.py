@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from detector.errors import SettingsError
 
-__all__ = ["PREFIX", "FailMode", "Policy", "Settings"]
+__all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode"]
 
 PREFIX = "RELUGUARD_"
 Policy = Literal["annotate", "reject", "shadow"]
 FailMode = Literal["open", "closed"]
+TracingMode = Literal["none", "console", "otlp"]
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -69,6 +70,8 @@ class Settings:
         drain_s: longest wait for calls in flight at shutdown.
         reflection: serve gRPC reflection.
         log_level: DEBUG, INFO, WARNING or ERROR.
+        tracing: OpenTelemetry spans of each request, `otlp` to where OTEL_EXPORTER_OTLP_ENDPOINT
+            says or `console`; needs the extra `reluguard[otel]`.
         capture: folder that a sample of the traffic is kept in, for labels, retraining and drift.
         capture_share: share kept of what looks clean; above the threshold everything is.
         capture_images: keep raw input too: pixels, decoded files or the caller's own tensors.
@@ -115,6 +118,7 @@ class Settings:
     drain_s: float = 20.0
     reflection: bool = False
     log_level: str = "INFO"
+    tracing: TracingMode = "none"
     capture: Path | None = None
     capture_share: float = 0.01
     capture_images: bool = False
@@ -170,6 +174,7 @@ class Settings:
         for name, allowed in (
             ("policy", get_args(Policy)),
             ("fail", get_args(FailMode)),
+            ("tracing", get_args(TracingMode)),
             ("log_level", ("DEBUG", "INFO", "WARNING", "ERROR")),
         ):
             if getattr(self, name) not in allowed:
