@@ -1,220 +1,229 @@
-"""How fast the server answers, and how it refuses.
+"""How fast the server is, beside the bare ONNX Runtime loop that it cannot beat.
 
-    python benchmarks/serve_load.py --model M.onnx --guard G [--seconds 5] [--json OUT]
+    python -m benchmarks.serve_load [--network resnet20 --network resnet50] [--json OUT]
+    python -m benchmarks.serve_load --model M.onnx --guard G
 
-Three parts, on this machine's cores, the callers in a process of their own:
+The server, with one ONNX Runtime thread, and the bare loop over the same guarded graph have one
+core, the callers another. Per round and network: the bare loop at batches of 1, 8 and 32; closed
+loops of 1, 8 and 64 callers with one image each, by the Open Inference Protocol and by our own
+Inspect; then an open loop at 80 % of what the closed loops reached, calls at random moments
+(Poisson), latency counted from when a call was due. Figures are medians over rounds with the least
+and largest; ratios and differences are taken within a round.
 
-- closed loop: 1, 8 and 64 callers with one image each, 4 callers with 32 each; images/s, p50, p99;
-- the same work done by a bare ONNX Runtime loop in this process, plain model and guarded model;
-- overload: an open loop at ten times the measured capacity; latency of the accepted calls against
-  the unloaded one, how fast the others are refused, and how soon a call is answered afterwards.
-
-Latencies of the open loop count from when a call was due, not from when it was sent, so a stalled
-caller hides nothing.
+Overload, refusals and recovery are `python -m benchmarks.faults overload`.
 """
 
 import argparse
-import asyncio
 import json
 import os
-import subprocess
+import statistics
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
-import onnxruntime as ort
-
-from detector.images import InputSpec
-from detector.runtime import Guard
-from service.client import Client
-from service.pb import reluguard_v1 as pb
+from benchmarks.calls import bare, export, inspect_request, open_inference_request, tensor_of
+from benchmarks.load import Load, measure
+from benchmarks.networks import NETWORKS, Network, make
+from benchmarks.peers.servers import INFER, OUTPUTS, Served, start
 
 Report = dict[str, Any]
-_MAIN = (
-    "import sys\nfrom service.server import serve\nfrom service.settings import Settings\n"
-    "sys.exit(serve(Settings.from_env(), ready=lambda s: print(s.address, flush=True)))"
-)
+_BATCHES = (1, 8, 32)
+_SECONDS = {"resnet50": 10.0}  # what takes 40 ms per image needs longer
+_LOAD = 0.8
+_METHODS = {"open inference": INFER, "inspect": "/reluguard.v1.Guard/Inspect"}
 
 
-@contextmanager
-def served(model: Path, guard: Path, **settings: str) -> Iterator[tuple[str, int]]:
-    """Run a server process; give its address and process id."""
-    named = {"MODEL": str(model), "GUARD": str(guard), "PORT": "0", "METRICS_PORT": "none",
-             "THREADS": "1", "LOG_LEVEL": "WARNING"} | settings  # fmt: skip
-    environ = os.environ | {f"RELUGUARD_{name}": value for name, value in named.items()}
-    command = [sys.executable, "-c", _MAIN]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().strip(), server.pid
-        finally:
-            server.terminate()
-            server.wait()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What a figure should be: at least or at most a limit."""
+
+    what: str
+    limit: float
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        """Return whether this value reaches it."""
+        return value >= self.limit if self.at_least else value <= self.limit
 
 
-def request_of(spec: InputSpec, rows: int) -> bytes:
-    """Return one serialised request of random pixels."""
-    shape = (rows, spec.height, spec.width, spec.channels)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    n, h, w, c = shape
-    pixels = pb.Pixels(count=n, height=h, width=w, channels=c, data=images.tobytes())
-    return pb.InspectRequest(pixels=pixels).SerializeToString()
+GOALS = {
+    "throughput_ratio": Goal(what="throughput / bare", limit=0.9, at_least=True),
+    "added_p50_ms": Goal(what="p50 added to one small call, ms", limit=1.0),
+    "loaded_p99_over_p50": Goal(what="p99 / p50 at 80 % load", limit=3.0),
+}
 
 
-def spread(latencies: list[float]) -> Report:
-    """Return p50 and p99 in milliseconds."""
-    if not latencies:
-        return {"p50_ms": None, "p99_ms": None}
-    p50, p99 = np.percentile(latencies, [50, 99]) * 1000
-    return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
-
-
-async def closed_loop(address: str, callers: int, data: bytes, rows: int, seconds: float) -> Report:
-    """Return what so many callers get, each asking again as soon as it is answered."""
-    latencies: list[float] = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        ask = channel.unary_unary("/reluguard.v1.Guard/Inspect", None, None)
-        await ask(data)
-        end = time.perf_counter() + seconds
-
-        async def caller() -> None:
-            while (started := time.perf_counter()) < end:
-                await ask(data)
-                latencies.append(time.perf_counter() - started)
-
-        started = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(callers)))
-        took = time.perf_counter() - started
-    return {
-        "callers": callers,
-        "rows": rows,
-        "images_per_s": round(len(latencies) * rows / took),
-        **spread(latencies),
-    }
-
-
-async def open_loop(address: str, rate: float, data: bytes, seconds: float) -> Report:
-    """Return what happens at this rate, whatever the server can take."""
-    accepted: list[float] = []
-    refused: list[float] = []
-    odd: dict[str, int] = {}
-    async with grpc.aio.insecure_channel(address) as channel:
-        ask = channel.unary_unary("/reluguard.v1.Guard/Inspect", None, None)
-        await ask(data)
-
-        async def call(due: float) -> None:
-            sent = time.perf_counter()
-            try:
-                await ask(data, timeout=10)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    refused.append(time.perf_counter() - sent)
-                else:
-                    odd[error.code().name] = odd.get(error.code().name, 0) + 1
-            else:
-                accepted.append(time.perf_counter() - due)
-
-        tasks = []
-        start = time.perf_counter()
-        for i in range(int(rate * seconds)):
-            due = start + i / rate
-            if due > time.perf_counter():
-                await asyncio.sleep(due - time.perf_counter())
-            tasks.append(asyncio.create_task(call(due)))
-        sent_in = time.perf_counter() - start
-        await asyncio.gather(*tasks)
-        ended = time.perf_counter()
-        await ask(data, timeout=10)
-        recovery = time.perf_counter() - ended
-    return {
-        "asked_per_s": round(len(tasks) / sent_in),
-        "accepted": len(accepted),
-        "refused": len(refused),
-        "other": odd,
-        "accepted_latency": spread(accepted),
-        "refusal_latency": spread(refused),
-        "first_answer_afterwards_ms": round(recovery * 1000, 2),
-    }
-
-
-def bare(model: Path, guard: Guard, rows: int, seconds: float) -> Report:
-    """Return images/s of `session.run` alone, plain and guarded."""
-    shape = (rows, *guard.spec.tensor_shape)
-    tensor = np.random.default_rng(0).random(shape, np.float32).astype(guard.spec.dtype)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    plain = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    report: Report = {"rows": rows}
-    for name, run in (
-        ("plain", lambda: plain.run(None, {guard.spec.name: tensor})),
-        ("guarded", lambda: guard.run(tensor)),
-    ):
-        run()
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() < start + seconds:
-            run()
-            count += 1
-        report[f"{name}_images_per_s"] = round(count * rows / (time.perf_counter() - start))
-    return report
-
-
-def client_process(*arguments: object) -> Report:
-    """Run one of the loops in a process of its own, as callers do."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--as-client", json.dumps([str(a) for a in arguments])],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    report: Report = json.loads(done.stdout)
-    return report
-
-
-def _as_client(kind: str, address: str, number: str, spec: str, rows: str, seconds: str) -> Report:
-    data = request_of(InputSpec.from_json(json.loads(spec)), int(rows))
-    if kind == "closed":
-        return asyncio.run(closed_loop(address, int(number), data, int(rows), float(seconds)))
-    return asyncio.run(open_loop(address, float(number), data, float(seconds)))
-
-
-def main() -> None:
-    """Run all three parts and print the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--guard", type=Path)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--as-client", help=argparse.SUPPRESS)
-    parser.add_argument("--set", action="append", default=[], help="server setting NAME=VALUE")
+def main() -> int:
+    """Measure, print, and return 0 whatever the figures are."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serve_load",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--network", action="append", choices=sorted(NETWORKS), help="[all]")
+    parser.add_argument("--model", type=Path, help="an ONNX file instead; goes with --guard")
+    parser.add_argument("--guard", type=Path, help="its guard's folder")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="of each loop [4; ResNet-50: 10]")
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--core", type=int, default=0, help="of the server; callers get another")
+    parser.add_argument("--work", type=Path, help="keeps the networks between runs")
+    parser.add_argument("--json", type=Path, help="write the report here; - for stdout alone")
     options = parser.parse_args()
-    if options.as_client:
-        print(json.dumps(_as_client(*json.loads(options.as_client))))
-        return
-    guard = Guard.open(options.model, options.guard, threads=1)
-    spec = json.dumps(guard.spec.to_json())
-    settings = dict(item.split("=", 1) for item in options.set)
-    report: Report = {"cores": len(os.sched_getaffinity(0)), "settings": settings}
-    report["bare"] = [bare(options.model, guard, rows, options.seconds / 2) for rows in (1, 32)]
-    with served(options.model, options.guard, **settings) as (address, _):
-        report["closed_loop"] = [
-            client_process("closed", address, callers, spec, rows, options.seconds)
-            for callers, rows in ((1, 1), (8, 1), (64, 1), (4, 32))
-        ]
-        capacity = max(part["images_per_s"] for part in report["closed_loop"] if part["rows"] == 1)
-        report["overload"] = client_process(
-            "open", address, 10 * capacity, spec, 1, options.seconds
-        )
-        with Client(address) as client:
-            client.describe()
+    if (options.model is None) != (options.guard is None):
+        parser.error("expected --model and --guard together: got only one of them")
+    others = sorted(os.sched_getaffinity(0) - {options.core})
+    if options.core not in os.sched_getaffinity(0) or not others:
+        parser.error(f"expected two cores, one of them {options.core}")
+    report: Report = {
+        "cores": {"server": [options.core], "callers": others[:1]},
+        "threads": 1,
+        "rounds": options.rounds,
+        "networks": [],
+    }
+    with tempfile.TemporaryDirectory(prefix="reluguard-load-") as place:
+        for network in _networks(options, options.work or Path(place)):
+            seconds = options.seconds or _SECONDS.get(network.name, 4.0)
+            found = _measure(network, Path(place), options, seconds, {options.core}, {others[0]})
+            report["networks"].append(found)
     text = json.dumps(report, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    if options.json and str(options.json) != "-":
+        options.json.write_text(text + "\n", encoding="utf-8")
+    print(text if str(options.json) == "-" else table(report))
+    return 0
+
+
+def _networks(options: argparse.Namespace, folder: Path) -> list[Network]:
+    if options.model is not None:
+        return [Network(name=options.model.stem, model=options.model, guard=options.guard)]
+    return [make(name, folder) for name in options.network or NETWORKS]
+
+
+def _measure(
+    network: Network,
+    folder: Path,
+    options: argparse.Namespace,
+    seconds: float,
+    cores: set[int],
+    caller_cores: set[int],
+) -> Report:
+    guarded, name, shape = export(network, folder)
+    outputs = ("logits", *OUTPUTS[1:]) if options.model is None else OUTPUTS[1:]
+    one = tensor_of(1, shape)
+    requests = {
+        "open inference": open_inference_request(one, name=name, outputs=outputs),
+        "inspect": inspect_request(one, name=name),
+    }
+    for kind, data in requests.items():
+        (folder / kind).write_bytes(data)
+    served = Served(network=network, guarded=guarded, name=name, folder=folder, venvs=folder)
+    rounds = []
+    with start("reluguard", served, cores=cores, probe=requests["open inference"]) as address:
+        for _ in range(options.rounds):
+            found: Report = {
+                "bare": {
+                    str(rows): bare(
+                        guarded, tensor_of(rows, shape), name=name, outputs=outputs,
+                        seconds=seconds / 2, cores=cores,
+                    )
+                    for rows in _BATCHES
+                }
+            }  # fmt: skip
+            for kind, method in _METHODS.items():
+                found[kind] = {
+                    str(callers): measure(
+                        Load(address=address, method=method, request=str(folder / kind),
+                             seconds=seconds, callers=callers),
+                        cores=caller_cores,
+                    )
+                    for callers in options.callers
+                }  # fmt: skip
+            rounds.append(found)
+        capacity = {
+            kind: statistics.median(_best(found[kind]) for found in rounds) for kind in _METHODS
+        }
+        for turn, found in enumerate(rounds):
+            for kind, method in _METHODS.items():
+                load = Load(
+                    address=address, method=method, request=str(folder / kind),
+                    seconds=3 * seconds, rate=_LOAD * capacity[kind], seed=turn,
+                )  # fmt: skip
+                found[f"{kind}, loaded"] = measure(load, cores=caller_cores)
+    return {"network": network.name, "seconds": seconds} | _summary(rounds)
+
+
+def _best(by: Report) -> float:
+    return max(float(row["images_per_s"]) for row in by.values())
+
+
+def _summary(rounds: list[Report]) -> Report:
+    """Return each figure's median, least and largest, and the rounds that they come from."""
+    figures: Report = {}
+    for kind in _METHODS:
+        ratios = [_best(found[kind]) / _best(found["bare"]) for found in rounds]
+        added = [
+            found[kind]["1"]["p50_ms"] - found["bare"]["1"]["p50_ms"]
+            for found in rounds
+            if "1" in found[kind]
+        ]
+        tails = [
+            loaded["p99_ms"] / loaded["p50_ms"]
+            for found in rounds
+            if (loaded := found[f"{kind}, loaded"])["accepted"]
+        ]
+        for key, values in zip(GOALS, (ratios, added, tails), strict=True):
+            if values:
+                middle = statistics.median(values)
+                figures.setdefault(kind, {})[key] = {
+                    "median": round(middle, 3),
+                    "least": round(min(values), 3),
+                    "largest": round(max(values), 3),
+                    "goal": GOALS[key].limit,
+                    "met": GOALS[key].met(middle),
+                }
+    return {"figures": figures, "rounds": rounds}
+
+
+def table(report: Report) -> str:
+    """Return the report as text."""
+    title = "server and bare loop on one core with one thread, callers on another"
+    lines = [f"{title}; medians of {report['rounds']} rounds [least, largest]"]
+    for network in report["networks"]:
+        rounds = network["rounds"]
+        lines += ["", network["network"], f"{'':<28}{'images/s':>24}{'p50 ms':>10}{'p99 ms':>10}"]
+        for rows in rounds[0]["bare"]:
+            lines.append(_row(f"bare loop, batch {rows}", [r["bare"][rows] for r in rounds]))
+        for kind in _METHODS:
+            for callers in rounds[0][kind]:
+                label = f"{kind}, {callers} callers"
+                lines.append(_row(label, [found[kind][callers] for found in rounds]))
+            loaded = [
+                found[f"{kind}, loaded"] | {"images_per_s": found[f"{kind}, loaded"]["asked_per_s"]}
+                for found in rounds
+            ]
+            lines.append(_row(f"{kind}, 80 % load", loaded))
+        for kind, figures in network["figures"].items():
+            for key, found in figures.items():
+                mark = "met" if found["met"] else "MISSED"
+                sign = ">=" if GOALS[key].at_least else "<="
+                lines.append(
+                    f"  {kind}: {GOALS[key].what} {found['median']:.2f} [{found['least']:.2f}, "
+                    f"{found['largest']:.2f}], goal {sign} {found['goal']:g}: {mark}"
+                )
+    return "\n".join(lines)
+
+
+def _row(label: str, rows: list[Report]) -> str:
+    rates = [row["images_per_s"] for row in rows]
+    p50, p99 = (
+        statistics.median(row[key] for row in rows if row[key] is not None)
+        for key in ("p50_ms", "p99_ms")
+    )
+    rate = f"{statistics.median(rates):.0f} [{min(rates):.0f}, {max(rates):.0f}]"
+    return f"{label:<28}{rate:>24}{p50:>10.2f}{p99:>10.2f}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

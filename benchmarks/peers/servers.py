@@ -168,7 +168,7 @@ def start(name: str, served: Served, *, cores: set[int], probe: bytes) -> Iterat
         with log.open("wb") as output:
             process = subprocess.Popen(
                 how.command, env=os.environ | how.environ, cwd=how.folder,
-                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=output, stderr=subprocess.STDOUT, process_group=0,
             )  # fmt: skip
     finally:
         os.sched_setaffinity(0, ours)
