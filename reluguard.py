@@ -260,6 +260,12 @@ def evaluate(
             "--surrogate", help="ONNX file of another model of the task, whose attacks are tried."
         ),
     ] = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            "--trained-on", help="Images the model was trained on: refuses to judge on any of them."
+        ),
+    ] = None,
     leave_out: Annotated[
         str, typer.Option("--leave-out", help="family or attack: what heads are fitted without.")
     ] = "family",
@@ -299,6 +305,7 @@ def evaluate(
             left_out=left_out_named(leave_out),
             matrix_rows=matrix_rows,
             surrogates=surrogate or (),
+            trained_on=trained_on,
             seed=seed,
             limit=limit,
             threads=threads,
@@ -952,13 +959,16 @@ def label_list(
     captures: Captures,
     limit: Annotated[int, typer.Option("--limit", help="Images, at most.")] = 50,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Only what waits.")] = False,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Only what this caller sent.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List captured images, the most adversarial first."""
     from service.label import list_captures
 
     with _labels():
-        found = list_captures(captures, limit=limit, unlabelled=unlabelled)
+        found = list_captures(captures, limit=limit, unlabelled=unlabelled, source=source)
     rows = [row.to_json() for row in found]
     if as_json:
         typer.echo(json.dumps(rows))

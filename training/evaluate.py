@@ -29,7 +29,7 @@ from training.errors import DataError
 from training.evaluate_html import evaluation_page
 from training.goals import numbers_to_beat
 from training.harvest import Job, Orders, Shard, Workspace, harvest, plan_jobs
-from training.holdout import unseen_rows
+from training.holdout import check_untrained, unseen_rows
 from training.leave_out import LeftOut, leave_one_out, open_fit
 from training.progress import Progress
 from training.scorecard import scorecard
@@ -81,6 +81,7 @@ def evaluate(
     matrix_rows: int | None = 1500,
     left_out: LeftOut = "family",
     surrogates: Sequence[Path] = (),
+    trained_on: str | None = None,
     seed: int = 0,
     limit: int | None = None,
     threads: int | None = None,
@@ -105,6 +106,7 @@ def evaluate(
         matrix_rows: the same for the heads of the matrix, None for all, 0 for no matrix.
         left_out: what the matrix leaves out of the fit at a time.
         surrogates: ONNX files of other models of the same task, whose attacks are tried on this.
+        trained_on: images the model was trained on, to make sure that none of them is judged.
         seed: of every random choice.
         limit: how many unseen images at most.
         threads: of ONNX Runtime and torch in each process.
@@ -112,7 +114,8 @@ def evaluate(
         progress: told of each step.
 
     Raises:
-        DataError: the data don't fit, or the work folder is another evaluation's.
+        DataError: the data don't fit, the model was trained on some of them, or the work folder is
+            another evaluation's.
         AttackError: no such attack or change.
         TwinError: the twin can't be made.
         GuardError: the guard can't be read or is not the model's.
@@ -122,6 +125,9 @@ def evaluate(
     opened = Guard.open(model, guard, threads=threads)
     manifest = opened.artifact.manifest
     dataset = load_data(data, size=(opened.spec.height, opened.spec.width))
+    if trained_on is not None:
+        size = (opened.spec.height, opened.spec.width)
+        check_untrained(dataset, load_data(trained_on, size=size))
     production = load_production(model, output=manifest.answer)
     reader = Reader(production, opened.spec, manifest.taps, threads=threads)
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])

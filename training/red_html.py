@@ -49,6 +49,7 @@ def red_team_page(
         Section(title="Examples", body=_examples(card, before, after, scores)),
     ]
     settings = ", ".join(f"{key} {value}" for key, value in card["settings"].items())
+    settings = settings.replace("_", " ")
     return page("reluguard red team", f"guard {card['guard'][:16]}, {settings}", lead, sections)
 
 
@@ -86,6 +87,9 @@ def _ladders(card: Mapping[str, Any]) -> str:
                 color = GREY if name == "bare model" else COLORS[i % len(COLORS)]
                 plot.plot(x, y, color=color, marker=MARKERS[i % len(MARKERS)], ms=4, label=label)
             plot.set_xscale("log")
+            rungs = list(next(iter(shares.values())))
+            plot.set_xticks([float(size) for size in rungs], rungs, fontsize=8.5)
+            plot.set_xticks([], minor=True)
             plot.set_ylim(0, 1.03)
             plot.set_xlabel("budget, 8-bit steps" if norm == "linf" else f"{norm} budget")
             plot.set_ylabel("share of images that evade")

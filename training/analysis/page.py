@@ -26,7 +26,8 @@ figcaption{font-size:.9rem;max-width:50rem;margin-top:.4rem}
 font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
 th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
-td.text,th.text{text-align:left}td.yes{color:var(--good);font-weight:600}
+td{white-space:nowrap}td.text,td:first-child{white-space:normal}
+td.text,th.text{text-align:left}.wrap+.wrap{margin-top:1.4rem}td.yes{color:var(--good);font-weight:600}
 td.no{color:var(--bad);font-weight:600}td.open{color:var(--open);font-weight:600}
 .lead{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:.4rem 1.4rem}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--accent)}
