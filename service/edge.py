@@ -52,6 +52,7 @@ class Edge:
     Attributes:
         stopping: set when calls in flight should finish and streams should end.
         idle: set while no call is being handled.
+        turned_away: calls that came while stopping.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Edge:
         self.stopping = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
+        self.turned_away = 0
 
     @property
     def in_flight(self) -> int:
@@ -93,6 +95,7 @@ class Edge:
 
     def _enter(self) -> None:
         if self.stopping.is_set():
+            self.turned_away += 1
             self._metrics.call_refused("draining")
             raise NotReadyError("the server is shutting down")
         if self._in_flight >= self._max_in_flight:

@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 _SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 _MIB = 2**20
 _LAST_GRACE_S = 1.0
+_SETTLE_S = 0.02
 _WORKER_NICE = 10
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 T = TypeVar("T")
@@ -385,10 +386,20 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.drain_s):
                 await self._edge.idle.wait()
+        await self._settle()
         await self._health.close()
         await self._grpc.stop(_LAST_GRACE_S)
         await self._stack.aclose()
         _log.info("stopped")
+
+    async def _settle(self) -> None:
+        """Refuse by name until callers stay away for a moment, or won't."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_GRACE_S):
+                before = -1
+                while before != self._edge.turned_away:
+                    before = self._edge.turned_away
+                    await asyncio.sleep(_SETTLE_S)
 
 
 def _give_way() -> None:
