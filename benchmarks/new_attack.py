@@ -38,8 +38,8 @@ from benchmarks.exercise.case import (  # noqa: E402 - needs the line above
 from benchmarks.exercise.production import (  # noqa: E402 - as above
     BOSS,
     Traffic,
-    advice,
     as_boss,
+    drift_of,
     live_guard,
     loaded,
     send,
@@ -61,7 +61,7 @@ from training.recipes import Recipe, recipe_named  # noqa: E402 - as above
 
 Report = dict[str, Any]
 _WHO = "exercise"
-_CHUNK = 250  # requests between two looks at the alarm
+_CHUNK = 500  # requests between two looks at the alarm
 _DRIFT_S = 0.5
 _SEEN_S = 3.0  # in this time a capture is on disk and drift has been read
 _PATIENCE_S = 60.0
@@ -99,6 +99,7 @@ def _options() -> argparse.Namespace:
     add("--generator", action="store_true", help="retrain on `--attack X` too, not on labels alone")
     add("--seed", type=int, default=0, help="of every random choice")
     add("--out", type=Path, help="a folder to keep everything in; goes on where it was")
+    add("--prepare", action="store_true", help="only fit and attack; run again to go on")
     add("--json", action="store_true", help="print one JSON document instead of text")
     return parser.parse_args()
 
@@ -116,10 +117,11 @@ def run(options: argparse.Namespace, out: Path) -> list[Report]:
         parts = split_data(model, str(data), out, seed)
         if options.harvest:
             harvests.append((options.harvest, parts.rows))
-        reports = []
+        reports: list[Report] = []
         for name in options.attack or ["patch-6"]:
             place = out / attack_named(name).name
-            reports.append(_run_one(options, parts, recipe, name, place, harvests, progress))
+            report = _run_one(options, parts, recipe, name, place, harvests, progress)
+            reports += [report] if report else []
             harvests.append((place / "guard.work", np.arange(len(parts.rows))))
     return reports
 
@@ -132,13 +134,18 @@ def _run_one(
     out: Path,
     harvests: Sequence[tuple[Path, Any]],
     progress: Bars,
-) -> Report:
+) -> Report | None:
     seed, attack = options.seed, attack_named(name)
     left = without(recipe, attack)
     first, case = fit_without(
         parts, left, out / "guard", harvests=harvests, seed=seed, progress=progress
     )
-    caught, fresh = (attack_all(attack, d, parts, case, seed) for d in (parts.targets, parts.fresh))
+    caught, fresh = (
+        attack_all(attack, data, parts, case, seed, out / f"{kept}.npz")
+        for data, kept in ((parts.targets, "caught"), (parts.fresh, "fresh"))
+    )
+    if options.prepare:
+        return None
     shelf, captures = out / "shelf", out / "captures"
     for old in (shelf, captures, out / "challenger", out / "misled", out / "poisoned"):
         shutil.rmtree(old, ignore_errors=True)
@@ -171,14 +178,14 @@ def _run_one(
         report["traffic"] = watch(server, calm, wave)
         truth = dict(zip(wave.ids, wave.attacked, strict=True))
         shutil.copytree(captures, out / "poisoned")  # before any label
-        labels = label(server, captures, truth, attack.name, options.labels)
-        report["labels"] = labels
+        given = _labels(captures, truth, attack.name, options.labels, report["traffic"]["suspect"])
+        report["labels"] = label(server, given)
         report |= retrain(parts.model, shelf, captures, out / "challenger", name, options)
         if report["gate"]["passed"]:
             report |= go_live(server, shelf, out / "challenger", parts, clean, fresh)
     failed = sum(report.get(step, {}).get("failed", 0) for step in ("promoted", "rolled_back"))
     report["failed_requests"] = failed + report["traffic"]["failed"]
-    report["poisoned"] = poison(parts, out, truth, attack.name, fresh, options)
+    report["poisoned"] = poison(parts, out, given, attack.name, fresh, options)
     return report
 
 
@@ -202,40 +209,38 @@ def _figures(clean: Any, attacked: Any, flagged: Any, detected: Any) -> Report:
 def watch(server: Process, calm: Traffic, wave: Traffic) -> Report:
     """Send both and say after how many requests of the second the server advises to retrain."""
     failed = send(server.address, calm)
-    before = _advice(server)
+    before = _drift(server)
     alarm, told = None, before
     for start in range(0, len(wave), _CHUNK):
         chunk = wave.part(start, start + _CHUNK)
         failed += send(server.address, chunk)
         if alarm is None:
-            told = _advice(server)
-            if told[0] == "retrain":
+            told = _drift(server)
+            if told["advice"] == "retrain":
                 alarm = start + len(chunk)
                 attacked = int(wave.attacked[:alarm].sum())
-    after = _advice(server)
+    after = _drift(server)
     return {
         "calm_requests": len(calm),
-        "calm_advice": before[0],
+        "calm_advice": before["advice"],
         "requests": len(wave),
         "attacked": int(wave.attacked.sum()),
         "alarm_after_requests": alarm,
         "alarm_after_attacked": None if alarm is None else attacked,
-        "advice": after[0],
-        "drift": {name: round(value, 4) for name, value in after[1].items()},
+        "advice": after["advice"],
+        "suspect": after["suspect"],
+        "drift": {name: round(value, 4) for name, value in after["statistics"].items()},
         "failed": failed,
     }
 
 
-def _advice(server: Process) -> tuple[str, dict[str, float]]:
+def _drift(server: Process) -> Report:
     time.sleep(_SEEN_S)
-    return advice(server.scrape())
+    return drift_of(server.metrics)
 
 
-def label(
-    server: Process, captures: Path, truth: dict[str, Any], name: str, count: int
-) -> dict[str, int]:
-    """Label the most suspicious captures through Feedback as what they are."""
-    given = _labels(captures, truth, name, count)
+def label(server: Process, given: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Send labels through Feedback."""
     labels = [pb.Label(id=key, label=value) for key, value in given]
     with grpc.insecure_channel(server.address) as channel:
         ask = channel.unary_unary(
@@ -247,8 +252,14 @@ def label(
     return {"taken": taken, "attacked": attacked, "clean": len(given) - attacked}
 
 
-def _labels(captures: Path, truth: dict[str, Any], name: str, count: int) -> list[tuple[str, str]]:
-    rows = list_captures(captures, limit=count, unlabelled=True)
+def _labels(
+    captures: Path, truth: dict[str, Any], name: str, count: int, suspect: str
+) -> list[tuple[str, str]]:
+    """Return what the most suspicious captures are, those of the suspected caller first."""
+    rows = list_captures(captures, limit=count, source=suspect) if suspect else []
+    known = {row.id for row in rows}
+    others = [row for row in list_captures(captures, limit=2 * count) if row.id not in known]
+    rows += others[: count - len(rows)]
     attacked = [truth.get(row.id.partition(":")[0], False) for row in rows]
     return [
         (row.id, f"attack:{name}" if is_attack else "clean")
@@ -325,14 +336,13 @@ def _wait_for(server: Process, digest: str) -> float:
 def poison(
     parts: Parts,
     out: Path,
-    truth: dict[str, Any],
+    right: Sequence[tuple[str, str]],
     name: str,
     fresh: Dataset,
     options: argparse.Namespace,
 ) -> Report:
     """Retrain on the same captures with every third label wrong."""
     folder = out / "poisoned"
-    right = _labels(folder, truth, name, options.labels)
     wrong = {"clean": f"attack:{name}", f"attack:{name}": "clean"}
     said = [(key, wrong[value] if i % 3 == 0 else value) for i, (key, value) in enumerate(right)]
     set_label(folder, said, labeller="careless")
@@ -351,6 +361,7 @@ def print_report(report: Report) -> None:
     )
     alarm = traffic["alarm_after_requests"]
     told = f"after {alarm} requests, {traffic['alarm_after_attacked']} of them attacked"
+    told += f"; suspect: {traffic['suspect'] or 'nobody'}"
     print(
         f"  alarm            {told if alarm else 'none'}; on calm traffic: {traffic['calm_advice']}"
     )

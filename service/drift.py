@@ -6,11 +6,12 @@
 - `verdict_rate`, `verdict_excess`, `band_rate`: the share above the threshold, what it has over the
   target, and the share in the band below it;
 - `tail_excess`: what the share above a fifth of the target's rate has over that;
+- `caller_ks`: how far the p-values of one caller, the one least like calibration, lie below it;
 - `class_mix`: how far the predicted classes are from calibration's (total variation).
 
 Moved clean inputs shift the bulk or the layers: recalibrate. Something new lies far above the
-threshold while the bulk stays where it was: label what was captured and retrain. N captured images,
-n calibration scores, L layers, K classes.
+threshold, or comes from one caller, while the bulk stays where it was: label what was captured and
+retrain. N captured images, n calibration scores, L layers, K classes.
 """
 
 import math
@@ -31,7 +32,7 @@ __all__ = ["STATISTICS", "Advice", "Drift", "Sample", "beta_binomial_tail", "mea
 Advice = Literal["wait", "none", "recalibrate", "retrain"]
 STATISTICS = (
     "ks", "psi", "p_value_ks", "bulk_ks", "layer_psi", "verdict_rate", "verdict_excess",
-    "band_rate", "tail_excess", "class_mix",
+    "band_rate", "tail_excess", "caller_ks", "class_mix",
 )  # fmt: skip
 _NEWEST = 20_000
 _RECENT = 4_000  # an attack that began just now is not drowned in what came before
@@ -42,6 +43,7 @@ _LEAST_GROWTH = 1.25  # as many times the calibrated share must lie above a leve
 _CERTAIN = 1.95  # Kolmogorov's quantile at 0.001
 _RARE = 1e-4  # how often calm traffic may look like an attack, per look
 _TAILS = (1.0, 0.2, 0.04)  # levels looked at, as shares of the target false-positive rate
+_LEAST_OF_CALLER = 30
 _BINS = 10
 _LAYER_BINS = 20  # the index of two samples of one population is near bins / size
 
@@ -58,6 +60,7 @@ class Sample:
         weight: (N,). One over the chance with which each was kept.
         prediction: (N,).
         layers: (N, L). Layer rates, NaN where they were not kept.
+        source: (N,). Who sent it.
     """
 
     score: Floats
@@ -65,6 +68,7 @@ class Sample:
     weight: Floats
     prediction: NDArray[np.int64]
     layers: Floats
+    source: NDArray[np.str_]
 
     def rows(self, chosen: Any) -> "Sample":
         """Return these rows only, by mask or slice."""
@@ -74,6 +78,7 @@ class Sample:
             weight=self.weight[chosen],
             prediction=self.prediction[chosen],
             layers=self.layers[chosen],
+            source=self.source[chosen],
         )
 
 
@@ -87,6 +92,7 @@ class Drift:
         sizes: the number of images behind each statistic.
         layers: population stability index by layer.
         advice: what to do; `wait` while there are too few samples.
+        suspect: the caller whose requests are unlike calibration beyond chance, if there is one.
     """
 
     samples: float
@@ -94,6 +100,7 @@ class Drift:
     advice: Advice
     sizes: Mapping[str, float] = field(default_factory=dict)
     layers: Mapping[str, float] = field(default_factory=dict)
+    suspect: str = ""
 
 
 def read_drift(folder: Path, guard: Guard) -> Drift:
@@ -106,8 +113,8 @@ def read_drift(folder: Path, guard: Guard) -> Drift:
     manifest = guard.artifact.manifest
     with index(folder) as connection:
         rows = connection.execute(
-            "SELECT score, p_value, weight, prediction, layers FROM captures WHERE guard = ? "
-            "ORDER BY rowid DESC LIMIT ?",
+            "SELECT score, p_value, weight, prediction, source, layers FROM captures "
+            "WHERE guard = ? ORDER BY rowid DESC LIMIT ?",
             (guard.artifact.digest, _NEWEST),
         ).fetchall()
     columns = np.array([row[:4] for row in rows], np.float64).reshape(-1, 4)[::-1]
@@ -122,6 +129,7 @@ def read_drift(folder: Path, guard: Guard) -> Drift:
             weight=columns[:, 2],
             prediction=columns[:, 3].astype(np.int64),
             layers=layers,
+            source=np.array([row[4] for row in reversed(rows)], np.str_),
         ),
         clean=guard.artifact.head.clean_scores.astype(np.float64),
         threshold=float(np.float32(guard.threshold)),
@@ -161,13 +169,18 @@ def measure(
     }
     shares["verdict_excess"] = shares["verdict_rate"] - fpr
     shares["tail_excess"] = _share(p <= fpr / 5, weight) - fpr / 5
-    many = any(
+    suspect, distance, size = _suspect(sample, len(clean))
+    many = bool(suspect) or any(
         _is_news(part, len(clean), fpr) for part in (sample, sample.rows(slice(-_RECENT, None)))
     )
     sizes = dict.fromkeys(shares, requests)
+    if size:
+        shares["caller_ks"], sizes["caller_ks"] = distance, size
     if samples < _LEAST_SAMPLES:  # rates above the threshold are known well, the bulk is not
         advice: Advice = "retrain" if many else "wait"
-        return Drift(samples=samples, statistics=shares, advice=advice, sizes=sizes)
+        return Drift(
+            samples=samples, statistics=shares, advice=advice, sizes=sizes, suspect=suspect
+        )
     below = sample.rows(sample.score <= threshold)
     clean_below = clean[clean <= threshold]
     bulk, size = _ks(below.score, below.weight, clean_below), _effective(below.weight)
@@ -197,7 +210,14 @@ def measure(
             chance = 3 * _LAYER_BINS * (1 / seen + 1 / reference.images)
             moved = moved or max(found) > max(_LEAST_PSI, chance)
     advice = "recalibrate" if moved else "retrain" if many else "none"
-    return Drift(samples=samples, statistics=statistics, advice=advice, sizes=sizes, layers=layers)
+    return Drift(
+        samples=samples,
+        statistics=statistics,
+        advice=advice,
+        sizes=sizes,
+        layers=layers,
+        suspect=suspect,
+    )
 
 
 def _is_news(sample: Sample, calibrated: int, fpr: float) -> bool:
@@ -219,6 +239,30 @@ def _is_news(sample: Sample, calibrated: int, fpr: float) -> bool:
         if beta_binomial_tail(above, requests, rank, calibrated + 1 - rank) < _RARE / len(_TAILS):
             return True
     return False
+
+
+def _suspect(sample: Sample, calibrated: int) -> tuple[str, float, float]:
+    """Return the caller least like calibration if that is beyond chance, its distance and size.
+
+    An attack that is two percent of the traffic is most of what its sender sends. The distance is
+    one-sided: p-values that are too small.
+
+    Source: Smirnov's two-sample test; the number of callers is allowed for (Bonferroni).
+    """
+    callers = np.unique(sample.source)
+    worst, distance, size, surest = "", 0.0, 0.0, -1.0
+    for caller in callers:
+        own = sample.rows(sample.source == caller)
+        n = _effective(own.weight)
+        if n < _LEAST_OF_CALLER:
+            continue
+        at = np.unique(own.p_value)
+        found = float((_cumulated(own.p_value, own.weight, at) - at).max())
+        sure = 2 * max(found, 0.0) ** 2 / (1 / n + 1 / calibrated)  # minus the log of the chance
+        if sure > surest:
+            worst, distance, size, surest = str(caller), found, n, sure
+    certain = surest > math.log(len(callers) / _RARE) if len(callers) else False
+    return (worst if certain and distance > _LEAST_SHIFT else ""), distance, size
 
 
 def beta_binomial_tail(least: int, trials: int, alpha: float, beta: float) -> float:

@@ -50,7 +50,12 @@ def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 def list_captures(
-    folder: Path, *, limit: int = 100, unlabelled: bool = False, only: str | None = None
+    folder: Path,
+    *,
+    limit: int = 100,
+    unlabelled: bool = False,
+    source: str | None = None,
+    only: str | None = None,
 ) -> list[Row]:
     """Return captured images, the most adversarial first.
 
@@ -58,17 +63,19 @@ def list_captures(
         folder: of the captures.
         limit: so many at most.
         unlabelled: only what waits for a label.
+        source: only what this caller sent.
         only: the one with this id.
 
     Raises:
         LabelError: no captures there, none of this id, or the index is locked or damaged.
     """
-    where = "WHERE (? IS NULL OR id = ?)" + (" AND label IS NULL" if unlabelled else "")
+    where = "WHERE (? IS NULL OR id = ?) AND (? IS NULL OR source = ?)"
+    where += " AND label IS NULL" if unlabelled else ""
     with _opened(folder) as connection:
         found = connection.execute(
             f"SELECT {', '.join(_COLUMNS)} FROM captures {where} "  # noqa: S608 - our own words
             "ORDER BY score DESC, id LIMIT ?",
-            (only, only, limit),
+            (only, only, source, source, limit),
         ).fetchall()
     if only is not None and not found:
         raise LabelError(f"no capture has the id {only[:96]!r}")

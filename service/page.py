@@ -274,6 +274,8 @@ def _drift(drift: Drift) -> str:
         f" {drift.sizes.get(name, drift.samples):,.0f} images</span>"
         for name, value in drift.statistics.items()
     }
+    if drift.suspect:
+        rows |= {"unlike calibration": _text(drift.suspect)}
     furthest = sorted(drift.layers, key=lambda name: -drift.layers[name])[:_LAYERS]
     rows |= {f"layer <code>{_text(name)}</code>": f"{drift.layers[name]:.3f}" for name in furthest}
     return _card(

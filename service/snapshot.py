@@ -304,7 +304,9 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
             waiting = sum(model["captured"]["waiting"].values())
             lines.append(f"  captured: {model['captured']['images']}, {waiting} wait for labels")
         if model["drift"]:
-            lines.append(f"  drift: {model['drift']['advice']}")
+            suspect = model["drift"]["suspect"]
+            whose = f", {suspect} sends what is unlike calibration" if suspect else ""
+            lines.append(f"  drift: {model['drift']['advice']}{whose}")
         for change in model["changes"][:1]:
             gate = {True: "passed", False: "refused"}.get(change["passed"], "not asked")
             lines.append(f"  last change: {change['action']}, gate {gate}: {change['why']}")

@@ -5,6 +5,7 @@ source is fitted on in one retraining and judged by in the next. N images, D rat
 """
 
 import hashlib
+import math
 import re
 import sqlite3
 import zipfile
@@ -285,11 +286,17 @@ def run_attack(
     )
 
 
-def store(fresh: Fresh, kept: Kept, *, weight: float) -> Added:
+def store(fresh: Fresh, kept: Kept, *, weight: float, per_row: float = math.inf) -> Added:
     """Write new readings into the harvest and return what was added.
 
     An image is held out or not by its id alone, so it stays on its side from one retraining to the
     next; what an earlier one added already is left out.
+
+    Args:
+        fresh: the readings.
+        kept: the harvest they join.
+        weight: of the new group, at most.
+        per_row: of each row it is fitted on, at most.
 
     Raises:
         DataError: nothing new, or too few to both fit and judge.
@@ -318,7 +325,7 @@ def store(fresh: Fresh, kept: Kept, *, weight: float) -> Added:
         name=_free_name(fresh.name, kept),
         kind=fresh.kind,
         slug=slug,
-        weight=weight,
+        weight=min(weight, per_row * len(parts["fit"])),
         fit=len(parts["fit"]),
         test=len(parts["test"]),
         source=fresh.source,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, write_file
+from detector.artifact import GuardArtifact, read_guard, write_file
 from detector.runtime import Reader
 from training.attacks import Attack, Victim, open_victim
 from training.case import Case, Preprocessing, open_case
@@ -117,6 +117,10 @@ def fit_without(
         seed=seed,
         threads=1,
     )
+    if (out / "manifest.json").is_file():
+        found = read_guard(out)
+        if json.dumps(found.manifest.provenance["recipe"]) == json.dumps(recipe.to_json()):
+            return found, case
     for folder, rows in harvests:
         _take_over(folder, rows, case, reader, recipe, work_folder(settings))
     return fit_guard(settings, progress), case
@@ -170,8 +174,12 @@ def _joined(files: Sequence[Path], rows: NDArray[np.int64]) -> dict[str, NDArray
     return {n: v[ours] for n, v in joined.items()} | {"sources": at[ours]}
 
 
-def attack_all(attack: Attack, data: Dataset, parts: Parts, case: Case, seed: int) -> Dataset:
-    """Return the attacked images that fool the model, with their true classes."""
+def attack_all(
+    attack: Attack, data: Dataset, parts: Parts, case: Case, seed: int, kept: Path
+) -> Dataset:
+    """Return the attacked images that fool the model, with their true classes; kept in a file."""
+    if kept.is_file():
+        return load_data(str(kept))
     twin = None
     if attack.needs_gradients:
         twin = load_twin(parts.model, case.spec, images=data.images[:8])
@@ -180,4 +188,6 @@ def attack_all(attack: Attack, data: Dataset, parts: Parts, case: Case, seed: in
     data = data.take(right)
     result = attack(data.images, data.labels, victim, seed=seed)
     every = Dataset(images=result.images, labels=data.labels, source=attack.name)
-    return every.take(result.success)
+    fooled = every.take(result.success)
+    save_dataset(fooled, kept)
+    return fooled

@@ -1,13 +1,15 @@
 """Production as callers make it: requests over gRPC, one image each, and a load that goes on."""
 
 import asyncio
-import re
+import json
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,9 +19,20 @@ from detector.images import Images
 from service.pb import reluguard_v1 as pb
 from service.security import Scope, token_entry
 
-__all__ = ["CALLERS", "Load", "Traffic", "advice", "live_guard", "loaded", "send", "write_tokens"]
+__all__ = [
+    "CALLERS",
+    "STRANGER",
+    "Load",
+    "Traffic",
+    "drift_of",
+    "live_guard",
+    "loaded",
+    "send",
+    "write_tokens",
+]
 
 CALLERS = ("camera-1", "camera-2", "upload-1", "upload-2")
+STRANGER = "stranger"  # whoever sends attacks; as many clean images, too
 BOSS = "boss"
 _AT_ONCE = 8
 _INSPECT = "/reluguard.v1.Guard/Inspect"
@@ -29,7 +42,8 @@ _DEADLINE_S = 600.0  # whoever stops us meanwhile has not lost a request
 
 def write_tokens(file: Path) -> None:
     """Write the token file of the callers and of one admin; a token is its holder's name."""
-    entries = [token_entry(name, name=name, scopes=[Scope.INFER]) for name in CALLERS]
+    callers = (*CALLERS, STRANGER)
+    entries = [token_entry(name, name=name, scopes=[Scope.INFER]) for name in callers]
     entries.append(token_entry(BOSS, name=BOSS, scopes=[Scope.ADMIN]))
     file.write_text("\n".join(entries))
 
@@ -41,11 +55,12 @@ def as_boss() -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Requests in the order they come: images (N, H, W, C), whether attacked (N,), ids."""
+    """Requests in the order they come: images (N, H, W, C), whether attacked (N,), ids, callers."""
 
     images: Images
     attacked: NDArray[np.bool_]
     ids: Sequence[str]
+    callers: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,7 +68,12 @@ class Traffic:
     def part(self, start: int, stop: int) -> "Traffic":
         """Return some of the requests."""
         rows = slice(start, stop)
-        return Traffic(images=self.images[rows], attacked=self.attacked[rows], ids=self.ids[rows])
+        return Traffic(
+            images=self.images[rows],
+            attacked=self.attacked[rows],
+            ids=self.ids[rows],
+            callers=self.callers[rows],
+        )
 
     @classmethod
     def mixed(
@@ -66,11 +86,16 @@ class Traffic:
             [rng.permutation(len(clean)) for _ in range(-(-requests // len(clean)))]
         )
         images = clean[order[:requests]].copy()
-        at = np.sort(rng.permutation(requests)[:count])
+        drawn = rng.permutation(requests)
+        at = np.sort(drawn[:count])
         images[at] = attacked[:count]
         which = np.zeros(requests, np.bool_)
         which[at] = True
-        return cls(images=images, attacked=which, ids=[f"{name}-{i}" for i in range(requests)])
+        callers = [CALLERS[i % len(CALLERS)] for i in range(requests)]
+        for i in drawn[: 2 * count]:
+            callers[i] = STRANGER
+        ids = [f"{name}-{i}" for i in range(requests)]
+        return cls(images=images, attacked=which, ids=ids, callers=callers)
 
 
 def request_of(images: Images) -> bytes:
@@ -93,7 +118,7 @@ def send(address: str, traffic: Traffic) -> int:
                 nonlocal failed
                 for i in left:
                     metadata = (
-                        ("authorization", f"Bearer {CALLERS[i % len(CALLERS)]}"),
+                        ("authorization", f"Bearer {traffic.callers[i]}"),
                         ("x-request-id", traffic.ids[i]),
                     )
                     try:
@@ -168,9 +193,9 @@ def live_guard(address: str) -> str:
         return digest
 
 
-def advice(page: str) -> tuple[str, dict[str, float]]:
-    """Return what a metrics page advises, and its drift statistics."""
-    found = re.findall(r'reluguard_drift_statistic\{.*statistic="(\w+)"\} (\S+)', page)
-    values = {name: float(value) for name, value in found}
-    told = [name for name in ("recalibrate", "retrain") if values.pop(name, 0.0) == 1.0]
-    return (told[0] if told else "none"), values
+def drift_of(metrics: str) -> dict[str, Any]:
+    """Return what the server's status says of drift: advice, statistics, sizes and suspect."""
+    with urllib.request.urlopen(f"http://{metrics}/status.json", timeout=_DEADLINE_S) as reply:
+        (model,) = json.load(reply)["models"]
+    found: dict[str, Any] = model["drift"] or {"advice": "wait", "statistics": {}, "suspect": ""}
+    return found

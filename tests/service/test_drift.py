@@ -23,7 +23,7 @@ CLEAN = np.sort(RNG.normal(0, 1, 4000))
 THRESHOLD = float(np.quantile(CLEAN, 1 - FPR))
 
 
-def drift_of(traffic: np.ndarray, share: float = 0.2) -> Drift:
+def drift_of(traffic: np.ndarray, share: float = 0.2, sources: list[str] | None = None) -> Drift:
     """Sample this traffic as production would, and measure."""
     p = (1 + len(CLEAN) - np.searchsorted(CLEAN, traffic)) / (1 + len(CLEAN))
     ids = [str(i) for i in range(len(traffic))]
@@ -35,6 +35,7 @@ def drift_of(traffic: np.ndarray, share: float = 0.2) -> Drift:
         weight=weight[kept],
         prediction=np.arange(len(traffic))[kept] % 3,
         layers=np.zeros((int(kept.sum()), 0)),
+        source=np.array(sources)[kept] if sources else np.full(int(kept.sum()), "me"),
     )
     return measure(captured, clean=CLEAN, threshold=THRESHOLD, fpr=FPR)
 
@@ -65,6 +66,7 @@ def test_calm_traffic_seldom_looks_like_an_attack() -> None:
             weight=np.ones(1000),
             prediction=np.zeros(1000, np.int64),
             layers=np.zeros((1000, 0)),
+            source=np.array([f"caller-{i % 8}" for i in range(1000)]),
         )
         limit = float(np.quantile(clean, 0.95))
         assert measure(captured, clean=clean, threshold=limit, fpr=FPR).advice != "retrain"
@@ -96,6 +98,19 @@ def test_an_attack_of_now_is_not_drowned_in_the_calm_before() -> None:
     calm = rng.normal(0, 1, 14_000)
     wave = np.where(rng.random(2000) < 0.03, rng.normal(4, 1, 2000), rng.normal(0, 1, 2000))
     assert drift_of(np.concatenate([calm, wave]), 1.0).advice == "retrain"
+
+
+def test_a_weak_attack_gives_its_sender_away() -> None:
+    """Too few and too low to lift a share above a level, yet unlike what a caller should send."""
+    rng = np.random.default_rng(6)
+    sources = ["mallory" if i % 50 == 0 else f"caller-{i % 5}" for i in range(8000)]
+    weak = np.array([source == "mallory" for source in sources])
+    traffic = np.where(weak, rng.normal(1.2, 1, 8000), rng.normal(0, 1, 8000))
+    seen = drift_of(traffic, 1.0, sources)
+    assert (seen.advice, seen.suspect) == ("retrain", "mallory")
+    assert seen.sizes["caller_ks"] == 160
+    crowd = drift_of(traffic, 1.0)  # the same requests, all from one
+    assert (crowd.advice, crowd.suspect) == ("none", "")
 
 
 def test_few_samples_say_nothing() -> None:
