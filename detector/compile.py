@@ -16,7 +16,7 @@ from detector.graph import Graph
 from detector.head import Head, threshold_at
 from detector.model import OUTPUT_PREFIX, Production
 from detector.reading import Rates, add_rates
-from detector.scoring import Features, Score, add_evidence, add_features, add_score
+from detector.scoring import Features, Judgement, add_features, add_judgement
 from detector.taps import Tap
 
 __all__ = [
@@ -80,13 +80,13 @@ def compile_guard(
     graph = Graph.over(production)
     logits = graph.logits(production)
     rates = add_rates(graph, taps)
-    x, score = _add_head(graph, taps, head, rates, logits)
+    x, judged = _add_head(graph, taps, head, rates, logits)
     limit = graph.constant(np.float32(threshold_at(fpr, head.clean_scores)))
-    graph.output(SCORE, score.score, TensorProto.FLOAT, ["N"])
-    graph.output(LIKELIHOOD, graph.add("Sigmoid", score.logit), TensorProto.FLOAT, ["N"])
-    adversarial = graph.add("Greater", score.score, limit)
+    graph.output(SCORE, judged.score, TensorProto.FLOAT, ["N"])
+    graph.output(LIKELIHOOD, graph.add("Sigmoid", judged.logit), TensorProto.FLOAT, ["N"])
+    adversarial = graph.add("Greater", judged.score, limit)
     graph.output(IS_ADVERSARIAL, adversarial, TensorProto.BOOL, ["N"])
-    graph.output(EVIDENCE, add_evidence(graph, head, x), TensorProto.FLOAT, ["N", len(taps)])
+    graph.output(EVIDENCE, judged.evidence, TensorProto.FLOAT, ["N", len(taps)])
     if readings:
         graph.output(RATES, rates.in_order(graph), TensorProto.FLOAT, ["N", len(rates.places)])
         graph.output(LOGITS, logits, TensorProto.FLOAT, ["N", None])
@@ -102,7 +102,7 @@ def compile_guard(
 
 def _add_head(
     graph: Graph, taps: Sequence[Tap], head: Head, rates: Rates, logits: str
-) -> tuple[Features, Score]:
+) -> tuple[Features, Judgement]:
     count = len(rates.places)
     if head.features.taps != len(taps) or head.features.columns.max(initial=-1) >= count:
         raise ModelError(
@@ -110,4 +110,4 @@ def _add_head(
             f"got one for {head.features.taps} taps up to rate {head.features.columns.max()}"
         )
     x = add_features(graph, head.features, rates, logits)
-    return x, add_score(graph, head, x)
+    return x, add_judgement(graph, head, x)

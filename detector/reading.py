@@ -5,10 +5,15 @@ operator it can't run there costs a reorder of the whole tensor. What stays in i
 pools, concatenations and element-wise activations. `HardSigmoid` with a huge slope is a bit, its
 mean a firing rate.
 
-What a tap costs is not its bits but its operators, about half a microsecond each, and in
-convolutions and pools each row of the output. So taps that are read in strides are brought to one
-small size, put side by side and compared and counted together, and each is divided by its own level
-on the way, so that one threshold serves all.
+What a tap costs is less its bits than its operators, about half a microsecond each, and in
+convolutions and pools each row that comes out. So taps that are read in strides are brought to one
+small size, put side by side and compared and counted together. Cheapest is one level for all; where
+taps have their own, each is divided by it on the way, so that one threshold serves all.
+
+Tried and slower, ResNet-20, ratio to the plain model at batch 1, 8 and 32 for 19 taps of two
+levels read at 8 x 8 places: the operators of each tap for itself 1.14, 1.09, 1.12; a depthwise
+convolution with the bits fused in 1.13, 1.07, 1.06; side by side 1.10, 1.12, 1.12; at 4 x 8 places
+1.05, 1.04, 1.02.
 """
 
 from collections.abc import Sequence
@@ -100,9 +105,10 @@ def _groups(taps: Sequence[Tap]) -> list[list[Tap]]:
     """Return sampled taps of one size each, as many together as are small enough."""
     groups: dict[tuple[int, int, bool], list[list[Tap]]] = {}
     for tap in filter(_is_sampled, taps):
-        alike = groups.setdefault((*tap.sampled, tap.level > 0), [[]])
-        size = sum(other.channels for other in alike[-1]) * tap.sampled[0] * tap.sampled[1]
-        if alike[-1] and size + tap.channels * tap.sampled[0] * tap.sampled[1] > GROUP:
+        rows, columns = tap.sampled
+        alike = groups.setdefault((rows, columns, tap.level > 0), [[]])
+        channels = tap.channels + sum(other.channels for other in alike[-1])
+        if alike[-1] and channels * rows * columns > GROUP:
             alike.append([])
         alike[-1].append(tap)
     return [group for alike in groups.values() for group in alike]
@@ -110,34 +116,49 @@ def _groups(taps: Sequence[Tap]) -> list[list[Tap]]:
 
 def _together(graph: Graph, group: Sequence[Tap]) -> list[_Part]:
     """Add the rates of sampled taps of one size: one operator for the bits and one to count."""
-    x = graph.concat(*(_sample(graph, tap, scaled=True) for tap in group))
+    level = group[0].level
+    alike = all(tap.level == level for tap in group)
+    read = _sample if alike else _scaled_sample
+    x = graph.concat(*(read(graph, tap) for tap in group))
     parts = []
-    for high in (False, True)[: 1 + (group[0].level > 0)]:
-        # above 1, which is each tap's own level by now
-        bits = graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=-_STEP_SLOPE if high else 0.0)
-        owners = tuple((tap, high) for tap in group)
-        parts.append(_Part(graph.add("GlobalAveragePool", bits), 4, blocked=True, owners=owners))
+    for bits, high in _bits(graph, x, level if alike else 1.0):
+        mean = graph.add("GlobalAveragePool", bits)
+        parts.append(_Part(mean, 4, blocked=True, owners=tuple((tap, high) for tap in group)))
     return parts
 
 
-def _sample(graph: Graph, tap: Tap, *, scaled: bool = False) -> str:
-    """Add every so many rows and columns of a tap, `scaled` to levels."""
+def _bits(graph: Graph, x: str, level: float) -> list[tuple[str, bool]]:
+    """Add what is above zero, and with a level what is above that; say which is which."""
+    bits = [(graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=0.0), False)]
+    if level > 0:
+        beta = -level * _LEVEL_SLOPE
+        bits.append((graph.add("HardSigmoid", x, alpha=_LEVEL_SLOPE, beta=beta), True))
+    return bits
+
+
+def _sample(graph: Graph, tap: Tap) -> str:
+    """Add every so many rows and columns of a tap."""
     if not tap.is_strided:
         return tap.name
-    strides = list(tap.strides)
-    if tap.dtype != "float32":
-        x = tap.name
-        for axis, (size, stride) in enumerate(zip(tap.shape[1:], strides, strict=True), 2):
-            ends = (np.array([v]) for v in (0, size, axis, stride))
-            x = graph.add("Slice", x, *map(graph.constant, ends))
-        return x
-    if scaled and tap.level > 0:
-        scale = graph.constant(np.full((tap.channels, 1, 1, 1), 1 / tap.level, np.float32))
-        return graph.add(
-            "Conv", tap.name, scale, kernel_shape=[1, 1], strides=strides, group=tap.channels
-        )
-    # a pool of one pixel skips rows and columns without leaving the blocked layout
-    return graph.add("MaxPool", tap.name, kernel_shape=[1, 1], strides=strides)
+    if tap.dtype == "float32":
+        # a pool of one pixel skips rows and columns without leaving the blocked layout
+        return graph.add("MaxPool", tap.name, kernel_shape=[1, 1], strides=list(tap.strides))
+    starts, ends, axes = np.array([0, 0]), np.array(tap.shape[1:]), np.array([2, 3])
+    parts = (starts, ends, axes, np.array(tap.strides))
+    return graph.add("Slice", tap.name, *map(graph.constant, parts))
+
+
+def _scaled_sample(graph: Graph, tap: Tap) -> str:
+    """Add every so many rows and columns of a tap, in units of its level."""
+    scale = graph.constant(np.full((tap.channels, 1, 1, 1), 1 / tap.level, np.float32))
+    return graph.add(
+        "Conv",
+        tap.name,
+        scale,
+        kernel_shape=[1, 1],
+        strides=list(tap.strides),
+        group=tap.channels,
+    )
 
 
 def _alone(graph: Graph, tap: Tap) -> list[_Part]:
@@ -147,14 +168,10 @@ def _alone(graph: Graph, tap: Tap) -> list[_Part]:
         x = graph.add("Cast", x, to=TensorProto.FLOAT)
     if tap.dtype == "int8":
         x = graph.add("Add", x, graph.constant(np.float32(128)))
-    bits = [graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=0.0)]
-    if tap.level > 0:
-        beta = -tap.level * _LEVEL_SLOPE
-        bits.append(graph.add("HardSigmoid", x, alpha=_LEVEL_SLOPE, beta=beta))
     rank = len(tap.shape) + 1
     blocked = rank == 4 and tap.dtype == "float32" and tap.channels % BLOCK == 0
     parts = []
-    for y, high in zip(bits, (False, True), strict=False):
+    for y, high in _bits(graph, x, tap.level):
         mean, left = y, rank
         if tap.channel_axis != 0:
             mean, left = graph.reduce("ReduceMean", y, list(range(1, rank - 1)), keepdims=0), 2

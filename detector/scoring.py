@@ -12,6 +12,7 @@ numbers beside them are read by nobody.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from detector.graph import Graph
 from detector.head import NO_SCORE, Head
 from detector.reading import Rates
 
-__all__ = ["Features", "Score", "add_evidence", "add_features", "add_score"]
+__all__ = ["Features", "Judgement", "add_features", "add_judgement"]
 
 MOST = 0.75  # from this share of the rates on, all are read: cheaper than picking
 
@@ -47,11 +48,12 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Names of a head's score and of its likelihood's log-odds, each float32, (N,)."""
+class Judgement:
+    """Names of a head's score (N,), its likelihood's log-odds (N,) and the evidence (N, L)."""
 
     score: str
     logit: str
+    evidence: str
 
 
 def add_features(graph: Graph, f: FeatureMap, rates: Rates, logits: str) -> Features:
@@ -92,29 +94,49 @@ def add_features(graph: Graph, f: FeatureMap, rates: Rates, logits: str) -> Feat
     return Features(graph.add("Clip", x, low, high), width, found)
 
 
-def add_score(graph: Graph, head: Head, x: Features) -> Score:
-    """Add the head's score, with NO_SCORE for what is not a number, and the log-odds of it."""
-    weights, biases = list(head.weights), list(head.biases)
-    weights[0] = x.spread(weights[0])
-    # the last layer gives both
-    weights[-1] = np.concatenate([weights[-1], np.float32(head.slope) * weights[-1]], axis=1)
-    bias = biases[-1].astype(np.float64)
-    biases[-1] = np.concatenate([bias, head.slope * bias + head.intercept]).astype(np.float32)
+def add_judgement(graph: Graph, head: Head, x: Features) -> Judgement:
+    """Add what the head says, all of it float32.
+
+    Where that is not a number, the score is NO_SCORE and the evidence 0.
+    """
+    taps = head.features.taps
+    by_tap = head.features.feature_taps[:, None] == np.arange(taps)
+    shares = (head.evidence_weights[:, None] * by_tap).astype(np.float32)
+    slope, intercept = np.float32(head.slope), np.float32(head.intercept)
+    w, b = head.weights[-1], head.biases[-1]
+    last = np.concatenate([w, slope * w], axis=1)
+    bias = np.concatenate([b, slope * b + intercept])
     y = x.tensor
-    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        y = graph.gemm(graph.add("Relu", y) if i else y, w, b)
-    none = np.array([NO_SCORE, head.slope * NO_SCORE + head.intercept], np.float32)
+    if len(head.weights) == 1:
+        last, bias = np.concatenate([last, shares], axis=1), np.append(bias, head.evidence_bias)
+        last = x.spread(last)
+    else:
+        # evidence goes through the layers in two halves: a number is relu(it) - relu(-it)
+        first = np.concatenate([head.weights[0], shares, -shares], axis=1)
+        b = np.concatenate([head.biases[0], head.evidence_bias, -head.evidence_bias])
+        y = graph.add("Relu", graph.gemm(y, x.spread(first), b))
+        for w, b in zip(head.weights[1:-1], head.biases[1:-1], strict=True):
+            y = graph.add("Relu", graph.gemm(y, _beside(w, np.eye(2 * taps)), _padded(b, 2 * taps)))
+        halves = np.concatenate([np.eye(taps), -np.eye(taps)])
+        last, bias = _beside(last, halves), _padded(bias, taps)
+    y = graph.gemm(y, last.astype(np.float32), bias.astype(np.float32))
+    none = np.zeros(2 + taps, np.float32)
+    none[:2] = NO_SCORE, slope * NO_SCORE + intercept
     y = graph.instead_of_nan(y, none)
     score, logit = (graph.add("Gather", y, graph.constant(np.array(i)), axis=1) for i in range(2))
-    return Score(score, logit)
+    return Judgement(score, logit, graph.slice(y, 2, 2 + taps, axis=1))
 
 
-def add_evidence(graph: Graph, head: Head, x: Features) -> str:
-    """Add each tap's own log-odds: float32, (N, L)."""
-    by_tap = head.features.feature_taps[:, None] == np.arange(head.features.taps)
-    shares = (head.evidence_weights[:, None] * by_tap).astype(np.float32)
-    evidence = graph.gemm(x.tensor, x.spread(shares), head.evidence_bias)
-    return graph.instead_of_nan(evidence, np.float32(0))
+def _beside(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Return the block diagonal of two matrices."""
+    blocks = np.zeros((a.shape[0] + b.shape[0], a.shape[1] + b.shape[1]), np.float32)
+    blocks[: a.shape[0], : a.shape[1]] = a
+    blocks[a.shape[0] :, a.shape[1] :] = b
+    return blocks
+
+
+def _padded(bias: NDArray[Any], zeros: int) -> NDArray[Any]:
+    return np.append(bias, np.zeros(zeros, np.float32))
 
 
 def _spread(values: Floats, places: NDArray[np.int64], width: int) -> Floats:
