@@ -170,19 +170,20 @@ def rollback(
 ) -> Change:
     """Make the version current that was so before this one and return the line of history.
 
-    A second rollback goes one further back.
+    A second rollback goes one further back. The current version may be damaged: then this is
+    needed most.
 
     Raises:
         ShelfError: there is none before, or another promotion takes too long.
         GuardError: the version before is damaged: what is current stays.
     """
     with _locked(shelf, wait_s):
-        live = current(shelf)
-        below = earlier(history(shelf), None if live is None else live.digest)
+        live = _named_digest(shelf, pointed(shelf, CURRENT))
+        below = earlier(history(shelf), live)
         if live is None or not below:
             raise ShelfError(f"expected an earlier version to go back to in {shelf}, got none")
         target = read_guard(shelf / below[-1][:NAME])
-        change = _record(shelf, "rollback", target.digest, live.digest, who, why, clock)
+        change = _record(shelf, "rollback", target.digest, live, who, why, clock)
         _point(shelf, CURRENT, target)
         return change
 

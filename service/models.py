@@ -18,8 +18,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from detector.errors import DetectorError
+from detector.history import earlier, history
 from detector.runtime import Guard
-from detector.shelf import CHALLENGER, CURRENT, pointed
+from detector.shelf import CHALLENGER, CURRENT, NAME, pointed
 from detector.verdict import Verdicts
 from service.batching import Batcher
 from service.errors import NotFoundError, NotReadyError, ReloadError, RequestError, StartError
@@ -90,6 +91,26 @@ class Source:
             # of two that don't open together one alone tells whose fault it was
             return Version.of(self._open(folder, None), refused=str(error))
         return Version.of(guard)
+
+    def open_earlier(self) -> "Version | None":
+        """Return the newest version that served before the current one and opens, or None.
+
+        Only a shelf knows: its history says what served.
+        """
+        shelf = self.guard.resolve()
+        try:
+            place = pointed(shelf, CURRENT)
+            changes = history(shelf)
+        except DetectorError:
+            return None
+        named = "" if place is None else place.name
+        live = [change.guard for change in changes if named and change.guard.startswith(named)]
+        for digest in reversed(earlier(changes, live[-1]) if live else []):
+            try:
+                return Version.of(self._open(shelf / digest[:NAME], None))
+            except DetectorError as error:
+                _log.error("model %s: refused too, %s: %s", self.name, digest[:NAME], error)
+        return None
 
     def _open(self, folder: Path, rival: Path | None) -> Guard:
         return Guard.open(
@@ -220,13 +241,11 @@ class Model:
                 version = await loop.run_in_executor(loader, self.source.open)
             except (DetectorError, ReloadError, OSError) as error:
                 self.metrics.reloaded("refused")
-                stays = "not served" if self._version is None else "the last good version stays"
-                _log.error("model %s: refused, %s: %s", self.name, stays, error)
-                if self._version is None:
-                    self.reason = "refused"
-                raise ReloadError(
-                    f"the files of {self.name!r} were refused; the server's log says why"
-                ) from error
+                version = await self._fall_back(loader, error)
+                if version is None:
+                    raise ReloadError(
+                        f"the files of {self.name!r} were refused; the server's log says why"
+                    ) from error
             self.show(version)
             self.metrics.reloaded("swapped")
             _log.info("model %s: guard %s is live", self.name, version.digest)
@@ -239,6 +258,23 @@ class Model:
                     self.name,
                     version.refused,
                 )
+
+    async def _fall_back(self, loader: Executor, error: Exception) -> Version | None:
+        """Return what serves in place of what was refused, or None if nothing new does.
+
+        A server that died while it refused a guard must come up with the last good one again.
+        """
+        if self._version is not None:
+            _log.error("model %s: refused, the last good version stays: %s", self.name, error)
+            return None
+        assert self.source is not None  # nothing else can be refused
+        work = asyncio.get_running_loop().run_in_executor(loader, self.source.open_earlier)
+        version = await work
+        kept = "not served" if version is None else "the version that served before it does again"
+        _log.error("model %s: refused, %s: %s", self.name, kept, error)
+        if version is None:
+            self.reason = "refused"
+        return version
 
     async def follow(self, loader: Executor) -> None:
         """Load if the files changed since they were last looked at; a refusal is logged only."""

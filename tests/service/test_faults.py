@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from numpy.typing import NDArray
 
 from detector.images import Images
 from detector.runtime import Guard
+from detector.shelf import promote, rollback
 from service.client import Client
-from service.server import running
+from service.errors import StartError
+from service.server import on_loop, running
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,9 +49,33 @@ def test_the_model_gives_way_to_the_event_loop(guard: Guard, mixed: Images) -> N
     assert min(nice.seen) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
+def test_a_start_beside_a_broken_newest_guard_serves_the_one_before(
+    tmp_path: Path, pairs: Callable[..., Any], new_guard: Callable[..., Path], mixed: Images
+) -> None:
+    """A crash while a guard was being refused must not end in a server that can't start."""
+    pair, shelf = pairs(tmp_path / "pair"), tmp_path / "shelf"
+    second = new_guard(pair, tag="b", shift=1.0, path=tmp_path / "second")
+    first, last = (
+        promote(shelf, guard, who="us", why="test", force=True) for guard in (pair.guard, second)
+    )
+    (shelf / last.guard[:16] / "head.npz").write_bytes(b"cut")
+    settings = Settings(model=pair.model, guard=shelf, port=0, metrics_port=0, reload_s=0)
+    with running(settings) as server, Client(server.address) as client:
+        assert client.describe().guard == first.guard
+        assert len(client.inspect(mixed[:2])) == 2
+        rollback(shelf, who="us", why="test")
+        on_loop(server.server.reload())
+        assert client.describe().guard == first.guard
+    (shelf / first.guard[:16] / "head.npz").write_bytes(b"cut")
+    with pytest.raises(StartError, match=r"head\.npz"), running(settings):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["soak"])
+@pytest.mark.parametrize(
+    "name", ["refusals", "rotation", "drain", "kill", "overload", "fuzz", "soak"]
+)
 def test_exercise(name: str) -> None:
     """Every goal of the exercise is met, in its short form."""
     done = subprocess.run(
