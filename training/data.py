@@ -5,13 +5,14 @@ Nothing is ever downloaded.
 """
 
 import hashlib
+import mmap
 import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from PIL import Image
 
 from detector.images import Images
 from training.errors import DataError
+from training.rates import stored_array
 
 __all__ = [
     "Dataset",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 Labels = NDArray[np.int64]
+
+MAPPED_BYTES = 2**28
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
@@ -92,16 +96,50 @@ class Dataset:
         content.update(self.labels.astype("<i8").data)
         return content.hexdigest()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another process as a place on disk where that is all there is in memory."""
+        mapping = _mapping(self.images)
+        parts = (self.images, self.labels, self.source)
+        if mapping is None:
+            return _rebuilt, parts
+        place = (mapping.filename, mapping.dtype.str, mapping.offset, mapping.shape)
+        return _remapped, (place, self.labels, self.source)
+
+    def release(self) -> None:
+        """Let the system take back the memory of images that lie on disk; they stay readable."""
+        mapping = _mapping(self.images)
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapping._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001  (NumPy has no public name for it)
+
     def take(self, rows: NDArray[Any]) -> "Dataset":
         """Return these rows, by index or by mask."""
         return Dataset(images=self.images[rows], labels=self.labels[rows], source=self.source)
+
+
+def _mapping(images: Images) -> np.memmap[Any, Any] | None:
+    """Return the file that these images are, as a whole."""
+    base: Any = images
+    while base is not None and not isinstance(base, np.memmap):
+        base = getattr(base, "base", None)
+    return base if base is not None and base.shape == images.shape else None
+
+
+def _rebuilt(images: Images, labels: Labels, source: str) -> Dataset:
+    return Dataset(images=images, labels=labels, source=source)
+
+
+def _remapped(place: tuple[str, str, int, tuple[int, ...]], labels: Labels, source: str) -> Dataset:
+    file, dtype, offset, shape = place
+    images = np.memmap(file, np.dtype(dtype), "r", offset, shape)
+    return Dataset(images=images, labels=labels, source=source)
 
 
 def load_data(text: str, *, size: tuple[int, int] | None = None) -> Dataset:
     """Return the labelled images a user named.
 
     Args:
-        text: a `.npz` file with arrays `images` and `labels`; a folder with one folder of images
+        text: a `.npz` file with arrays `images` and `labels`, which are left on disk where they are
+            256 MiB or more and not compressed (`np.savez`); a folder with one folder of images
             per class, labelled in alphabetical order; or `torchvision:CIFAR10:ROOT` for a data set
             torchvision already keeps under ROOT, its test part, or with `:train` at the end its
             training part.
@@ -125,7 +163,7 @@ def _load_npz(path: Path) -> Dataset:
     if not zipfile.is_zipfile(path):
         raise DataError(f"expected a .npz file, {path} is not one")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             missing = sorted({"images", "labels"} - set(arrays.files))
             if missing:
                 found = ", ".join(arrays.files) or "none"
@@ -133,10 +171,26 @@ def _load_npz(path: Path) -> Dataset:
                     f"expected arrays images and labels in {path}, "
                     f"{' and '.join(missing)} missing: it has {found}"
                 )
-            images, labels = arrays["images"], arrays["labels"]
+            labels = arrays["labels"]
+            mapped = _mapped(path, stream)
+            images = arrays["images"] if mapped is None else mapped
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"expected a .npz file of plain arrays, {path} can't be read") from error
     return Dataset(images=images, labels=labels, source=str(path))
+
+
+def _mapped(path: Path, stream: BinaryIO) -> NDArray[Any] | None:
+    """Return the images where they lie if they are stored plainly and large; they are not copied.
+
+    Such a file must not change while it is in use.
+    """
+    try:
+        offset, shape, dtype = stored_array(stream, "images")
+    except ValueError:
+        return None
+    if np.prod(shape, dtype=np.float64) * dtype.itemsize < MAPPED_BYTES:
+        return None
+    return np.memmap(path, dtype, "r", offset, shape)
 
 
 def _load_folder(root: Path, size: tuple[int, int] | None) -> Dataset:
@@ -180,6 +234,8 @@ def _resize(image: Image.Image, size: tuple[int, int] | None) -> Images:
 
 
 def _resized(data: Dataset, size: tuple[int, int]) -> Dataset:
+    if data.images.shape[1:3] == size:
+        return data
     grey = data.images.shape[3] == 1
     pictures = (Image.fromarray(image[..., 0] if grey else image) for image in data.images)
     images = np.stack([_resize(picture, size) for picture in pictures])

@@ -7,16 +7,10 @@ classes.
 
 import contextlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +26,7 @@ from training.attacks import Attack, Victim
 from training.attacks.benign import Change as Benign
 from training.case import read_images, source_images
 from training.data import Dataset
-from training.errors import DataError, WorkerError
+from training.errors import DataError
 from training.fit import Kind, Readings
 from training.rates import StoredRates, decode, places, stored
 from training.twin import load_twin
@@ -264,6 +258,7 @@ class Maker:
         if changed[0].nbytes <= KEPT_IMAGE_BYTES:
             arrays["images"] = changed
         write_file(orders.workspace / job.file, npz=arrays, compress=False)
+        orders.dataset.release()
 
     def _change(
         self, job: Job, images: Images, labels: NDArray[np.int64]
@@ -285,6 +280,7 @@ def harvest(
     orders: Orders,
     *,
     workers: int,
+    engine: str = "local",
     progress: Callable[[Job], None] = lambda _: None,
 ) -> None:
     """Make every shard that isn't there yet.
@@ -292,14 +288,19 @@ def harvest(
     Args:
         jobs: the shards.
         orders: what goes into them.
-        workers: processes; with one, this one does it.
+        workers: processes or actors; with one local, this process does it.
+        engine: "local", or "ray" for actors of a Ray cluster; the files are the same.
         progress: called for each job once it is done or found, in no order.
 
     Raises:
+        SettingsError: no such engine, or Ray is not installed.
         TwinError: the twin can't be made, or does not match the model.
         WorkerError: a worker process died.
         OSError: the disk is full.
     """
+    from training.engine import check_engine, run_local, run_ray
+
+    check_engine(engine)
     left = [job for job in jobs if not (orders.workspace / job.file).is_file()]
     there = {job.file for job in jobs} - {job.file for job in left}
     for job in jobs:
@@ -309,33 +310,13 @@ def harvest(
         return
     with _torch_threads(orders.threads):
         maker = Maker(orders)  # here first: what is wrong with the model or twin is told plainly
-        for job in left if workers == 1 else ():
+        for job in left if workers == 1 and engine == "local" else ():
             maker.make(job)
             progress(job)
-    if workers > 1:
-        _harvest_in_processes(left, orders, min(workers, len(left)), progress)
-
-
-def _harvest_in_processes(
-    left: Sequence[Job], orders: Orders, workers: int, progress: Callable[[Job], None]
-) -> None:
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (orders,)
-    ) as pool:
-        with _interrupts_held():
-            futures = {pool.submit(_make, job): job for job in left}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                progress(futures[future])
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                "a worker process died, most likely for want of memory: what is done is kept, "
-                "go on with fewer --workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    if engine == "ray":
+        run_ray(left, orders, min(workers, len(left)), progress)
+    elif workers > 1:
+        run_local(left, orders, min(workers, len(left)), progress)
 
 
 @contextlib.contextmanager
@@ -349,42 +330,3 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Put Ctrl-C off, here and in the processes that are started meanwhile."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-class _Worker:
-    """The maker of a worker process."""
-
-    maker: Maker | None = None
-
-
-def _start_worker(orders: Orders) -> None:
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a trace
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(orders.threads or 1)
-    _Worker.maker = Maker(replace(orders, threads=orders.threads or 1))
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent was killed: a pool's workers would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _make(job: Job) -> None:
-    assert _Worker.maker is not None
-    _Worker.maker.make(job)

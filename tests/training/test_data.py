@@ -1,5 +1,6 @@
 """Labelled images from disk."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,26 @@ def test_checks_before_fitting() -> None:
         check_classes(dataset(classes=1))
     with pytest.raises(DataError, match="expected at least 7 images, got 6 from here"):
         check_enough(data, 7)
+
+
+def test_large_plain_images_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are mapped, travel as a place, and read the same; compressed ones are loaded."""
+    monkeypatch.setattr("training.data.MAPPED_BYTES", 1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "plain.npz", images=images, labels=np.arange(40) % 2)
+    np.savez_compressed(tmp_path / "packed.npz", images=images, labels=np.arange(40) % 2)
+    plain, packed = (
+        load_data(str(tmp_path / f"{n}.npz"), size=(16, 16)) for n in ("plain", "packed")
+    )
+    assert plain.digest == packed.digest
+    small, large = (len(pickle.dumps(data)) for data in (plain, packed))
+    assert small < 2000 < images.nbytes < large
+    again = pickle.loads(pickle.dumps(plain))
+    plain.release()
+    packed.release()
+    for data in (plain, packed, again, pickle.loads(pickle.dumps(packed))):
+        assert_array_equal(data.images, images)
+    assert not plain.images.flags.writeable
+    part = plain.take(np.arange(3))
+    assert_array_equal(pickle.loads(pickle.dumps(part)).images, images[:3])
