@@ -8,8 +8,10 @@ import pytest
 from detector.artifact import GuardArtifact
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
+from training.fit import HeadSettings, fit_head
 from training.holdout import check_untrained, unseen_rows
-from training.pipeline import FitSettings
+from training.leave_out import open_fit, shards_of
+from training.pipeline import FitSettings, work_folder
 
 
 def parts_of(fitted: GuardArtifact, own: Dataset) -> dict[str, np.ndarray]:
@@ -68,3 +70,22 @@ def test_images_the_model_was_trained_on_are_no_clean_images(digits: Dataset) ->
     with pytest.raises(DataError, match="1 of 151 in digits are in digits too"):
         check_untrained(digits.take(np.arange(150, 301)), trained)
     check_untrained(held, replace(trained, images=trained.images[:, :4]))
+
+
+def test_heads_learn_from_the_fitting_split_alone(
+    fitted: GuardArtifact, fit_settings: FitSettings
+) -> None:
+    """Fitted anew on the fitting split's shards and nothing else, the head is the guard's."""
+    manifest = fitted.manifest
+    workspace = open_fit(work_folder(fit_settings), manifest)
+    recipe = manifest.provenance["recipe"]
+    groups = [
+        replace(workspace.readings(jobs), weight=recipe["weights"].get(slug, 1.0))
+        for slug, jobs in shards_of(workspace, manifest, "fit").items()
+    ]
+    settings = HeadSettings(**recipe["head"])
+    head = fit_head(groups, taps=manifest.taps, settings=settings, seed=fit_settings.seed)
+    for ours, theirs in zip(head.weights, fitted.head.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(head.features.center, fitted.head.features.center)
+    np.testing.assert_array_equal(head.features.probe_weights, fitted.head.features.probe_weights)
