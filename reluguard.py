@@ -20,20 +20,34 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from detector.dropin import GuardedSession
     from detector.errors import DetectorError
     from detector.runtime import Guard
     from detector.shelf import Change
     from detector.verdict import Verdict, Verdicts
     from service.client import AsyncClient, Client
+    from training.guarded_module import GuardedModule
     from training.progress import Progress
 
-__all__ = ["AsyncClient", "Client", "DetectorError", "Guard", "Verdict", "Verdicts", "main"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DetectorError",
+    "Guard",
+    "GuardedModule",
+    "GuardedSession",
+    "Verdict",
+    "Verdicts",
+    "main",
+]
 
 _HOMES = {
     "AsyncClient": "service.client",
     "Client": "service.client",
     "DetectorError": "detector.errors",
     "Guard": "detector.runtime",
+    "GuardedModule": "training.guarded_module",
+    "GuardedSession": "detector.dropin",
     "Verdict": "detector.verdict",
     "Verdicts": "detector.verdict",
 }

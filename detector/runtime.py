@@ -165,6 +165,16 @@ class Guard:
         return bool(self._readings)
 
     @property
+    def session(self) -> ort.InferenceSession:
+        """The ONNX Runtime session of the guarded model."""
+        return self._session
+
+    @property
+    def answer(self) -> str:
+        """The production output that holds the class scores."""
+        return self._production.answer
+
+    @property
     def spec(self) -> InputSpec:
         """How images go into the model."""
         return self.artifact.manifest.input

@@ -1,10 +1,16 @@
-"""A web handler that asks the guard: `app.post("/classify")(Classifier(address))` in FastAPI.
+"""A web service that asks the guard before it answers: `uvicorn handler:app`, with FastAPI.
 
-The framework only has to await `__call__` with the uploaded file's bytes.
+    RELUGUARD_ADDRESS=127.0.0.1:50051 uvicorn handler:app
+    curl --data-binary @cat.jpg http://127.0.0.1:8000/classify
+
+Without a web framework: `python handler.py ADDRESS cat.jpg`.
 """
 
 import asyncio
+import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +31,37 @@ class Classifier:
         return {"class": verdict.prediction, "likelihood": verdict.likelihood}
 
     async def close(self) -> None:
-        """Close the connection: FastAPI's shutdown event."""
+        """Close the connection: the service's shutdown."""
         await self._client.close()
+
+
+def make_app(address: str) -> Any:
+    """Return the web service, a FastAPI application."""
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
+
+    @asynccontextmanager
+    async def connected(app: FastAPI) -> AsyncIterator[None]:
+        app.state.classify = Classifier(address)
+        yield
+        await app.state.classify.close()
+
+    app = FastAPI(lifespan=connected)
+
+    @app.post("/classify")
+    async def classify(request: Request) -> JSONResponse:
+        """Answer one uploaded JPEG or PNG: 422 where it looks adversarial."""
+        answer = await request.app.state.classify(await request.body())
+        return JSONResponse(answer, status_code=422 if "error" in answer else 200)
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app` when uvicorn asks for it."""
+    if name != "app":
+        raise AttributeError(name)
+    return make_app(os.environ.get("RELUGUARD_ADDRESS", "127.0.0.1:50051"))
 
 
 async def main(address: str, body: bytes) -> None:
