@@ -3,7 +3,7 @@
 reluguard fit --recipe quick --model MODEL.onnx --data IMAGES.npz --out GUARD
 """
 
-from training.attacks import FGSM, PGD, DeepFool, Spatial, Square
+from training.attacks import FGSM, PGD, DeepFool, Patch, RandomSearch, SparsePGD, Spatial, Square
 from training.recipes import Portion, Recipe
 from training.recipes.default import benign
 
@@ -25,6 +25,9 @@ def quick() -> Recipe:
             Portion(DeepFool(steps=15), 0.06),
             Portion(Square(size=8.0, most_queries=150), 0.08),
             Portion(Spatial(), 0.1),
+            Portion(SparsePGD(steps=20), 0.06),
+            Portion(Patch(steps=20), 0.06),
+            Portion(RandomSearch(), 0.1, weight=0.5),
         ),
-        benign=benign(0.08),
+        benign=benign(0.15),
     )
