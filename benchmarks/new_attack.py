@@ -173,8 +173,10 @@ def _run_one(
         "old_attacks": len(left.attacks),
         "images": {"fresh": len(parts.fresh), "fresh_attacked": len(fresh)},
     }
-    with served(Pair(model=parts.model, guard=shelf), settings=settings) as server:
+    pair = Pair(model=parts.model, guard=shelf)
+    with served(pair, settings={"tokens": tokens, "threads": 1}) as server:  # captures nothing
         report["before"] = measure(server, parts.fresh, fresh)
+    with served(pair, settings=settings) as server:
         report["traffic"] = watch(server, calm, wave)
         truth = dict(zip(wave.ids, wave.attacked, strict=True))
         shutil.copytree(captures, out / "poisoned")  # before any label

@@ -123,8 +123,8 @@ class Workspace:
             for name in ("logits", "sources", "labels")
         }
         rates = StoredRates.joined([shard["rates"] for shard in shards])
-        if self.columns is not None:
-            rates = rates.only(self.columns)
+        if self.columns is not None and rates.shape[1] > len(self.columns):
+            rates = rates.only(self.columns)  # what was added later has these alone
         readings = Readings(name=first.slug, kind=first.kind, rates=rates, **joined)
         if first.kind != "attack":
             return readings

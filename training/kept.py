@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.artifact import GuardArtifact
 from training.errors import DataError
 from training.fit import HeadSettings, Kind, Readings
 from training.harvest import Job, Workspace
 
-__all__ = ["Added", "Kept", "open_kept"]
+__all__ = ["COLUMNS", "Added", "Kept", "column_runs", "open_kept"]
 
 CLEAN = "clean"
+COLUMNS = "columns"  # of the harvested rates, those that the guard reads: runs of start and stop
 WEIGHT = 1.0
 
 
@@ -120,8 +122,12 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
     if not same:
         raise DataError(f"{folder} holds the work of another model, data set or seed")
     jobs = {slug: _jobs(folder, slug, kind) for slug, kind in kinds.items()}
+    workspace = Workspace(folder, plan)
+    runs = provenance.get(COLUMNS)
+    if runs is not None:
+        workspace.columns = np.concatenate([np.arange(start, stop) for start, stop in runs])
     kept = Kept(
-        workspace=Workspace(folder, plan),
+        workspace=workspace,
         jobs={slug: made for slug, made in jobs.items() if made},
         weights=weights,
         added=(),
@@ -130,11 +136,17 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
     clean = kept.split("fit").get(CLEAN)
     if not clean:
         raise DataError(f"expected clean readings to fit on in {folder}, found none")
-    rates = kept.workspace.read(clean[0]).rates.shape[1]
+    rates = kept.workspace.readings(clean[:1]).rates.shape[1]
     expected = sum(tap.rates for tap in artifact.manifest.taps)
     if rates != expected:
         raise DataError(f"expected readings of {expected} rates in {folder}, got {rates}")
     return kept
+
+
+def column_runs(columns: NDArray[np.int64]) -> list[list[int]]:
+    """Return ascending columns as runs of start and stop."""
+    cuts = np.flatnonzero(np.diff(columns) > 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, cuts)]
 
 
 def _folder(artifact: GuardArtifact) -> Path:

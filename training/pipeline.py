@@ -25,6 +25,7 @@ from training.errors import AttackError, DataError
 from training.fit import Readings, calibrate, fit_head
 from training.harvest import Job, Orders, Workspace, harvest, plan_jobs
 from training.html import report_page
+from training.kept import COLUMNS, column_runs
 from training.probes import column_taps
 from training.progress import Progress
 from training.recipes import Portion, Recipe, recipe_named
@@ -112,6 +113,9 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
     clean = _readings(case, reader, case.splits["calibrate"])
     head = calibrate(head, clean, rates=[settings.fpr], prevalence=settings.prevalence)
     manifest = _manifest(case, head, clean, recipe, settings)
+    if workspace.columns is not None:
+        provenance = {**manifest.provenance, COLUMNS: column_runs(workspace.columns)}
+        manifest = replace(manifest, provenance=provenance)
     golden = _golden(case, head, reader, jobs, workspace)
     progress.stage("report card", 1)
     draft = GuardArtifact(path=settings.out, digest="", manifest=manifest, head=head, golden=golden)

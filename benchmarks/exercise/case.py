@@ -117,6 +117,7 @@ def fit_without(
         seed=seed,
         threads=1,
     )
+    recipe = recipe.for_images(case.spec.height, case.spec.width)
     if (out / "manifest.json").is_file():
         found = read_guard(out)
         if json.dumps(found.manifest.provenance["recipe"]) == json.dumps(recipe.to_json()):

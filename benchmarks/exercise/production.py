@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CALLERS = ("camera-1", "camera-2", "upload-1", "upload-2")
-STRANGER = "stranger"  # whoever sends attacks; as many clean images, too
+STRANGER = "stranger"  # sends the attacks, and nothing else
 BOSS = "boss"
 _AT_ONCE = 8
 _INSPECT = "/reluguard.v1.Guard/Inspect"
@@ -86,13 +86,12 @@ class Traffic:
             [rng.permutation(len(clean)) for _ in range(-(-requests // len(clean)))]
         )
         images = clean[order[:requests]].copy()
-        drawn = rng.permutation(requests)
-        at = np.sort(drawn[:count])
+        at = np.sort(rng.permutation(requests)[:count])
         images[at] = attacked[:count]
         which = np.zeros(requests, np.bool_)
         which[at] = True
         callers = [CALLERS[i % len(CALLERS)] for i in range(requests)]
-        for i in drawn[: 2 * count]:
+        for i in at:
             callers[i] = STRANGER
         ids = [f"{name}-{i}" for i in range(requests)]
         return cls(images=images, attacked=which, ids=ids, callers=callers)

@@ -158,6 +158,47 @@ def test_a_new_attack_is_learned_and_no_old_one_forgotten(
 
 
 @pytest.mark.slow
+def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
+    champion: Champion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What --max-overhead chose is kept; captures of those taps join readings of all of them."""
+    monkeypatch.setattr("training.pipeline.choose_taps", lambda *_, **__: (1, 3))
+    work = champion.guard.with_name("guard.work")
+    cheap = FitSettings(
+        model=champion.model,
+        data=str(champion.data),
+        out=tmp_path / "cheap",
+        recipe=RECIPE,
+        workers=1,
+        threads=1,
+        max_overhead=1.1,
+        work=work,
+    )
+    first = fit_guard(cheap)
+    assert len(first.manifest.taps) == 2
+    case = replace(champion, guard=first.path)
+    rows: list[tuple[Images, str | None]] = [
+        (image, "attack:patch") for image in champion.patched.images[:100]
+    ]
+    folder = write_captures(tmp_path / "captured", case, rows)
+    found = retrain(first.path, champion.model, [folder], tmp_path / "g2", limits=FAST, threads=1)
+    assert found.guard.manifest.taps == first.manifest.taps
+    fresh = champion.patched.images[100:]
+    assert detection(case, found.guard, fresh) > detection(case, first, fresh)
+    again = retrain(
+        tmp_path / "g2",
+        champion.model,
+        [],
+        tmp_path / "g3",
+        attacks=["square-linf-8"],
+        sources=60,
+        limits=FAST,
+        threads=1,
+    )
+    assert [one.name for one in open_kept(again.guard).added] == ["patch", "square-linf-8"]
+
+
+@pytest.mark.slow
 def test_the_harvest_is_not_made_again_and_the_images_may_go(
     champion: Champion, tmp_path: Path
 ) -> None:
@@ -349,7 +390,8 @@ def test_bad_input_is_named(champion: Champion, tmp_path: Path, tiny_model: Path
     attempt([blank], "the captures in .* can't be read")
     with pytest.raises(ModelMismatchError, match="was fitted to the model"):
         retrain(champion.guard, tiny_model, [right], tmp_path / "g2")
-    (champion.guard.with_name("guard.work") / "calibration.npz").unlink(missing_ok=True)
+    for kept in champion.guard.with_name("guard.work").glob("calibration-*.npz"):
+        kept.unlink()
     attempt([few], "calibration images are out of reach.*Give --data", data=str(tmp_path / "gone"))
 
 
