@@ -86,6 +86,14 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads per run; by default the usable cores."),
 ]
+Provider = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        help="ONNX Runtime's execution provider, like CUDAExecutionProvider; may be repeated, "
+        "first choice first. [CPUExecutionProvider]",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
 
@@ -488,6 +496,7 @@ def serve(
         typer.Option("--metrics-port", help="Metrics, status; none by --set. [default: 9464]"),
     ] = None,
     threads: Threads = None,
+    provider: Provider = None,
     policy: Annotated[
         str | None, typer.Option("--policy", help="annotate, reject or shadow.")
     ] = None,
@@ -527,6 +536,7 @@ def serve(
         port=port,
         metrics_port=metrics_port,
         threads=threads,
+        providers=None if provider is None else tuple(provider),
         policy=policy,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
@@ -576,12 +586,20 @@ def bench(
         int, typer.Option("--rounds", min=1, help="Timed pairs per batch size.")
     ] = 200,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per run.")] = 1,
+    provider: Provider = None,
     as_json: Json = False,
 ) -> None:
     """Time the guarded model against the plain one, run by run in turn."""
     from detector.bench import bench_guard
 
-    result = bench_guard(model, guard, batches=batch or [1, 8, 32], rounds=rounds, threads=threads)
+    result = bench_guard(
+        model,
+        guard,
+        batches=batch or [1, 8, 32],
+        rounds=rounds,
+        threads=threads,
+        providers=provider,
+    )
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -34,6 +34,7 @@ def bench_guard(
     rounds: int,
     threads: int = 1,
     seed: int = 0,
+    providers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return `overhead_p50` per batch size: the median ratio of guarded to plain, pair by pair.
 
@@ -47,11 +48,15 @@ def bench_guard(
         rounds: pairs per batch size.
         threads: per run.
         seed: of the input.
+        providers: ONNX Runtime's names in order of preference; CPU by default.
+
+    Raises:
+        SettingsError: a provider is not available.
     """
     artifact = read_guard(guard)
     production = load_production(model, output=artifact.manifest.answer)
-    guarded = Guard(production, artifact, threads=threads)
-    sides = _sides(production, guarded.compiled, threads)
+    guarded = Guard(production, artifact, threads=threads, providers=providers)
+    sides = _sides(production, guarded.compiled, threads, providers)
     spec = artifact.manifest.input
     rows = []
     for batch in [spec.batch] if spec.batch else batches:
@@ -71,6 +76,7 @@ def bench_guard(
     added = len(guarded.compiled.graph.node) - len(production.proto.graph.node)
     return {
         "threads": threads,
+        "providers": list(providers or ["CPUExecutionProvider"]),
         "rounds": rounds,
         "taps": len(artifact.manifest.taps),
         "nodes_added": added,
@@ -95,11 +101,19 @@ def pair_ratio(
     return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
 
-def _sides(production: Production, guarded: onnx.ModelProto, threads: int) -> Sides:
+def _sides(
+    production: Production,
+    guarded: onnx.ModelProto,
+    threads: int,
+    providers: Sequence[str] | None = None,
+) -> Sides:
     names = [info.name for info in production.outputs]
     return (
-        (open_session(production.proto, threads=threads), names),
-        (open_session(guarded, threads=threads), [*names, SCORE, LIKELIHOOD, EVIDENCE]),
+        (open_session(production.proto, threads=threads, providers=providers), names),
+        (
+            open_session(guarded, threads=threads, providers=providers),
+            [*names, SCORE, LIKELIHOOD, EVIDENCE],
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from detector.errors import ModelError, SettingsError
 
-__all__ = ["available_cores", "open_session", "run_session"]
+__all__ = ["available_cores", "check_started", "open_session", "run_session"]
 
 _FAILURES = (
     ort_errors.EPFail,
@@ -47,7 +47,8 @@ def open_session(
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
-        SettingsError: a provider is not available here, or threads is not positive.
+        SettingsError: a provider is not in this build or can't start here, or threads is not
+            positive.
     """
     chosen = list(providers or ["CPUExecutionProvider"])
     missing = sorted(set(chosen) - set(ort.get_available_providers()))
@@ -69,9 +70,25 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = model if isinstance(model, bytes) else model.SerializeToString()
     try:
-        return ort.InferenceSession(data, options, providers=chosen)
+        session = ort.InferenceSession(data, options, providers=chosen)
     except _FAILURES as error:
         raise ModelError(f"ONNX Runtime can't load the model: {_first_line(error)}") from error
+    check_started(chosen, session.get_providers())
+    return session
+
+
+def check_started(wanted: Sequence[str], started: Sequence[str]) -> None:
+    """Raise SettingsError unless every provider that was asked for is in use.
+
+    ONNX Runtime only warns where a provider's driver or libraries are missing, and computes on the
+    processor instead: whoever asked for a GPU would never know.
+    """
+    missing = [provider for provider in wanted if provider not in started]
+    if missing:
+        raise SettingsError(
+            f"the provider {', '.join(missing)} could not start here; its driver or libraries are "
+            f"missing, ONNX Runtime went on with {', '.join(started)}"
+        )
 
 
 def run_session(

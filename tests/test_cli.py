@@ -286,6 +286,15 @@ def test_export_at_a_rate_the_guard_can_not_keep(
     assert not (tmp_path / "x.onnx").exists()
 
 
+def test_a_provider_that_is_not_there_is_named(
+    run: Run, tiny_model: Path, tiny_guard: Path
+) -> None:
+    """Whoever asks for a GPU that this ONNX Runtime can't use is told so, and what there is."""
+    given = ("--model", tiny_model, "--guard", tiny_guard, "--provider", "NoSuchProvider")
+    ended = run("bench", *given)
+    assert_one_line(ended, "no provider NoSuchProvider in this ONNX Runtime; it has")
+
+
 def test_bench_gives_ratios(run: Run, tiny_model: Path, tiny_guard: Path) -> None:
     """One JSON document with the median ratio per batch size; a line per batch without it."""
     given = ("bench", "--model", tiny_model, "--guard", tiny_guard, "--rounds", 3)

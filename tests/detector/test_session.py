@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from detector.errors import ModelError, SettingsError
-from detector.session import available_cores, open_session, run_session
+from detector.session import available_cores, check_started, open_session, run_session
 
 Network = Callable[..., onnx.ModelProto]
 
@@ -36,6 +36,17 @@ def test_a_provider_that_is_not_there_is_named(make_network: Network) -> None:
         SettingsError, match=r"no provider NoSuchProvider in this .* it has .*CPUExecutionProvider"
     ):
         open_session(make_network(), providers=["NoSuchProvider", "CPUExecutionProvider"])
+
+
+def test_a_provider_that_did_not_start_is_named() -> None:
+    """ONNX Runtime goes on with the processor where a driver is missing; we don't."""
+    check_started(["CPUExecutionProvider"], ["CPUExecutionProvider"])
+    with pytest.raises(
+        SettingsError,
+        match="the provider CUDAExecutionProvider could not start here; its driver or libraries "
+        "are missing, ONNX Runtime went on with CPUExecutionProvider",
+    ):
+        check_started(["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("threads", [0, -1])
