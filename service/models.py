@@ -169,8 +169,8 @@ class Version:
         return self.guard.artifact.digest
 
     def run(self, tensor: NDArray[Any]) -> Verdicts:
-        """Return the verdicts on this tensor. Called from a worker thread."""
-        return self.guard.verdicts(self.guard.run(tensor))
+        """Return the verdicts on this checked tensor. Called from a worker thread."""
+        return self.guard.verdicts(self.guard.run_checked(tensor))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -241,11 +241,12 @@ class Model:
                 version = await loop.run_in_executor(loader, self.source.open)
             except (DetectorError, ReloadError, OSError) as error:
                 self.metrics.reloaded("refused")
-                version = await self._fall_back(loader, error)
-                if version is None:
+                kept = await self._fall_back(loader, error)
+                if kept is None:
                     raise ReloadError(
                         f"the files of {self.name!r} were refused; the server's log says why"
                     ) from error
+                version = kept
             self.show(version)
             self.metrics.reloaded("swapped")
             _log.info("model %s: guard %s is live", self.name, version.digest)

@@ -4,6 +4,7 @@ Whatever the bytes, a decoder returns what it promises or raises one of our two 
 """
 
 import sys
+from collections.abc import Callable
 
 import atheris
 import numpy as np
@@ -14,9 +15,12 @@ with atheris.instrument_imports(include=["service", "detector", "PIL"]):
     from service.edge import parse
     from service.errors import RequestError
     from service.inspection import Encoded, Input, Limits
+    from service.open_inference import _LARGE as LARGE_INFER
     from service.open_inference import _read_input as read_infer  # what ModelInfer decodes with
+    from service.payload import Fields, lift
     from service.pb import open_inference as oip
     from service.pb import reluguard_v1 as pb
+    from service.servicers import _LARGE as LARGE_INSPECT
     from service.servicers import _read_input as read_inspect  # what Inspect decodes with
     from service.wire import DATATYPES, read_bytes_elements, read_tensor, write_tensor
 
@@ -51,12 +55,51 @@ def _image(given: atheris.FuzzedDataProvider) -> None:
 
 
 def _inspect(given: atheris.FuzzedDataProvider) -> None:
-    _to_tensor(read_inspect(parse(pb.InspectRequest, given.ConsumeBytes(2**16))))
+    data = given.ConsumeBytes(2**16)
+
+    def read(data: bytes, payload: memoryview | None) -> Input:
+        return read_inspect(parse(pb.InspectRequest, data), payload)
+
+    _both_ways(read, data, LARGE_INSPECT)
 
 
 def _infer(given: atheris.FuzzedDataProvider) -> None:
-    request = parse(oip.ModelInferRequest, given.ConsumeBytes(2**16))
-    _to_tensor(read_infer(request, "image", "FP32"))
+    data = given.ConsumeBytes(2**16)
+
+    def read(data: bytes, payload: memoryview | None) -> Input:
+        request = parse(oip.ModelInferRequest, data)
+        raw = request.raw_input_contents if payload is None else [payload]
+        return read_infer(request, raw, "image", "FP32")
+
+    _both_ways(read, data, LARGE_INFER)
+
+
+def _both_ways(
+    read: Callable[[bytes, memoryview | None], Input], data: bytes, large: Fields
+) -> None:
+    """Hold what is read of a lifted payload against what protobuf reads of the whole."""
+    whole, lifted = _read(read, data, None), _read(read, *lift(data, large, at_least=0))
+    if isinstance(whole, RequestError) or isinstance(lifted, RequestError):
+        assert str(whole) == str(lifted), (whole, lifted)
+        return
+    assert type(whole) is type(lifted)
+    if isinstance(whole, Encoded):
+        assert isinstance(lifted, Encoded)
+        assert [bytes(image) for image in whole.images] == [bytes(i) for i in lifted.images]
+    else:
+        assert not isinstance(lifted, Encoded)
+        assert whole.array.shape == lifted.array.shape
+        assert whole.array.tobytes() == lifted.array.tobytes()
+    _to_tensor(lifted)
+
+
+def _read(
+    read: Callable[[bytes, memoryview | None], Input], data: bytes, payload: memoryview | None
+) -> Input | RequestError:
+    try:
+        return read(data, payload)
+    except RequestError as error:
+        return error
 
 
 def _to_tensor(read: Input) -> None:

@@ -93,7 +93,8 @@ def asking(shelf: Shelf, channel: grpc.aio.Channel, **how: Any) -> Callable[[], 
 
     async def ask() -> bytes:
         kind, method, data = next(asks)
-        return kind + await channel.unary_unary(method)(data, timeout=30, **how)
+        answer: bytes = await channel.unary_unary(method)(data, timeout=30, **how)
+        return kind + answer
 
     return ask
 
@@ -217,7 +218,8 @@ async def _tokens(shelf: Shelf, folder: Path, *, times: int) -> Finding:
                 token = current if number is None else number
                 metadata = (("authorization", f"Bearer t{token}"),)
                 method = channel.unary_unary(inspect.method)
-                return b"i" + await method(inspect.data, timeout=30, metadata=metadata)
+                answer: bytes = await method(inspect.data, timeout=30, metadata=metadata)
+                return b"i" + answer
 
             async with Callers(ask=ask, check=shelf.check) as callers:
                 for number in range(1, times + 1):
