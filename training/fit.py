@@ -76,7 +76,7 @@ class HeadSettings:
     """How the head is fitted."""
 
     members: int = 2
-    units: int = 96
+    units: int = 48
     dropout: float = 0.2
     weight_decay: float = 1.0
     learning_rate: float = 2e-3
