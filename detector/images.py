@@ -136,20 +136,29 @@ class InputSpec:
 
     def check_tensor(self, tensor: NDArray[Any]) -> None:
         """Raise ImageError unless this is a finite tensor of the model's dtype and shape."""
-        expected = ("N", *self.tensor_shape)
-        text = f"({', '.join(map(str, expected))})"
+        if self._fits(tensor):
+            if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+                raise ImageError("expected finite values, got NaN or infinity in the tensor")
+            return
+        text = f"({', '.join(map(str, ('N', *self.tensor_shape)))})"
         if not isinstance(tensor, np.ndarray):
             raise ImageError(f"expected a {self.dtype} tensor of shape {text}, got {type(tensor)}")
         if tensor.dtype != np.dtype(self.dtype):
             raise ImageError(
                 f"expected a {self.dtype} tensor of shape {text}, got {tensor.dtype} {tensor.shape}"
             )
-        if tensor.ndim != len(expected) or tensor.shape[1:] != self.tensor_shape:
+        if tensor.ndim == 0 or tensor.shape[1:] != self.tensor_shape:
             raise ImageError(f"expected a {self.dtype} tensor of shape {text}, got {tensor.shape}")
-        if len(tensor) == 0:
-            raise ImageError("expected at least one image, got an empty batch")
-        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-            raise ImageError("expected finite values, got NaN or infinity in the tensor")
+        raise ImageError("expected at least one image, got an empty batch")
+
+    def _fits(self, tensor: NDArray[Any]) -> bool:
+        return (
+            isinstance(tensor, np.ndarray)
+            and tensor.dtype == self.dtype
+            and tensor.ndim > 0
+            and tensor.shape[1:] == self.tensor_shape
+            and len(tensor) > 0
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the manifest."""

@@ -197,6 +197,14 @@ class Guard:
             ModelError: the run failed.
         """
         self.spec.check_tensor(tensor)
+        return self.run_checked(tensor)
+
+    def run_checked(self, tensor: NDArray[Any]) -> RawOutputs:
+        """Return what `run` does, on a tensor that `spec.check_tensor` let pass before.
+
+        Raises:
+            ModelError: the run failed.
+        """
         own = [*self._readings, *self._challenger]
         fetch = [SCORE, LIKELIHOOD, EVIDENCE, *self._names, *own]
         score, likelihood, evidence, *rest = in_batches(self._session, self.spec, tensor, fetch)

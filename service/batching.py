@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.head import is_scored
 from detector.verdict import Verdicts
 from service.errors import ExpiredError, NotReadyError, OverloadedError
 from service.metrics import ModelMetrics
@@ -42,12 +43,16 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class Answer:
-    """Verdicts on one request, how long it waited and ran, and how many images that run had."""
+    """Verdicts on one request, and the run that gave them.
+
+    `all_scored` is False where that is not known.
+    """
 
     verdicts: Verdicts
     queue_s: float
     model_s: float
     run_rows: int
+    all_scored: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +74,7 @@ class _Run:
     started: float = 0.0
     took: float = 0.0
     verdicts: Verdicts | None = None
+    all_scored: bool = False
     error: Exception | None = None
 
 
@@ -163,6 +169,7 @@ class Batcher:
             answers[0].queue_s,
             sum(answer.model_s for answer in answers),
             sum(answer.run_rows for answer in answers),
+            all(answer.all_scored for answer in answers),
         )
 
     async def _answered(self, item: _Item) -> Answer:
@@ -286,6 +293,7 @@ class Batcher:
         run.started = self._loop.time()
         try:
             run.verdicts = _run_merged(run.batch)
+            run.all_scored = bool(is_scored(run.verdicts.score).all())
         except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
             run.error = error
         run.took = self._loop.time() - run.started
@@ -347,7 +355,7 @@ class Batcher:
         if not item.future.done():
             queue_s = run.started - item.since
             self.metrics.stage("queue", queue_s)
-            item.future.set_result(Answer(verdicts, queue_s, run.took, run.rows))
+            item.future.set_result(Answer(verdicts, queue_s, run.took, run.rows, run.all_scored))
 
     def _learn(self, row_s: float) -> None:
         self._row_s = (

@@ -25,6 +25,7 @@ from service.tracing import Tracing
 __all__ = ["Encoded", "Inspection", "Inspector", "Limits", "PixelArray", "TensorArray"]
 
 _INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
+_INLINE_TENSOR_BYTES = 1024 * 1024  # the same where nothing is to be done but to look at it
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,9 @@ class Inspector:
                 kind=kind,
             )
         view = (rules or self.rules).view(
-            answer.verdicts, privileged=call.caller.may(Scope.PRIVILEGED)
+            answer.verdicts,
+            privileged=call.caller.may(Scope.PRIVILEGED),
+            all_scored=answer.all_scored,
         )
         return Inspection(
             view=view,
@@ -193,7 +196,8 @@ class Inspector:
         self, given: Input, spec: InputSpec
     ) -> tuple[NDArray[Any], PixelArray | TensorArray]:
         """Return the model's tensor, and what it was made from once it is decoded."""
-        if not isinstance(given, Encoded) and given.array.nbytes <= _INLINE_BYTES:
+        limit = _INLINE_TENSOR_BYTES if isinstance(given, TensorArray) else _INLINE_BYTES
+        if not isinstance(given, Encoded) and given.array.nbytes <= limit:
             return given.tensor(spec), given
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.decoder, _prepare, given, spec, self.limits)

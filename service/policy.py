@@ -64,14 +64,20 @@ class Rules:
             return Detail.NONE
         return Detail.FULL if privileged else Detail.COARSE
 
-    def view(self, verdicts: Verdicts, *, privileged: bool) -> View:
-        """Return what this caller sees of these verdicts."""
+    def view(self, verdicts: Verdicts, *, privileged: bool, all_scored: bool = False) -> View:
+        """Return what this caller sees of these verdicts.
+
+        Args:
+            verdicts: of one request.
+            privileged: whether the caller may see everything.
+            all_scored: it is known already that every row has a score.
+        """
         detail = self.detail(privileged=privileged)
         n = len(verdicts)
-        unscored = ~is_scored(verdicts.score)
-        if detail is Detail.FULL and self.policy != "reject" and not unscored.any():
+        if all_scored and detail is Detail.FULL and self.policy != "reject":
             nothing = np.zeros(n, np.bool_)
-            return View(verdicts=verdicts, detail=detail, withheld=nothing, unscored=unscored)
+            return View(verdicts=verdicts, detail=detail, withheld=nothing, unscored=nothing)
+        unscored = ~is_scored(verdicts.score)
         is_adversarial = np.where(unscored, self.fail == "closed", verdicts.is_adversarial)
         withheld = is_adversarial if self.policy == "reject" else np.zeros(n, np.bool_)
         hidden = np.full(n, np.nan, np.float32)

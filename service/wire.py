@@ -64,7 +64,7 @@ def check_shape(shape: Sequence[int], *, name: str) -> int:
         raise RequestError(
             f"expected at most {_MAX_RANK} dimensions for {name!r}, got {len(shape)}"
         )
-    if any(size < 0 for size in shape):
+    if shape and min(shape) < 0:
         raise RequestError(f"expected sizes of 0 or more for {name!r}, got {list(shape)}")
     return math.prod(shape)
 

@@ -231,12 +231,12 @@ class Gate:
     def __getattr__(self, name: str) -> object:
         return getattr(self._guard, name)
 
-    def run(self, tensor: NDArray[np.float32]) -> object:
+    def run_checked(self, tensor: NDArray[np.float32]) -> object:
         """Run the real guard once the door is open."""
         self.rows.append(len(tensor))
         self.entered.release()
         assert self.opened.wait(30)
-        return self._guard.run(tensor)
+        return self._guard.run_checked(tensor)
 
 
 @pytest.fixture
