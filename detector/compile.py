@@ -16,7 +16,7 @@ from detector.graph import Graph
 from detector.head import Head, threshold_at
 from detector.model import OUTPUT_PREFIX, Production
 from detector.reading import Rates, add_rates
-from detector.scoring import Features, Judgement, add_features, add_judgement
+from detector.scoring import Features, Judgement, add_confidence, add_features, add_judgement
 from detector.taps import Tap
 
 __all__ = [
@@ -79,6 +79,9 @@ def compile_guard(
     """
     graph = Graph.over(production)
     logits = graph.logits(production)
+    for f in [head.features, *([challenger[1].features] if challenger else [])]:
+        if not f.classes:
+            add_confidence(graph, f, logits)
     rates = add_rates(graph, taps)
     x, judged = _add_head(graph, taps, head, rates, logits)
     limit = graph.constant(np.float32(threshold_at(fpr, head.clean_scores)))

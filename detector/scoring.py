@@ -23,7 +23,7 @@ from detector.graph import Graph
 from detector.head import NO_SCORE, Head
 from detector.reading import Rates
 
-__all__ = ["Features", "Judgement", "add_features", "add_judgement"]
+__all__ = ["Features", "Judgement", "add_confidence", "add_features", "add_judgement"]
 
 MOST = 0.75  # from this share of the rates on, all are read: cheaper than picking
 
@@ -64,7 +64,7 @@ def add_features(graph: Graph, f: FeatureMap, rates: Rates, logits: str) -> Feat
         read, width, at = rates.take(graph, f.columns), len(f.columns), np.arange(len(f.columns))
     first = len(f.columns) + np.arange(len(CONFIDENCE))
     if not f.classes:
-        small = _standardised(graph, f, first, *_unsure(graph, logits))
+        small = add_confidence(graph, f, logits)
         parts, places = [read, small], [at, width + np.arange(len(CONFIDENCE))]
         width += len(CONFIDENCE)
     else:
@@ -92,6 +92,16 @@ def add_features(graph: Graph, f: FeatureMap, rates: Rates, logits: str) -> Feat
     x = graph.add("Mul", x, graph.constant(_spread(scale, found, width)))
     low, high = graph.constant(np.float32(-f.limit)), graph.constant(np.float32(f.limit))
     return Features(graph.add("Clip", x, low, high), width, found)
+
+
+def add_confidence(graph: Graph, f: FeatureMap, logits: str) -> str:
+    """Add the confidence features of a map without classes, standardised: float32, (N, 5).
+
+    To be called before the taps are read: of what a join waits for, ONNX Runtime begins with what
+    was added last, and should this come first, every tap would be kept until the logits are there.
+    """
+    own = len(f.columns) + np.arange(len(CONFIDENCE))
+    return _standardised(graph, f, own, *_unsure(graph, logits))
 
 
 def add_judgement(graph: Graph, head: Head, x: Features) -> Judgement:
