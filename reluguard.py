@@ -187,6 +187,14 @@ def fit(
         Path | None,
         typer.Option("--work", help="Where harvested shards are kept. [default: OUT.work]"),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Who attacks and reads: local, processes of this machine, or ray, actors of a Ray "
+            "cluster (RAY_ADDRESS; every node sees the same paths).",
+        ),
+    ] = "local",
     as_json: Json = False,
 ) -> None:
     """Fit a guard: attack clean images, read which ReLUs fire, fit and calibrate a head."""
@@ -210,6 +218,7 @@ def fit(
         workers=workers,
         max_overhead=max_overhead,
         work=work,
+        engine=engine,
     )
     with _progress(quiet=as_json) as progress:
         artifact = fit_guard(settings, progress)

@@ -257,7 +257,7 @@ def _made_up(workspace: Workspace, kind: Kind, rows: int, rates: int) -> Reading
     jobs = plan_jobs(kind, kind, {"fit": np.arange(rows)})
     for job in jobs:
         codes, logits = _draw(kind, len(job.sources), rates, seed=job.number)
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "rates": codes,
             "steps": np.full(rates, 255, np.uint8),
             "logits": logits,

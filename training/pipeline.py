@@ -21,6 +21,7 @@ from detector.runtime import Guard, Reader
 from detector.session import available_cores
 from training.case import Case, Preprocessing, open_case
 from training.economy import choose_taps
+from training.engine import check_engine
 from training.errors import AttackError, DataError
 from training.fit import Readings, calibrate, fit_head
 from training.harvest import Job, Orders, Workspace, harvest, plan_jobs
@@ -57,8 +58,10 @@ class FitSettings:
     workers: int | None = None
     max_overhead: float | None = None
     work: Path | None = None
+    engine: str = "local"
 
     def __post_init__(self) -> None:
+        check_engine(self.engine)
         if not 0 < self.prevalence < 1:
             raise SettingsError(f"expected a prevalence between 0 and 1, got {self.prevalence}")
         if self.seed < 0:
@@ -207,6 +210,7 @@ def _harvest(
         every,
         orders,
         workers=settings.workers or available_cores(),
+        engine=settings.engine,
         progress=lambda job: progress.advance(len(job.sources)),
     )
     return jobs
