@@ -34,10 +34,10 @@ class _Nice:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._guard, name)
 
-    def run(self, tensor: NDArray[np.float32]) -> Any:
+    def run_checked(self, tensor: NDArray[np.float32]) -> Any:
         """Run the real guard."""
         self.seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return self._guard.run(tensor)
+        return self._guard.run_checked(tensor)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have their own priority on Linux")

@@ -320,7 +320,7 @@ def test_an_unforeseen_failure_tells_nothing(gate: Any, caplog: pytest.LogCaptur
     def broken(_: object) -> None:
         raise RuntimeError("/secret/path")
 
-    gate.run = broken
+    gate.run_checked = broken
     with (
         running(cast("Guard", gate)) as server,
         Client(server.address) as client,
@@ -446,7 +446,7 @@ def test_an_open_stream_ends_when_the_server_stops(guard: Guard, mixed: Images) 
 @pytest.mark.parametrize("fail", ["open", "closed"])
 def test_a_score_that_is_no_number_opens_or_closes(guard: Guard, gate: Any, fail: str) -> None:
     """The answer comes without a verdict, or as adversarial; it is counted as neither."""
-    gate.run = lambda tensor: replace(
+    gate.run_checked = lambda tensor: replace(
         guard.run(tensor), score=np.full(len(tensor), np.nan, np.float32)
     )
     with running(cast("Guard", gate), fail=fail) as server:
