@@ -4,6 +4,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -337,3 +339,36 @@ def test_a_writer_killed_at_any_moment_leaves_no_row_without_its_shard(
         with np.load(tmp_path / SHARDS / name) as arrays:
             assert len(arrays["rates"]) == len(arrays["logits"]) == len(arrays["images"])
     assert len(list((tmp_path / SHARDS).iterdir())) == len(rows)
+
+
+def test_a_server_whose_index_is_locked_answers_on(
+    pair: Any, clean: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are answered, the lost rows are counted, and capture goes on afterwards."""
+    monkeypatch.setattr("service.capture._LOCK_S", 0.05)
+    settings = Settings(
+        model=pair.model,
+        guard=pair.guard,
+        port=0,
+        metrics_port=0,
+        capture=tmp_path,
+        capture_share=1.0,
+        drift_s=0.05,
+    )
+    lost = 'reluguard_capture_dropped_total{reason="index"}'
+    with running(settings) as server, Client(server.address) as client:
+        lock = sqlite3.connect(tmp_path / INDEX)
+        lock.execute("BEGIN EXCLUSIVE")
+        assert len(client.inspect(clean)) == len(clean)
+        url = f"http://{server.metrics_address}/metrics"
+        patience = time.monotonic() + 30
+        while time.monotonic() < patience:
+            with urllib.request.urlopen(url, timeout=10) as reply:
+                if f"{lost} {float(len(clean))}" in reply.read().decode():
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the lost rows are not counted")
+        lock.close()
+        assert len(client.inspect(clean)) == len(clean)
+    assert len(rows_of(tmp_path)) == len(clean)

@@ -375,6 +375,10 @@ def test_bad_input_is_named(champion: Champion, tmp_path: Path, tiny_model: Path
     attempt([tmp_path / "none"], "expected a .npz file")
     attempt([right], "share of the weight", share=1.0)
     attempt([right], "expected the harvest of", work=tmp_path / "elsewhere")
+    shutil.copytree(champion.guard.with_name("guard.work"), tmp_path / "others")
+    plan = tmp_path / "others" / "plan.json"
+    plan.write_text(plan.read_text().replace('"seed": 0', '"seed": 1'))
+    attempt([right], "the work of another model, data set or seed", work=tmp_path / "others")
     few = tmp_path / "few.npz"
     save_dataset(champion.patched.take(np.arange(1)), few)
     attempt([few], "to fit on and to hold out, got")
