@@ -15,7 +15,7 @@ from detector.images import Images
 from detector.model import infer_spec, load_production
 from detector.runtime import Reader
 from detector.session import open_session
-from detector.taps import find_taps
+from detector.taps import Tap, find_taps
 from training.case import (
     LEVEL_FACTOR,
     Case,
@@ -24,6 +24,7 @@ from training.case import (
     predict,
     source_images,
     with_levels,
+    with_strides,
 )
 from training.data import Dataset, save_dataset
 from training.errors import DataError
@@ -268,3 +269,30 @@ def test_a_model_without_gates_is_refused(opened: Open, tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), tmp_path / "l.onnx")
     with pytest.raises(ModelError, match="Flatten"):
         opened(model=tmp_path / "l.onnx")
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((16, 32, 32), 1),
+        ((8, 33, 32), 2),
+        ((64, 112, 112), 4),
+        ((256, 56, 56), 2),
+        ((1, 2000, 3), 3),
+    ],
+)
+def test_large_maps_are_read_in_strides(shape: tuple[int, int, int], stride: int) -> None:
+    """No more than 1,024 places, and no fewer than that takes."""
+    (tap,) = with_strides([Tap(name="x", op="Relu", shape=shape)])
+    assert tap.strides == (stride, stride)
+    rows, columns = tap.sampled
+    assert rows * columns <= 1024
+
+
+def test_taps_without_a_map_are_read_whole() -> None:
+    """Vectors and channels-last tensors have no rows and columns to leave out."""
+    taps = (
+        Tap(name="vector", op="Relu", shape=(4096,)),
+        Tap(name="tokens", op="Relu", shape=(64, 64, 8), channel_axis=2),
+    )
+    assert with_strides(taps) == taps
