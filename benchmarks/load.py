@@ -16,8 +16,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Load", "measure", "spread"]
+__all__ = ["Load", "arrivals", "measure", "spread"]
 
 Report = dict[str, Any]
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -78,6 +79,12 @@ def spread(latencies: list[float]) -> Report:
     return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
 
 
+def arrivals(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """Return the moments of Poisson arrivals at this rate, ascending, in seconds."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds))
+    return np.cumsum(gaps)
+
+
 def _one_caller(load: Load, data: bytes) -> Report:
     """Ask from one thread without an event loop: the least a Python caller adds."""
     latencies: list[float] = []
@@ -121,9 +128,7 @@ async def _open(load: Load, data: bytes) -> Report:
     accepted: list[float] = []
     refused: list[float] = []
     odd: dict[str, int] = {}
-    gaps = np.random.default_rng(load.seed).exponential(
-        1 / load.rate, int(load.rate * load.seconds)
-    )
+    due_after = arrivals(load.rate, load.seconds, load.seed)
     async with grpc.aio.insecure_channel(load.address, _OPTIONS) as channel:
         ask = channel.unary_unary(load.method, None, None)
         for _ in range(5):
@@ -143,7 +148,7 @@ async def _open(load: Load, data: bytes) -> Report:
 
         tasks = []
         start = time.perf_counter()
-        for due in (start + np.cumsum(gaps)).tolist():
+        for due in (start + due_after).tolist():
             # asyncio sleeps in whole milliseconds, so the last two are spent looking at the clock
             while (left := due - time.perf_counter()) > 0:  # noqa: ASYNC110 - a clock, no event
                 await asyncio.sleep(left - 0.002 if left > 0.003 else 0)
