@@ -587,6 +587,9 @@ def bench(
     *,
     model: Model,
     guard: GuardFolder,
+    challenger: Annotated[
+        Path | None, typer.Option("--challenger", help="Also with this guard in shadow.")
+    ] = None,
     batch: Annotated[
         list[int] | None,
         typer.Option("--batch", min=1, help="Batch size; may be repeated. [1, 8, 32]"),
@@ -608,16 +611,19 @@ def bench(
         rounds=rounds,
         threads=threads,
         providers=provider,
+        challenger=challenger,
     )
     if as_json:
         typer.echo(json.dumps(result))
         return
     for row in result["batches"]:
         low, high = row["overhead_quartiles"]
+        shadowed = row.get("challenger_overhead_p50")
+        more = f", with challenger {shadowed:.3f} of that" if shadowed else ""
         typer.echo(
             f"batch {row['batch']:>3}: plain {row['plain_p50_s'] * 1e3:8.3f} ms, guarded "
             f"{row['guarded_p50_s'] * 1e3:8.3f} ms, ratio {row['overhead_p50']:.3f} "
-            f"[{low:.3f}, {high:.3f}]"
+            f"[{low:.3f}, {high:.3f}]{more}"
         )
 
 

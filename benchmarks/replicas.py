@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import tempfile
 import threading
@@ -147,23 +148,37 @@ def run(
     images = draw_images(64, size=spec.height, seed=1)[..., : spec.channels]
     expected = guard.inspect(images)
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(served(pair)) for _ in range(_REPLICAS)]
+        servers = [
+            stack.enter_context(served(pair, settings={"port": _free_port()}))
+            for _ in range(_REPLICAS)
+        ]
         load = _Load(_address(servers), images, expected)
         with ThreadPoolExecutor(callers + 1) as pool:
             calls = [pool.submit(load.ask, i) for i in range(callers)]
             calls.append(pool.submit(load.ask_async, callers))
-            time.sleep(seconds)
-            load.next_phase()
-            servers[0].kill()
-            time.sleep(seconds)
-            load.next_phase()
-            back = stack.enter_context(served(pair, settings={"port": servers[0].port}))
-            time.sleep(seconds)
-            load.stop()
+            try:
+                time.sleep(seconds)
+                load.next_phase()
+                servers[0].kill()
+                time.sleep(seconds)
+                load.next_phase()
+                back = stack.enter_context(served(pair, settings={"port": servers[0].port}))
+                time.sleep(seconds)
+            finally:
+                load.stop()
             for call in calls:
                 call.result()
         answered = _answered(back)
     return [_finding(load, answered)]
+
+
+def _free_port() -> int:
+    """Return a port that no outgoing connection takes while its server is gone."""
+    below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in np.random.default_rng().permutation(np.arange(below // 2, below)).tolist():
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return int(port)
+    raise RuntimeError("no free port below the ephemeral ones")
 
 
 def _address(servers: Sequence[Process]) -> str:

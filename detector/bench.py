@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from detector.artifact import read_guard
-from detector.compile import EVIDENCE, LIKELIHOOD, SCORE, compile_guard
+from detector.compile import CHALLENGER_SCORE, EVIDENCE, LIKELIHOOD, SCORE, compile_guard
 from detector.head import Head
 from detector.images import InputSpec
 from detector.model import Production, load_production
@@ -35,6 +35,7 @@ def bench_guard(
     threads: int = 1,
     seed: int = 0,
     providers: Sequence[str] | None = None,
+    challenger: Path | str | None = None,
 ) -> dict[str, Any]:
     """Return `overhead_p50` per batch size: the median ratio of guarded to plain, pair by pair.
 
@@ -49,6 +50,8 @@ def bench_guard(
         threads: per run.
         seed: of the input.
         providers: ONNX Runtime's names in order of preference; CPU by default.
+        challenger: a second guard: also `challenger_overhead_p50`, the median ratio of the guarded
+            model with it in shadow to the one without.
 
     Raises:
         SettingsError: a provider is not available.
@@ -57,12 +60,21 @@ def bench_guard(
     production = load_production(model, output=artifact.manifest.answer)
     guarded = Guard(production, artifact, threads=threads, providers=providers)
     sides = _sides(production, guarded.compiled, threads, providers)
+    if challenger is not None:
+        both = Guard(
+            production,
+            artifact,
+            threads=threads,
+            providers=providers,
+            challenger=read_guard(challenger),
+        )
+        sides = (*sides, (both.session, [*sides[1][1], CHALLENGER_SCORE]))
     spec = artifact.manifest.input
     rows = []
     for batch in [spec.batch] if spec.batch else batches:
         seconds = _time_in_turn(sides, _feeds(spec, batch, seed), rounds)
         ratio = seconds[:, 1] / seconds[:, 0]
-        plain, with_guard = np.median(seconds, axis=0)
+        plain, with_guard, *_ = np.median(seconds, axis=0)
         low, high = np.quantile(ratio, [0.25, 0.75])
         rows.append(
             {
@@ -73,6 +85,9 @@ def bench_guard(
                 "overhead_quartiles": [float(low), float(high)],
             }
         )
+        if challenger is not None:
+            shadowed = np.median(seconds[:, 2] / seconds[:, 1])
+            rows[-1]["challenger_overhead_p50"] = float(shadowed)
     added = len(guarded.compiled.graph.node) - len(production.proto.graph.node)
     return {
         "threads": threads,
@@ -124,10 +139,10 @@ def _feeds(spec: InputSpec, batch: int, seed: int) -> dict[str, NDArray[Any]]:
 
 
 def _time_in_turn(sides: Sides, feeds: dict[str, NDArray[Any]], rounds: int) -> NDArray[np.float64]:
-    """Return seconds of each run, (rounds, 2): plain and guarded, first one first in turn."""
-    seconds = np.empty((rounds, 2))
+    """Return seconds of each run, (rounds, sides): forwards and backwards in turn."""
+    seconds = np.empty((rounds, len(sides)))
     for turn in range(-WARM_UP, rounds):
-        for side in (0, 1) if turn % 2 else (1, 0):
+        for side in range(len(sides))[:: 1 if turn % 2 else -1]:
             session, fetch = sides[side]
             started = perf_counter()
             session.run(fetch, feeds)

@@ -23,6 +23,19 @@ def test_every_batch_size_has_its_ratio(tiny_model: Path, tiny_guard: Path) -> N
         assert 0 < row["guarded_p50_s"] < 1
 
 
+def test_a_challenger_is_timed_beside(
+    tmp_path: Path, tiny_model: Path, tiny_guard: Path, make_guard: Callable[..., Path]
+) -> None:
+    """Its ratio is to the guarded model, in the same turns."""
+    rival = make_guard(tiny_model, tmp_path / "rival", seed=3)
+    result = bench_guard(tiny_model, tiny_guard, batches=[1, 4], rounds=20, challenger=rival)
+    for row in result["batches"]:
+        assert 0.5 < row["challenger_overhead_p50"] < 20
+        assert row["overhead_p50"] > 0
+    alone = bench_guard(tiny_model, tiny_guard, batches=[1], rounds=1)
+    assert "challenger_overhead_p50" not in alone["batches"][0]
+
+
 def test_a_fixed_batch_is_the_only_one_timed(
     tmp_path: Path,
     make_network: Callable[..., onnx.ModelProto],
