@@ -13,11 +13,13 @@ third of the labels wrong. Exit code 1 if the gate refuses the honest labels or 
 import argparse
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ from benchmarks.faults.process import Process, served  # noqa: E402 - as above
 from detector.artifact import read_guard  # noqa: E402 - as above
 from detector.runtime import Guard  # noqa: E402 - as above
 from detector.shelf import promote, rollback, shadow  # noqa: E402 - as above
+from service.capture import INDEX, SHARDS  # noqa: E402 - as above
 from service.client import Client  # noqa: E402 - as above
 from service.label import list_captures, set_label  # noqa: E402 - as above
 from service.pb import reluguard_v1 as pb  # noqa: E402 - as above
@@ -179,7 +182,7 @@ def _run_one(
     with served(pair, settings=settings) as server:
         report["traffic"] = watch(server, calm, wave)
         truth = dict(zip(wave.ids, wave.attacked, strict=True))
-        shutil.copytree(captures, out / "poisoned")  # before any label
+        copy_captures(captures, out / "poisoned")  # before any label
         given = _labels(captures, truth, attack.name, options.labels, report["traffic"]["suspect"])
         report["labels"] = label(server, given)
         report |= retrain(parts.model, shelf, captures, out / "challenger", name, options)
@@ -239,6 +242,17 @@ def watch(server: Process, calm: Traffic, wave: Traffic) -> Report:
 def _drift(server: Process) -> Report:
     time.sleep(_SEEN_S)
     return drift_of(server.metrics)
+
+
+def copy_captures(folder: Path, out: Path) -> None:
+    """Copy captures that a server is writing to."""
+    out.mkdir()
+    with (
+        closing(sqlite3.connect(folder / INDEX)) as source,
+        closing(sqlite3.connect(out / INDEX)) as copy,
+    ):
+        source.backup(copy)
+    shutil.copytree(folder / SHARDS, out / SHARDS)
 
 
 def label(server: Process, given: Sequence[tuple[str, str]]) -> dict[str, int]:
