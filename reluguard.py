@@ -72,6 +72,32 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("reluguard"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda wanted: _print_version(wanted=wanted),
+            is_eager=True,
+            help="Print the version.",
+        ),
+    ] = False,
+) -> None:
+    """Tells, per request and in the same forward pass, how likely an image is adversarial."""
+    del version
+
+
 Model = Annotated[Path, typer.Option("--model", help="The production model, an ONNX file.")]
 GuardFolder = Annotated[Path, typer.Option("--guard", help="The guard's folder.")]
 Data = Annotated[

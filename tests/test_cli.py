@@ -1,5 +1,6 @@
 """The command line: what it prints where, and its exit codes."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -85,6 +86,12 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     assert options
     for option in options:
         assert len(option.split()) > 2 or ended.out.split(option)[1].startswith("\n   "), option
+
+
+def test_the_version_is_the_packages(run: Run) -> None:
+    """One line for scripts, as the installed package says it."""
+    ended = run("--version")
+    assert (ended.code, ended.out) == (0, f"{importlib.metadata.version('reluguard')}\n")
 
 
 def test_help_lists_the_commands(run: Run) -> None:
