@@ -113,13 +113,15 @@ def run_ray(
     context.enable_progress_bars = False
     try:
         told = ray.put((_alone(orders), list(jobs)))
-        done = ray.data.range(
-            len(jobs), override_num_blocks=min(len(jobs), RAY_BLOCKS)
-        ).map_batches(
+        # made here: reading them in tasks would wait for a core that the actors hold
+        places = ray.data.from_items(
+            [{"id": i} for i in range(len(jobs))], override_num_blocks=min(len(jobs), RAY_BLOCKS)
+        )
+        done = places.map_batches(
             RayActor,
             fn_constructor_args=(told,),
             batch_size=1,
-            concurrency=workers,
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=orders.threads or 1,
             max_restarts=RAY_RETRIES * len(jobs),
             max_task_retries=RAY_RETRIES,
