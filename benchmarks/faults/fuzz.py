@@ -241,7 +241,7 @@ class _Fuzz:
             await asyncio.sleep(0.3)
             self._hangs += self._stopped_at < started
         self._codes[code] += 1
-        if code not in _FINE or "Traceback" in details or ".py" in details:
+        if code not in _FINE or "Traceback" in details or 'File "' in details:
             self._odd.append(f"{method} {code}: {details[:200]} {data[:200].hex()}")
 
     def finding(self, *, drawn: int) -> Finding:
