@@ -53,7 +53,7 @@ def run(pair: Pair | None, folder: Path, *, short: bool) -> list[Finding]:
         Finding(
             exercise="decoders",
             goal=_GOAL,
-            figures=figures | ({"output": done.stderr[-3000:]} if crashed else {}),
+            figures=figures | ({"output": (done.stdout + done.stderr)[-3000:]} if crashed else {}),
             met=not crashed,
         )
     ]
