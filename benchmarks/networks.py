@@ -112,9 +112,17 @@ def _resnet50() -> nn.Module:
     return network
 
 
+def _mobilenet_v2() -> nn.Module:
+    from torchvision.models import mobilenet_v2
+
+    network: nn.Module = mobilenet_v2(weights=None)
+    return network
+
+
 NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "resnet20": (32, _resnet20),
     "resnet50": (224, _resnet50),
+    "mobilenet_v2": (224, _mobilenet_v2),
 }
 
 

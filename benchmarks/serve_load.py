@@ -34,6 +34,7 @@ from benchmarks.networks import NETWORKS, Network, make
 from benchmarks.peers.servers import INFER, OUTPUTS, Served, start
 
 Report = dict[str, Any]
+DEFAULT = ("resnet20", "resnet50")
 _BATCHES = (1, 8, 32)
 _SECONDS = {"resnet50": 10.0}  # what takes 40 ms per image needs longer
 _LOAD = 0.8
@@ -69,7 +70,9 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--network", action="append", choices=sorted(NETWORKS), help="[all]")
+    parser.add_argument(
+        "--network", action="append", choices=sorted(NETWORKS), help="[the ResNets]"
+    )
     parser.add_argument("--model", type=Path, help="an ONNX file instead; goes with --guard")
     parser.add_argument("--guard", type=Path, help="its guard's folder")
     parser.add_argument("--rounds", type=int, default=3)
@@ -105,7 +108,7 @@ def main() -> int:
 def _networks(options: argparse.Namespace, folder: Path) -> list[Network]:
     if options.model is not None:
         return [Network(name=options.model.stem, model=options.model, guard=options.guard)]
-    return [make(name, folder) for name in options.network or NETWORKS]
+    return [make(name, folder) for name in options.network or DEFAULT]
 
 
 def _measure(

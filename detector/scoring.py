@@ -149,7 +149,7 @@ def _padded(bias: NDArray[Any], zeros: int) -> NDArray[Any]:
     return np.append(bias, np.zeros(zeros, np.float32))
 
 
-def _spread(values: Floats, places: NDArray[np.int64], width: int) -> Floats:
+def _spread(values: NDArray[Any], places: NDArray[np.int64], width: int) -> Floats:
     wide = np.zeros((width, *values.shape[1:]), np.float32)
     wide[places] = values
     return wide

