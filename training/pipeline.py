@@ -146,7 +146,7 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
 
 def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
     """Everything that a shard's content depends on."""
-    strided = {tap.name: list(tap.strides) for tap in case.taps if tap.is_strided}
+    strided = {tap.name: [*tap.strides, tap.pooled] for tap in case.taps if tap.is_strided}
     return {
         **({"strides": strided} if strided else {}),
         "model": case.production.sha256,
