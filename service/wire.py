@@ -94,9 +94,11 @@ def read_tensor(data: Data, *, name: str, datatype: str, shape: Sequence[int]) -
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    # numpy refuses (0, 2**62, 2**62) although it holds nothing
-    capped = tuple(min(size, 2**15) for size in shape)
-    return np.empty(capped, dtype)
+    try:
+        return np.empty(shape, dtype)
+    except (ValueError, OverflowError):
+        # numpy refuses (0, 2**62, 2**62) although it holds nothing
+        return np.empty(tuple(min(size, 32) for size in shape), dtype)
 
 
 def read_bytes_elements(data: Data, *, name: str, count: int) -> list[bytes]:

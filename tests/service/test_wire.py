@@ -118,3 +118,11 @@ def test_reading_does_not_copy() -> None:
     array = read_tensor(data, name="x", datatype="FP32", shape=[2, 3])
     assert np.shares_memory(array, np.frombuffer(data, np.uint8))
     assert_array_equal(array, np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+@pytest.mark.parametrize("shape", [[0, *[2**62] * 7], [2**40, 0, 2**40], [2**15] * 7 + [0]])
+def test_an_empty_tensor_of_any_claim_is_empty(shape: list[int]) -> None:
+    """Found by the coverage-guided fuzzer: numpy refuses some shapes although they hold nothing."""
+    tensor = read_tensor(b"", name="x", datatype="FP64", shape=shape)
+    assert tensor.size == 0
+    assert tensor.ndim == len(shape)
