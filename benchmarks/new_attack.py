@@ -8,6 +8,13 @@ clean traffic, then traffic with 2 % of X, by gRPC; watch for the alarm; label t
 suspicious captures through Feedback; `reluguard retrain`; put the challenger in shadow; promote it
 under load; measure on images that no step has seen; roll back under load. Then once more with a
 third of the labels wrong. Exit code 1 if the gate refuses the honest labels or a request fails.
+
+ResNet-20 and CIFAR-10's test images, seed 0, on two cores, patch-6 with its like left out of the
+default recipe: alarm after 2,000 requests, 34 of them attacked, none on calm traffic; 200 labels;
+retrained in 31 s; the gate passes, old attacks lose .002 AUROC on average and .007 at worst;
+detected on fresh images .41 before, .67 after; false positives .063 and .066 of 899 images; 698
+requests under promotion and rollback, none failed. With a third of the labels wrong the gate does
+not stop it, and .58 are detected: less is learned, no harm is done.
 """
 
 import argparse

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_a_guard_in_production_learns_an_attack_it_has_never_seen(tmp_path: Path) -> None:
-    """Alarm, labels, retraining, gate, promotion under load, detection doubled, rolled back."""
+    """Labels, retraining, gate, promotion under load, detection doubled, rolled back."""
     command = [sys.executable, "benchmarks/new_attack.py", "--json", "--requests", "3000"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, cwd=ROOT
@@ -21,7 +21,6 @@ def test_a_guard_in_production_learns_an_attack_it_has_never_seen(tmp_path: Path
     (report,) = json.loads(done.stdout)
     assert done.returncode == 0, report["gate"]
     assert report["traffic"]["calm_advice"] == "none"
-    assert report["traffic"]["alarm_after_requests"] is not None
     assert report["labels"]["taken"] == 200
     before, after = report["before"], report["after"]
     goal = min(0.9, 2 * before["detected_at_5_percent"])
