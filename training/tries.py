@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.artifact import write_file
+from detector.head import Head
 from detector.images import Images
 from training.attacks import Attack
 from training.harvest import Workspace
@@ -40,7 +41,8 @@ class Tries:
         self._target, self._folder, self._progress = target, folder, progress
         images = hashlib.sha256(np.ascontiguousarray(target.images).data).hexdigest()
         plan: dict[str, Any] = {
-            "guard": target.guard.artifact.digest,
+            "model": target.guard.artifact.manifest.model_sha256,
+            "guard": _hash(target.guard.artifact.head),
             "data": target.data,
             "images": images,
             "thresholds": dict(target.thresholds),
@@ -75,3 +77,11 @@ class Tries:
         self._progress.advance(len(rows))
         with np.load(file, allow_pickle=False) as kept:
             return {entry: kept[entry] for entry in kept.files}
+
+
+def _hash(head: Head) -> str:
+    """Return what tells one guard's scores from another's: figures published since don't count."""
+    content = hashlib.sha256()
+    for name, value in sorted(head.to_arrays().items()):
+        content.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    return content.hexdigest()

@@ -1,6 +1,7 @@
 """The red team: its guard is the real one, its images keep every promise, its figures are true."""
 
 import json
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.data import Dataset, load_data
 from training.errors import AttackError, DataError
 from training.holdout import unseen_rows
 from training.pipeline import FitSettings, work_folder
+from training.publication import publish
 from training.red_text import print_red_team
 from training.redteam import Effort, redteam
 from training.relaxed import RelaxedGuard
@@ -240,6 +242,23 @@ def test_a_stopped_red_team_goes_on(
     assert after.keys() == before.keys()
     assert [file for file in files if after[file] != before[file]] == files[:1]
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
+
+
+def test_publishing_spends_no_try(
+    card: tuple[dict[str, Any], Path],
+    fitted: GuardArtifact,
+    fit_settings: FitSettings,
+    tmp_path: Path,
+) -> None:
+    """The guard with its figures in it is the same guard to attack."""
+    shutil.copytree(fitted.path, tmp_path / "guard")
+    published = publish(tmp_path / "guard", card[0])
+    before = {file: file.stat().st_mtime_ns for file in (card[1] / "work").glob("*/*.npz")}
+    again = red_team(published, fit_settings, card[1])
+    assert {f: f.stat().st_mtime_ns for f in (card[1] / "work").glob("*/*.npz")} == before
+    assert again["guard"] == published.digest
+    assert again["budgets"] == card[0]["budgets"]
+    red_team(fitted, fit_settings, card[1])  # leaves the folder as the other tests know it
 
 
 def test_tries_at_another_guard_are_not_taken_for_this_ones(
