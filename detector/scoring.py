@@ -86,7 +86,7 @@ def add_features(graph: Graph, f: FeatureMap, rates: Rates, logits: str) -> Feat
         width = last + len(summed)
         first = summed
     found = np.concatenate(places)
-    center, scale = f.center.copy(), 1 / f.spread
+    center, scale = f.center.copy(), (1 / f.spread).astype(np.float32)
     center[first], scale[first] = 0, 1  # standardised already
     x = graph.add("Sub", graph.concat(*parts), graph.constant(_spread(center, found, width)))
     x = graph.add("Mul", x, graph.constant(_spread(scale, found, width)))
