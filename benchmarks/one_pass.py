@@ -42,13 +42,19 @@ COLUMNS, CLASSES, PROBES = 1400, 64, 4  # as training.probes has them
 LEVEL = 0.5
 READINGS = ("whole", "blocks", "chosen")
 WARM_UP = 3
-_CHILD = (
-    "import resource, sys, numpy as np; from detector.session import open_session; "
-    "s = open_session(open(sys.argv[1], 'rb').read(), threads=1); "
-    "x = np.load(sys.argv[2]); n = s.get_inputs()[0].name; "
-    "[s.run(None, {n: x}) for _ in range(3)]; "
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-)
+_CHILD = """
+import sys
+import numpy as np
+from detector.session import open_session
+
+with open(sys.argv[1], "rb") as model:
+    session = open_session(model.read(), threads=1)
+tensor = np.load(sys.argv[2])
+for _ in range(3):
+    session.run(None, {session.get_inputs()[0].name: tensor})
+with open("/proc/self/status") as status:  # ru_maxrss would begin at what the parent held
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
+"""
 
 
 def main() -> int:
@@ -193,7 +199,7 @@ def _memory(proto: onnx.ModelProto, spec: InputSpec, folder: Path) -> int:
     np.save(images, _feeds(spec, 8)[spec.name])
     command = [sys.executable, "-c", _CHILD, str(model), str(images)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout)
+    return 1024 * int(done.stdout)
 
 
 def _added(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], folder: Path) -> Any:
