@@ -107,7 +107,8 @@ class _Soak:
                 await channel.unary_unary(ask.method)(ask.data, timeout=30)
                 self._latencies.append(time.perf_counter() - started)
         except grpc.aio.AioRpcError as error:
-            self._codes[code_of(error)] += 1
+            code = code_of(error)
+            self._codes[code if code in _EXPECTED else f"{code}: {error.details()}"[:120]] += 1
         except (
             asyncio.CancelledError,
             asyncio.InvalidStateError,
