@@ -304,7 +304,9 @@ def _in_blocks(tap: Tap, rows: int, columns: int) -> Tap:
     if len(tap.shape) != 3 or tap.channel_axis != 0:
         return tap
     down, right = -(-tap.shape[1] // rows), -(-tap.shape[2] // columns)
-    return replace(tap, row_stride=down, stride=right, pooled=(down, right) != (1, 1))
+    if (down, right) == (1, 1):
+        return tap
+    return replace(tap, row_stride=down, stride=right, pooled=True)
 
 
 def check_taps(taps: tuple[Tap, ...], names: list[str]) -> tuple[Tap, ...]:

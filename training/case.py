@@ -17,7 +17,7 @@ from detector.images import Images, InputSpec
 from detector.model import Production, infer_spec, load_production
 from detector.runtime import Reader
 from detector.session import open_session, run_session
-from detector.taps import MAX_LEVEL, Tap, find_taps
+from detector.taps import MAX_LEVEL, Tap, find_taps, in_blocks
 from training.data import Dataset, check_classes, check_labels, load_data, split_sources
 from training.errors import DataError
 from training.recipes import Recipe
@@ -37,7 +37,8 @@ LEAST_CHUNK = 4
 CHUNK_VALUES = 32 * 3 * 32 * 32  # ResNet-20, one thread: .59 ms an image at 32, .69 at 256
 LEVEL_IMAGES = 64
 LEVEL_FACTOR = 1.5  # with it mean AUROC on ResNet-20 rises from .956 to .965, worst .89 to .91
-MAX_PLACES = 1024  # a rate is read at
+BLOCKS = 8  # rows and columns of them
+BLOCK_SIDE = 4
 MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
 GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
 
@@ -113,7 +114,7 @@ def open_case(
         std=preprocessing.std,
         bgr=preprocessing.bgr,
     )
-    taps = with_strides(find_taps(production, spec))
+    taps = with_blocks(find_taps(production, spec))
     if recipe.levels:
         taps = with_levels(production, spec, taps, dataset.images[:LEVEL_IMAGES])
     reader = Reader(production, spec, taps, threads=threads)
@@ -152,30 +153,23 @@ def open_case(
     return case, reader
 
 
-def with_strides(taps: Sequence[Tap]) -> tuple[Tap, ...]:
-    """Return the taps, those of large maps read over rows and columns far enough apart.
+def with_blocks(taps: Sequence[Tap]) -> tuple[Tap, ...]:
+    """Return the taps, those of large maps read in blocks: which have a gate open anywhere.
 
-    A rate is a mean, so a thousand places tell it well enough, and reading a map of 112 x 112 costs
-    more than the network's own work on it. Fewer places are not enough: on ResNet-20 at 32 x 32
-    pixels, 32 places a channel cost .025 mean AUROC.
+    It is far cheaper than counting every place, and tells as much: on ResNet-20 all of the default
+    recipe's attacks have a mean AUROC of .957 in blocks and .958 place by place, and harmless
+    changes raise fewer alarms. Blocks larger than 4 x 4 were not measured, so there are 8 x 8
+    of them, or as many as that takes.
 
     Args:
         taps: as `find_taps` gives them.
     """
     return tuple(
-        replace(tap, stride=_stride(*tap.shape[1:]))
+        in_blocks([tap], *(max(BLOCKS, -(-side // BLOCK_SIDE)) for side in tap.shape[1:]))[0]
         if len(tap.shape) == 3 and tap.channel_axis == 0
         else tap
         for tap in taps
     )
-
-
-def _stride(rows: int, columns: int) -> int:
-    """Return the smallest stride that leaves MAX_PLACES or fewer."""
-    stride = 1
-    while -(-rows // stride) * -(-columns // stride) > MAX_PLACES:
-        stride += 1
-    return stride
 
 
 def with_levels(

@@ -17,7 +17,7 @@ from detector.features import FeatureMap
 from detector.head import Head, images_needed
 from detector.taps import Tap
 from training.errors import DataError
-from training.probes import Probes, fit_probes, select_columns
+from training.probes import Probes, fit_probes, most_columns, select_columns
 from training.rates import StoredRates
 from training.table import KEPT_BYTES, Table
 
@@ -76,7 +76,7 @@ class HeadSettings:
     """How the head is fitted."""
 
     members: int = 2
-    units: int = 48
+    units: int = 64
     dropout: float = 0.2
     weight_decay: float = 1.0
     learning_rate: float = 2e-3
@@ -197,7 +197,9 @@ def _fit_features(groups: Sequence[Readings], table: Table, taps: Sequence[Tap])
     """Return probes, and let the table describe its rows as fresh images would be."""
     clean = next(group for group in groups if group.kind == "clean")
     columns = select_columns(
-        clean.rates, [group.rates for group in groups if group.kind == "attack"]
+        clean.rates,
+        [group.rates for group in groups if group.kind == "attack"],
+        limit=most_columns(clean.logits.shape[1]),
     )
     probes = fit_probes(
         table.rates,

@@ -19,13 +19,22 @@ from detector.taps import Tap
 from training.moments import Moments, row_blocks
 from training.rates import StoredRates
 
-__all__ = ["Probes", "column_taps", "fit_probes", "select_columns", "standardise"]
+__all__ = [
+    "Probes",
+    "column_taps",
+    "fit_probes",
+    "most_columns",
+    "select_columns",
+    "standardise",
+]
 
 Floats = NDArray[np.float32]
 Rates = NDArray[Any] | StoredRates
 
-MAX_COLUMNS = 1400  # keeps a guard under 1 MB
-MAX_CLASSES = 64
+MAX_COLUMNS = 1400
+GUARD_VALUES = 440_000  # per rate and probe output or hidden unit; keeps a guard under 1 MB
+HIDDEN = 128
+MAX_CLASSES = 128
 SPREAD_FLOOR = 1e-4
 RIDGE = 3e-3
 FOLDS = 4
@@ -69,6 +78,12 @@ def column_taps(taps: Sequence[Tap]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
 
 
+def most_columns(classes: int) -> int:
+    """Return how many rates a guard of so many classes may read."""
+    outputs = (RUNS + 1) * classes if classes <= MAX_CLASSES else 0
+    return min(MAX_COLUMNS, GUARD_VALUES // (outputs + HIDDEN))
+
+
 def select_columns(
     clean: Rates, attacked: Sequence[Rates], *, limit: int = MAX_COLUMNS
 ) -> NDArray[np.int64]:
@@ -106,7 +121,7 @@ def fit_probes(
 
     One probe reads all taps; three more read the early, the middle and the late ones. Each is a
     ridge regression on the one-hot class, its scores sharpened to a calibrated posterior. Models of
-    more than 64 classes go without.
+    more than 128 classes go without.
 
     Args:
         rates: (N, D). Of clean, benign and attacked images together.

@@ -23,8 +23,8 @@ from training.case import (
     open_case,
     predict,
     source_images,
+    with_blocks,
     with_levels,
-    with_strides,
 )
 from training.data import Dataset, save_dataset
 from training.errors import DataError
@@ -272,27 +272,29 @@ def test_a_model_without_gates_is_refused(opened: Open, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "stride"),
+    ("shape", "block", "blocks"),
     [
-        ((16, 32, 32), 1),
-        ((8, 33, 32), 2),
-        ((64, 112, 112), 4),
-        ((256, 56, 56), 2),
-        ((1, 2000, 3), 3),
+        ((16, 32, 32), (4, 4), (8, 8)),
+        ((8, 33, 9), (4, 2), (9, 5)),
+        ((64, 112, 112), (4, 4), (28, 28)),
+        ((256, 14, 14), (2, 2), (7, 7)),
     ],
 )
-def test_large_maps_are_read_in_strides(shape: tuple[int, int, int], stride: int) -> None:
-    """No more than 1,024 places, and no fewer than that takes."""
-    (tap,) = with_strides([Tap(name="x", op="Relu", shape=shape)])
-    assert tap.strides == (stride, stride)
-    rows, columns = tap.sampled
-    assert rows * columns <= 1024
+def test_large_maps_are_read_in_blocks(
+    shape: tuple[int, int, int], block: tuple[int, int], blocks: tuple[int, int]
+) -> None:
+    """Blocks are as large as eight a side make them, and no larger than four."""
+    (tap,) = with_blocks([Tap(name="x", op="Relu", shape=shape)])
+    assert tap.pooled
+    assert tap.strides == block
+    assert tap.sampled == blocks
 
 
-def test_taps_without_a_map_are_read_whole() -> None:
-    """Vectors and channels-last tensors have no rows and columns to leave out."""
+def test_small_maps_and_taps_without_a_map_are_read_whole() -> None:
+    """Vectors and channels-last tensors have no rows and columns to put together."""
     taps = (
+        Tap(name="small", op="Relu", shape=(64, 8, 8)),
         Tap(name="vector", op="Relu", shape=(4096,)),
         Tap(name="tokens", op="Relu", shape=(64, 64, 8), channel_axis=2),
     )
-    assert with_strides(taps) == taps
+    assert with_blocks(taps) == taps

@@ -8,7 +8,14 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from detector.taps import Tap
-from training.probes import Probes, column_taps, fit_probes, select_columns, standardise
+from training.probes import (
+    Probes,
+    column_taps,
+    fit_probes,
+    most_columns,
+    select_columns,
+    standardise,
+)
 
 CLASSES = 4
 TAPS = (
@@ -146,8 +153,15 @@ def test_probes_read_all_taps_or_a_run_of_them() -> None:
     assert_array_equal(features.column_taps[read[:, 1]], np.zeros(20))
 
 
+def test_more_classes_read_fewer_rates() -> None:
+    """What a guard holds per rate grows with the classes, and its size stays bounded."""
+    assert most_columns(10) == 1400
+    assert most_columns(100) * (4 * 100 + 128) <= 440_000 < (most_columns(100) + 1) * 528
+    assert most_columns(1000) == 1400
+
+
 def test_many_classes_go_without() -> None:
-    """Above 64 classes neither probes nor the identity of the answer are read."""
+    """Above 128 classes neither probes nor the identity of the answer are read."""
     data = table(signal=0.0)
     probes = fit_probes(
         data.rates,
@@ -156,10 +170,10 @@ def test_many_classes_go_without() -> None:
         np.ones(len(data.rates), np.float32),
         taps=TAPS,
         columns=np.arange(RATES),
-        classes=65,
+        classes=129,
     )
     assert (probes.features.classes, probes.features.probes) == (0, 0)
-    logits = np.random.default_rng(0).normal(size=(len(data.rates), 65)).astype(np.float32)
+    logits = np.random.default_rng(0).normal(size=(len(data.rates), 129)).astype(np.float32)
     held = probes.out_of_fold(data.rates, logits, data.sources)
     assert_array_equal(held, probes.features.transform(data.rates, logits))
 
