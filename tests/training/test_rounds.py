@@ -24,8 +24,8 @@ def test_a_hardened_guard_opens_and_says_where_it_came_from(
         fit_settings.data,
         tmp_path / "hardened",
         rounds=1,
-        images=60,
-        steps=8,
+        images=240,
+        steps=12,
         threads=1,
     )
     guard = Guard.open(fit_settings.model, tmp_path / "hardened", threads=1)
