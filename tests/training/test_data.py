@@ -1,6 +1,7 @@
 """Labelled images from disk."""
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ def test_checks_before_fitting() -> None:
 
 def test_large_plain_images_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are mapped, travel as a place, and read the same; compressed ones are loaded."""
-    monkeypatch.setattr("training.data.MAPPED_BYTES", 1)
+    monkeypatch.setattr(sys.modules[load_data.__module__], "MAPPED_BYTES", 1)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "plain.npz", images=images, labels=np.arange(40) % 2)
