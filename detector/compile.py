@@ -70,8 +70,8 @@ def compile_guard(
     `reluguard_is_adversarial` bool (N,) at the given false-positive rate, `reluguard_evidence`
     float32 (N, L). With `readings` also what the head read, as `compile_reader` gives it, and with
     `features` what it makes of that, as FeatureMap.transform does. With a `challenger`, the taps
-    and head of a second guard, also its `reluguard_challenger_score` float32 (N,): a tap that both
-    read in the same way is read once.
+    and head of a second guard, also its `reluguard_challenger_score` float32 (N,): what both read
+    in the same way, beside the same neighbours, is read once.
 
     Raises:
         ModelError: a head was made for other taps.
