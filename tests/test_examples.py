@@ -99,6 +99,7 @@ def test_the_batch_job(scene: Scene, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_the_batch_job_on_ray(scene: Scene) -> None:
     """Its docstring's lines, on two workers."""
     ray = pytest.importorskip("ray", reason="needs the extra ray")
