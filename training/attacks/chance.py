@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from training.attacks.base import Attack, Goal
 from training.attacks.budget import Budget
-from training.attacks.query import ask
+from training.attacks.query import ask, square_mask
 from training.attacks.victim import Victim
 from training.errors import AttackError
 
@@ -101,10 +101,7 @@ class RandomSearch(Attack):
         side = torch.randint(max(1, most // 3), most + 1, (n, 1), generator=generator)
         top = (torch.rand((n, 1), generator=generator) * (h - side + 1)).long()
         left = (torch.rand((n, 1), generator=generator) * (w - side + 1)).long()
-        rows, columns = torch.arange(h), torch.arange(w)
-        inside_rows = (rows >= top) & (rows < top + side)
-        inside_columns = (columns >= left) & (columns < left + side)
-        return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+        return square_mask(top, left, side, (h, w))
 
     def _content(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Return what a square holds: noise, or one colour."""

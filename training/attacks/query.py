@@ -16,7 +16,7 @@ from training.attacks.victim import Victim
 from training.errors import AttackError
 from training.twin import from_pixels
 
-__all__ = ["HopSkipJump", "Square", "ask"]
+__all__ = ["HopSkipJump", "Square", "ask", "square_mask"]
 
 
 def ask(victim: Victim, pixels: Tensor, goal: Goal) -> Tensor:
@@ -86,6 +86,21 @@ class Square(Attack):
         return pixels, queries
 
 
+def square_mask(top: Tensor, left: Tensor, side: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return one square per image: bool, (N, 1, H, W).
+
+    Args:
+        top: int64, (N, 1). Its first row.
+        left: int64, (N, 1). Its first column.
+        side: int64, (N, 1), or one for all.
+        size: (H, W).
+    """
+    rows, columns = (torch.arange(length, device=top.device) for length in size)
+    inside_rows = (rows >= top) & (rows < top + side)
+    inside_columns = (columns >= left) & (columns < left + side)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+
+
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator).float() * 2 - 1
 
@@ -100,10 +115,7 @@ def _squares(n: int, h: int, w: int, side: int, generator: torch.Generator) -> T
     """Return one random square per image: bool, (N, 1, H, W)."""
     top = torch.randint(0, h - side + 1, (n, 1), generator=generator)
     left = torch.randint(0, w - side + 1, (n, 1), generator=generator)
-    rows, columns = torch.arange(h), torch.arange(w)
-    inside_rows = (rows >= top) & (rows < top + side)
-    inside_columns = (columns >= left) & (columns < left + side)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    return square_mask(top, left, torch.tensor(side), (h, w))
 
 
 @dataclass(frozen=True, kw_only=True)

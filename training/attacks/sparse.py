@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 from training.attacks.base import Attack, Goal
 from training.attacks.budget import Budget
 from training.attacks.gradient import climb
+from training.attacks.query import square_mask
 from training.attacks.victim import Victim
 from training.errors import AttackError
 
@@ -139,8 +140,5 @@ def _strongest_square(strength: Tensor, side: int) -> Tensor:
     sums = F.avg_pool2d(strength, side, stride=1)
     place = sums.flatten(1).argmax(1)
     top, left = place // sums.shape[3], place % sums.shape[3]
-    rows = torch.arange(strength.shape[2], device=strength.device)
-    columns = torch.arange(strength.shape[3], device=strength.device)
-    inside_rows = (rows >= top[:, None]) & (rows < top[:, None] + side)
-    inside_columns = (columns >= left[:, None]) & (columns < left[:, None] + side)
-    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    size = (strength.shape[2], strength.shape[3])
+    return square_mask(top[:, None], left[:, None], torch.tensor(side, device=top.device), size)
