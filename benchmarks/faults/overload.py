@@ -187,4 +187,6 @@ def _judge(figures: dict[str, Any], *, default: bool) -> Finding:
         goal=goal,
         figures=figures,
         met=quick and polite and steady,
+        sound=set(figures["codes"]) <= {"OK", "RESOURCE_EXHAUSTED"}
+        and figures["left_in_flight"] == 0,
     )

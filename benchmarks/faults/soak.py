@@ -184,6 +184,7 @@ class _Soak:
             and sum(odd.values()) == slow <= self._sent / 1000
             and not errors
             and self._server.popen.poll() is None,
+            sound=not errors and self._server.popen.poll() is None,
         )
 
 
