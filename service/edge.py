@@ -308,7 +308,10 @@ class _Outcome:
         if self.status.retry_after_s is not None:
             pushback = str(int(self.status.retry_after_s * 1000))
             trailing.append(("grpc-retry-pushback-ms", pushback))
-        await context.abort(self.status.code, self.status.message, tuple(trailing))
+        try:
+            await context.abort(self.status.code, self.status.message, tuple(trailing))
+        except grpc.aio.InternalError:  # the caller has gone: gRPC ends the call itself
+            _log.debug("nobody to tell about %s", self.status.code.name)
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import threading
 import time
@@ -11,12 +12,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from prometheus_client import CollectorRegistry
 
 from detector.errors import SettingsError
 from detector.images import Images
 from detector.runtime import Guard
 from service.client import Client, is_healthy
-from service.errors import CallError, StartError
+from service.edge import Edge
+from service.errors import CallError, ExpiredError, StartError
+from service.metrics import Metrics
 from service.pb import reluguard_v1 as pb
 from service.server import Running, on_loop, running
 from service.settings import Settings
@@ -481,3 +485,36 @@ def test_shadow_shows_no_verdict(guard: Guard, mixed: Images) -> None:
     assert np.isnan(served.score).all()
     assert np.isnan(served.likelihood).all()
     assert_array_equal(served.outputs["logits"], own.outputs["logits"])
+
+
+class Gone:
+    """A call whose caller hung up while it was answered: gRPC can't send it anything."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        """Return none."""
+        return ()
+
+    def set_trailing_metadata(self, _: object) -> None:
+        """Take them."""
+
+    def time_remaining(self) -> None:
+        """Return that there is no deadline."""
+        return
+
+    async def abort(self, *_: object) -> None:
+        """Fail as gRPC does."""
+        raise cast("Any", grpc.aio.InternalError)("execute_batch failed")
+
+
+def test_a_caller_who_left_is_no_error() -> None:
+    """A stack trace for each would let callers fill the log."""
+
+    async def answer() -> Any:
+        edge = Edge(metrics=Metrics(CollectorRegistry()), tokens=None, max_in_flight=1)
+        method = edge.unary(("s", "m"), pb.InspectRequest, no_answer)
+        return await cast("Any", method).unary_unary(b"", Gone())
+
+    async def no_answer(*_: object) -> bytes:
+        raise ExpiredError("too late")
+
+    assert asyncio.run(answer()) == b""
