@@ -6,6 +6,7 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE reluguard.py ./
+COPY commands ./commands
 COPY detector ./detector
 COPY service ./service
 COPY training ./training

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DETECTOR = sorted(f"detector.{file.stem}" for file in (ROOT / "detector").glob("[!_]*.py"))
 SERVICE = sorted(f"service.{file.stem}" for file in (ROOT / "service").glob("[!_]*.py"))
+COMMANDS = sorted(f"commands.{file.stem}" for file in (ROOT / "commands").glob("[!_]*.py"))
+HEAVY = {"numpy", "onnx", "onnxruntime", "detector.runtime", "training", "PIL"}
 TRAINING_ONLY = {"torch", "torchvision", "sklearn", "scipy", "art", "onnx2torch", "matplotlib"}
 EDGE_ONLY = {"grpc", "prometheus_client", "google.rpc", "service"}
 
@@ -53,8 +55,14 @@ def test_the_service_needs_no_torch() -> None:
 def test_importing_reluguard_is_free() -> None:
     """The face loads what is asked for when it is asked for."""
     loaded = loaded_after(["reluguard"])
-    heavy = {"numpy", "onnx", "onnxruntime", "detector.runtime", "training", "PIL"}
-    assert not loaded & (heavy | TRAINING_ONLY | EDGE_ONLY)
+    assert not loaded & (HEAVY | TRAINING_ONLY | EDGE_ONLY | {"typer"})
+
+
+def test_a_command_loads_its_libraries_when_it_runs() -> None:
+    """So `--help`, a wrong option and a health probe wait for none of them."""
+    loaded = loaded_after(COMMANDS)
+    assert set(COMMANDS) <= loaded
+    assert not loaded & (HEAVY | TRAINING_ONLY | EDGE_ONLY)
 
 
 def imported(file: Path) -> set[str]:
@@ -71,7 +79,12 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("package", "forbidden"),
-    [("detector", {"training", "service"}), ("training", {"service"}), ("service", {"training"})],
+    [
+        ("detector", {"training", "service", "commands", "reluguard"}),
+        ("training", {"service", "commands", "reluguard"}),
+        ("service", {"training", "commands", "reluguard"}),
+        ("commands", {"reluguard"}),  # that file is the program, and would be loaded twice
+    ],
 )
 def test_no_import_goes_against_the_arrows(package: str, forbidden: set[str]) -> None:
     """Training and service use the detector and not each other, even inside functions."""

@@ -18,6 +18,7 @@ import pytest
 import typer.main
 
 import reluguard
+from commands.app import app
 from detector.images import Images
 from detector.model import infer_spec, load_production
 from detector.runtime import Guard, Reader
@@ -25,7 +26,7 @@ from detector.taps import find_taps
 from training.data import Dataset, save_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = sorted(typer.main.get_group(reluguard.app).commands)
+COMMANDS = sorted(typer.main.get_group(app).commands)
 IMAGES = 160
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import reluguard
+from commands.app import app
 from detector.artifact import GuardArtifact, read_guard, write_guard
 from detector.shelf import ShelfError, promote, rollback
 from service.client import Client
@@ -30,7 +30,7 @@ def heir(tiny_guard: Path, tmp_path: Path) -> GuardArtifact:
 
 
 def run(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(reluguard.app, [str(a) for a in arguments], catch_exceptions=False)
+    done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -88,7 +88,7 @@ def test_a_challenger_by_command(tiny_guard: Path, heir: GuardArtifact, tmp_path
     assert "is out of shadow" in run("shadow", *where, "--clear")
     assert json.loads(run("status", "--shelf", shelf, "--json"))["challenger"] is None
     for wrong in (("shadow", *where), ("promote", *where, "--shadow", "--force")):
-        done = CliRunner().invoke(reluguard.app, [str(word) for word in wrong])
+        done = CliRunner().invoke(app, [str(word) for word in wrong])
         assert done.exit_code == 2, done.output
 
 

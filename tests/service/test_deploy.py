@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,19 @@ def test_the_service_image_is_small_and_nobody() -> None:
     assert not any(line.startswith("RUN ") for line in lines)
     assert not any("training]" in line for line in stage("build"))
     assert any("[training]" in line for line in stage("build-training"))
+
+
+def test_the_image_is_built_from_all_that_is_installed() -> None:
+    """Every package of the project, and nothing else, reaches the build and its context."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {name.rstrip("*") for name in tools["packages"]["find"]["include"]}
+    assert packages == {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    copied = [line.split()[1:-1] for line in stage("build") if line.startswith("COPY ")]
+    names = {name for line in copied for name in line}
+    modules = {f"{name}.py" for name in tools["py-modules"]}
+    assert names == packages | modules | {"pyproject.toml", "README.md", "LICENSE"}
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in allowed if line.startswith("!")} == names
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import reluguard
+from commands.app import app
 from detector.images import Images
 from detector.runtime import Guard
 from service.capture import Capture
@@ -179,7 +179,7 @@ def test_a_capture_is_shown_with_its_evidence_and_pixels(
     picture = tmp_path / "seen.png"
     words = ["label", "show", "r:1", "--captures", tmp_path, "--guard", pair.guard]
     done = CliRunner().invoke(
-        reluguard.app, [*map(str, words), "--out", str(picture), "--json"], catch_exceptions=False
+        app, [*map(str, words), "--out", str(picture), "--json"], catch_exceptions=False
     )
     assert json.loads(done.stdout)["id"] == "r:1"
     with Image.open(picture) as drawn:

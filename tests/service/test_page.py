@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import reluguard
+from commands.app import app
 from detector.artifact import read_guard
 from detector.images import Images
 from detector.runtime import Guard
@@ -52,9 +52,7 @@ def fetch(server: Running, path: str) -> bytes:
 
 
 def status_command(*arguments: object) -> str:
-    done = CliRunner().invoke(
-        reluguard.app, ["status", *map(str, arguments)], catch_exceptions=False
-    )
+    done = CliRunner().invoke(app, ["status", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -188,10 +186,10 @@ def test_json_has_only_finite_numbers() -> None:
 def test_the_status_command_asks_for_something(tmp_path: Path) -> None:
     """Wrong usage, no captures there, nobody there, somebody else there: one clear line each."""
     run = CliRunner()
-    done = run.invoke(reluguard.app, ["status"])
+    done = run.invoke(app, ["status"])
     assert done.exit_code == 2
     assert "expected --shelf, --captures or --server" in done.output
-    done = run.invoke(reluguard.app, ["status", "--captures", str(tmp_path)])
+    done = run.invoke(app, ["status", "--captures", str(tmp_path)])
     assert done.exit_code == 1
     assert "expected captures in" in done.output
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import reluguard
+from commands.app import app
 from detector.artifact import GuardArtifact, read_guard
 from service.server import running
 from training.errors import DataError
@@ -20,7 +20,7 @@ def guard(fitted: GuardArtifact, tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> str:
-    done = CliRunner().invoke(reluguard.app, [*map(str, arguments)], catch_exceptions=False)
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -82,7 +82,7 @@ def test_the_black_box_asks_the_server_that_serves_this_guard(
         other = publish(guard, {"guard": fitted.digest, "summary": summary})
         where = small(fit_settings, guard, tmp_path / "other")
         done = CliRunner().invoke(
-            reluguard.app,
+            app,
             [*map(str, ("redteam", *where, *EFFORT, "--server", server.address))],
         )
     assert done.exit_code == 1

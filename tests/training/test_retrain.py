@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import reluguard
+from commands.app import app
 from detector.artifact import GuardArtifact, read_guard, write_guard
 from detector.errors import ModelMismatchError
 from detector.head import threshold_at
@@ -410,7 +410,7 @@ def test_the_command_says_by_its_exit_code_what_the_gate_says(
     arguments += ["--out", tmp_path / "g2", "--threads", 1, "--json"]
     for margin, code in ((0.9, 0), (-1.0, 1)):
         done = CliRunner().invoke(
-            reluguard.app, [*map(str, arguments), "--margin", str(margin)], catch_exceptions=False
+            app, [*map(str, arguments), "--margin", str(margin)], catch_exceptions=False
         )
         said = json.loads(done.stdout)
         assert said["digest"] == read_guard(tmp_path / "g2").digest

@@ -1,0 +1,28 @@
+"""What a terminal is told while a command works, and when it fails."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from training.progress import Progress
+
+__all__ = ["fail", "show_progress"]
+
+
+@contextlib.contextmanager
+def show_progress(*, quiet: bool) -> Iterator["Progress"]:
+    """Give progress bars on standard error, or silence."""
+    from training.progress import Bars, Progress
+
+    with Progress() if quiet else Bars() as progress:
+        yield progress
+
+
+def fail(message: str) -> NoReturn:
+    """Say in one line what went wrong, and end with exit code 1."""
+    typer.echo(f"reluguard: {' '.join(message.split())}", err=True)
+    sys.exit(1)

@@ -1,0 +1,55 @@
+"""The whole job on handwritten digits, as one command."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.console import show_progress
+from commands.options import Json, Seed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from detector.runtime import Guard
+    from detector.verdict import Verdicts
+
+__all__ = ["demo"]
+
+
+def demo(
+    *,
+    as_json: Json = False,
+    out: Annotated[Path, typer.Option("--out", help="Where pictures and files go.")] = Path(
+        "out/demo"
+    ),
+    seed: Seed = 0,
+) -> None:
+    """Run the whole main job on handwritten digits: train, attack, fit, serve, ask."""
+    from training.demo import print_demo, run_demo
+
+    with show_progress(quiet=as_json) as progress:
+        result = run_demo(out, _ask_server, seed=seed, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(result.summary))
+    else:
+        print_demo(result)
+
+
+def _ask_server(
+    guard: "Guard", batches: "Sequence[NDArray[np.uint8]]"
+) -> "tuple[list[Verdicts], str]":
+    """Serve a guard on free ports, ask it by gRPC, and return verdicts and the metrics page."""
+    import urllib.request
+
+    from service.client import Client
+    from service.server import running
+
+    with running(guard) as server, Client(server.address) as client:
+        verdicts = [client.inspect(images) for images in batches]
+        url = f"http://{server.metrics_address}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return verdicts, reply.read().decode()

@@ -1,0 +1,109 @@
+"""A guard judged on images it never saw."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.console import show_progress
+from commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    data: Data,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for evaluation.json and evaluation.html.")
+    ],
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attack", help="By name or module:Class; may be repeated. [a list of 21 of each kind]"
+        ),
+    ] = None,
+    benign: Annotated[
+        list[str] | None,
+        typer.Option("--benign", help="Harmless change by name; may be repeated. [all]"),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="Where shards are kept. [default: OUT/work]")
+    ] = None,
+    fit_work: Annotated[
+        Path | None,
+        typer.Option(
+            "--fit-work",
+            help="The work folder of the guard's fit: baselines are fitted from it. "
+            "[default: GUARD.work]",
+        ),
+    ] = None,
+    twin: Annotated[
+        str, typer.Option("--twin", help="auto, package.module:function or none, as in fit.")
+    ] = "auto",
+    surrogate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--surrogate", help="ONNX file of another model of the task, whose attacks are tried."
+        ),
+    ] = None,
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            "--trained-on", help="Images the model was trained on: refuses to judge on any of them."
+        ),
+    ] = None,
+    leave_out: Annotated[
+        str, typer.Option("--leave-out", help="family or attack: what heads are fitted without.")
+    ] = "family",
+    matrix_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--matrix-rows",
+            help="Rows of each group those heads are fitted on; 0 for no such heads.",
+        ),
+    ] = 1500,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Unseen images at most. [default: all]")
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes. [default: the usable cores]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a guard on images it never saw: report card, baselines, seen against unseen."""
+    from training.evaluate import evaluate as run_evaluation
+    from training.evaluation_text import print_evaluation
+    from training.leave_out import left_out_named
+
+    with show_progress(quiet=as_json) as progress:
+        card = run_evaluation(
+            model,
+            guard,
+            data,
+            out,
+            attacks=attack,
+            benign=benign,
+            work=work,
+            fit_work=fit_work,
+            twin=twin,
+            left_out=left_out_named(leave_out),
+            matrix_rows=matrix_rows,
+            surrogates=surrogate or (),
+            trained_on=trained_on,
+            seed=seed,
+            limit=limit,
+            threads=threads,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(card))
+    else:
+        print_evaluation(card)
+        typer.echo(f"\nreport: {out / 'evaluation.html'}")

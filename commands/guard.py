@@ -1,0 +1,97 @@
+"""What is done with a fitted guard outside of a server: verdicts, one file, its price."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.console import show_progress
+from commands.options import Data, GuardFolder, Json, Model, Provider, Threads
+
+__all__ = ["bench", "export", "score"]
+
+
+def score(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The .npz file of verdicts to write.")],
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Write offline verdicts: prediction, score, likelihood, p_value, is_adversarial, evidence."""
+    from training.score import score_data
+
+    with show_progress(quiet=as_json) as progress:
+        summary = score_data(model, guard, data, out, threads=threads, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        flagged = f"{summary['flagged']} of {summary['images']} images flagged"
+        typer.echo(f"{flagged} ({summary['flagged'] / summary['images']:.2%}), written to {out}")
+
+
+def export(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    out: Annotated[Path, typer.Option("--out", help="The guarded ONNX file to write.")],
+    target_fpr: Annotated[
+        float | None,
+        typer.Option("--target-fpr", help="Rate of reluguard_is_adversarial. [the guard's own]"),
+    ] = None,
+) -> None:
+    """Write one self-contained guarded ONNX file, for any ONNX runtime."""
+    from detector.artifact import write_file
+    from detector.runtime import Guard
+
+    opened = Guard.open(model, guard, fpr=target_fpr)
+    write_file(out, opened.compiled.SerializeToString())
+    names = ", ".join(value.name for value in opened.compiled.graph.output)
+    typer.echo(f"{out}: outputs {names}")
+
+
+def bench(
+    *,
+    model: Model,
+    guard: GuardFolder,
+    challenger: Annotated[
+        Path | None, typer.Option("--challenger", help="Also with this guard in shadow.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Batch size; may be repeated. [1, 8, 32]"),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Timed pairs per batch size.")
+    ] = 200,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per run.")] = 1,
+    provider: Provider = None,
+    as_json: Json = False,
+) -> None:
+    """Time the guarded model against the plain one, run by run in turn."""
+    from detector.bench import bench_guard
+
+    result = bench_guard(
+        model,
+        guard,
+        batches=batch or [1, 8, 32],
+        rounds=rounds,
+        threads=threads,
+        providers=provider,
+        challenger=challenger,
+    )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for row in result["batches"]:
+        low, high = row["overhead_quartiles"]
+        shadowed = row.get("challenger_overhead_p50")
+        more = f", with challenger {shadowed:.3f} of that" if shadowed else ""
+        typer.echo(
+            f"batch {row['batch']:>3}: plain {row['plain_p50_s'] * 1e3:8.3f} ms, guarded "
+            f"{row['guarded_p50_s'] * 1e3:8.3f} ms, ratio {row['overhead_p50']:.3f} "
+            f"[{low:.3f}, {high:.3f}]{more}"
+        )

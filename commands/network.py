@@ -1,0 +1,97 @@
+"""The network itself: looked into, explained on one image, fine-tuned."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.console import show_progress
+from commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+
+__all__ = ["analyze", "explain", "harden"]
+
+
+def analyze(
+    *,
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The folder of the report.")],
+    guard: Annotated[
+        Path | None, typer.Option("--guard", help="A guard, to see its scores on the same images.")
+    ] = None,
+    other: Annotated[
+        Path | None, typer.Option("--other", help="Another ONNX model, to compare layers with.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Images read, at most.")] = 2000,
+    pairwise: Annotated[
+        int, typer.Option("--pairwise", help="Images compared with one another, at most.")
+    ] = 1000,
+    papers: Annotated[
+        bool, typer.Option("--papers", help="Also train what the papers' claims need.")
+    ] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Look into the network: RDMs, Fiedler cuts, maps, graphs and CKA, clean against attacked."""
+    from training.analysis.analyze import AnalysisSettings
+    from training.analysis.analyze import analyze as run_analysis
+
+    settings = AnalysisSettings(
+        limit=limit, pairwise=pairwise, papers=papers, threads=threads, seed=seed
+    )
+    with show_progress(quiet=as_json) as progress:
+        found = run_analysis(
+            model, data, out, guard=guard, other=other, settings=settings, progress=progress
+        )
+    typer.echo(json.dumps(found) if as_json else f"report: {out / 'report.html'}")
+
+
+def explain(
+    image: Annotated[Path, typer.Argument(help="A JPEG or PNG.")],
+    *,
+    model: Model,
+    guard: GuardFolder,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The picture: .png, .svg or .pdf.")] = Path(
+        "explanation.png"
+    ),
+    threads: Threads = None,
+) -> None:
+    """Draw what led to the verdict on one image: taps, channels and nearest clean neighbours."""
+    from training.analysis.explain import explain as draw
+
+    found = draw(model, guard, data, image, out, threads=threads)
+    word = "adversarial" if found.verdict.is_adversarial else "clean"
+    typer.echo(
+        f"class {found.verdict.prediction}, {word}: likelihood {found.verdict.likelihood:.3f}, "
+        f"p-value {found.verdict.p_value:.4f}; picture: {out}"
+    )
+
+
+def harden(
+    *,
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The folder of the hardened model.")],
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", help="Images to measure on. [a fifth of --data]")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Images to train on, at most.")] = 4000,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
+    from training.harden import harden as run_harden
+
+    with show_progress(quiet=as_json) as progress:
+        report = run_harden(
+            model, data, out, held_out=held_out, limit=limit, progress=progress
+        ).to_json()
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for what in ("clean", "robust", "consistency"):
+        before, after = report[f"{what}_before"]["value"], report[f"{what}_after"]["value"]
+        typer.echo(f"{what:<12} {before:.3f} -> {after:.3f}")
+    typer.echo(f"model: {out / 'model.onnx'}")

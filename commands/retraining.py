@@ -1,0 +1,85 @@
+"""A guard fitted on new attacks beside all old ones."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.console import show_progress
+from commands.options import GuardFolder, Json, Model, Seed, Threads
+
+__all__ = ["retrain"]
+
+
+def retrain(
+    *,
+    guard: GuardFolder,
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="The new guard's folder to write.")],
+    new: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--new",
+            help="An .npz of attacked `images` with their true `labels`, a folder of such, or a "
+            "folder of labelled captures; may be repeated.",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help="An attack to run, by name or module:Class; repeatable."),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option("--work", help="The harvest. [what the guard names]")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="The images of the first fit, if they moved.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option("--share", help="Of all attacks' weight, for the new ones.")
+    ] = 0.2,
+    sources: Annotated[
+        int, typer.Option("--sources", help="Images per --attack to fit on, at most.")
+    ] = 400,
+    most_per_source: Annotated[
+        int,
+        typer.Option(
+            "--most-per-source", min=1, help="Captures of one caller under one label, at most."
+        ),
+    ] = 250,
+    margin: Annotated[
+        float, typer.Option("--margin", help="AUROC that an old attack may lose.")
+    ] = 0.01,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a guard on new attacks beside all old ones and judge it: exit code 1 if refused."""
+    from training.gate import GateLimits, print_gate
+    from training.retrain import retrain as run_retrain
+
+    with show_progress(quiet=as_json) as progress:
+        found = run_retrain(
+            guard,
+            model,
+            new or [],
+            out,
+            attacks=attack or [],
+            work=work,
+            data=data,
+            share=share,
+            sources=sources,
+            most_per_source=most_per_source,
+            limits=GateLimits(auroc=margin),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        document = {"guard": str(out), "digest": found.guard.digest, "gate": found.gate.to_json()}
+        typer.echo(json.dumps(document))
+    else:
+        print_gate(found.gate)
+        typer.echo(f"guard: {out}")
+    sys.exit(0 if found.gate.passed else 1)

@@ -1,0 +1,109 @@
+"""A server started, and asked whether it is well."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import Provider, Threads
+
+__all__ = ["health", "serve"]
+
+
+def serve(
+    *,
+    model: Annotated[Path | None, typer.Option("--model", help="The production model.")] = None,
+    guard: Annotated[
+        Path | None,
+        typer.Option("--guard", help="The guard's folder, or one whose CURRENT file names it."),
+    ] = None,
+    challenger: Annotated[
+        Path | None,
+        typer.Option("--challenger", help="A second guard, scored in the same pass, only counted."),
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option("--models", help="Instead: a folder of NAME/model.onnx and NAME/guard."),
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="[default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="0 for any. [default: 50051]")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", help="Metrics, status; none by --set. [default: 9464]"),
+    ] = None,
+    threads: Threads = None,
+    provider: Provider = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="annotate, reject or shadow.")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", help="PEM; read again when it changes.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option("--tls-client-ca", help="PEM; demands client certificates.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option("--tokens", help="TOML file of bearer tokens and their scopes.")
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option("--reflection", help="Serve gRPC reflection.")
+    ] = False,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting as NAME=VALUE; RELUGUARD_NAME works too."),
+    ] = None,
+) -> None:
+    """Serve the guarded model by gRPC: our own protocol and the Open Inference Protocol."""
+    import os
+
+    from service.server import serve as run_server
+    from service.settings import PREFIX, Settings
+
+    extra = dict(_assignment(text) for text in more or [])
+    named = {PREFIX + name.upper(): value for name, value in extra.items()}
+    settings = Settings.from_env(
+        {**os.environ, **named},
+        model=model,
+        guard=guard,
+        challenger=challenger,
+        models=models,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        threads=threads,
+        providers=None if provider is None else tuple(provider),
+        policy=policy,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        tokens=tokens,
+        reflection=reflection or None,
+    )
+    sys.exit(run_server(settings))
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def health(
+    *,
+    address: Annotated[str, typer.Option("--address", help="host:port.")] = "127.0.0.1:50051",
+    name: Annotated[str, typer.Option("--service", help="A model's name; empty for all.")] = "",
+    ca: Annotated[Path | None, typer.Option("--ca", help="PEM of the server's authority.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="PEM, where the server demands one.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="PEM private key of that.")] = None,
+) -> None:
+    """Ask a server whether it is SERVING: exit code 0 if so, 1 if not."""
+    from service.client import is_healthy
+
+    healthy = is_healthy(address, service=name, ca=ca, certificate=certificate, key=key)
+    typer.echo("SERVING" if healthy else "not serving")
+    sys.exit(0 if healthy else 1)
