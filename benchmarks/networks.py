@@ -1,26 +1,20 @@
 """The networks whose speed is measured, each with a guard whose weights are drawn, not fitted.
 
-How long a guarded run takes depends on shapes alone, so no data and no training are needed. N
-images, L taps, D rates, K classes, X features.
+How long a guarded run takes depends on shapes alone, so no data and no training are needed.
 """
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from detector.artifact import Golden, Manifest, write_file, write_guard
-from detector.features import FeatureMap, feature_width
-from detector.head import Head, threshold_at
+from benchmarks.drawn import Drawing, write_drawn_guard
+from detector.artifact import write_file
 from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.runtime import Reader
-from detector.taps import find_taps
 
 __all__ = ["NETWORKS", "Network", "make"]
 
@@ -132,82 +126,13 @@ def _images(count: int, size: int, seed: int) -> Images:
 
 def _write_guard(network: Network, size: int, seed: int) -> None:
     """Write a guard of every tap with a head of random weights, of the width a fit would give."""
-    production = load_production(network.model)
-    spec = infer_spec(production, (size, size, 3))
-    taps = find_taps(production, spec)
-    reader = Reader(production, spec, taps)
-    rates, logits = reader.read(_images(_CALIBRATION, size, seed + 1))
-    of_column = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
-    head = _head(of_column, rates, logits, seed)
-    golden = _images(2, size, seed + 2)
-    golden_rates, golden_logits = reader.read(golden)
-    write_guard(
+    write_drawn_guard(
+        network.model,
         network.guard,
-        manifest=Manifest(
-            model_sha256=production.sha256,
-            input=spec,
-            answer=production.answer,
-            taps=taps,
-            fpr=FPR,
-            thresholds={str(FPR): threshold_at(FPR, head.clean_scores)},
-            calibration_images=len(head.clean_scores),
-            created_at="2026-01-01T00:00:00+00:00",
-            provenance={"recipe": "random weights, for speed alone", "seed": seed},
-        ),
-        head=head,
-        golden=Golden(
-            images=golden,
-            rates=golden_rates,
-            score=head.score(golden_rates, golden_logits).score,
-            prediction=golden_logits.argmax(axis=1),
-        ),
+        clean=_images(_CALIBRATION, size, seed + 1),
+        golden=_images(2, size, seed + 2),
+        rates=(FPR,),
+        provenance={"recipe": "random weights, for speed alone", "seed": seed},
+        drawing=Drawing(seed=seed, most_columns=_MAX_COLUMNS, most_classes=_MAX_CLASSES),
+        threads=None,
     )
-
-
-def _head(
-    of_column: NDArray[np.int64],
-    rates: NDArray[np.float32],
-    logits: NDArray[np.float32],
-    seed: int,
-) -> Head:
-    """Return a head over evenly chosen columns. of_column: (D,), the tap of each rate."""
-    rng = np.random.default_rng(seed)
-    count = min(len(of_column), _MAX_COLUMNS)
-    columns = np.linspace(0, len(of_column) - 1, count).astype(np.int64)
-    classes = logits.shape[1] if logits.shape[1] <= _MAX_CLASSES else 0
-    probes = 2 if classes else 0
-    width = feature_width(count, classes, probes)
-
-    def normal(*shape: int) -> NDArray[np.float32]:
-        return rng.normal(0, 1 / np.sqrt(max(shape[0], 1)), shape).astype(np.float32)
-
-    features = FeatureMap(
-        columns=columns,
-        column_taps=of_column[columns],
-        taps=int(of_column.max()) + 1,
-        classes=classes,
-        probe_weights=normal(count, probes * classes),
-        probe_bias=normal(probes * classes),
-        center=np.zeros(width, np.float32),
-        spread=np.ones(width, np.float32),
-        limit=1e30,
-    )
-    raw = features.transform(rates, logits)
-    features = replace(
-        features,
-        center=raw.mean(axis=0),
-        spread=np.maximum(raw.std(axis=0), np.float32(0.05)),
-        limit=8.0,
-    )
-    units = 16
-    head = Head(
-        features=features,
-        weights=(normal(width, units), normal(units, 1)),
-        biases=(normal(units), normal(1)),
-        slope=1.0,
-        intercept=0.0,
-        evidence_weights=normal(width),
-        evidence_bias=normal(features.taps),
-        clean_scores=np.zeros(0, np.float32),
-    )
-    return replace(head, clean_scores=np.sort(head.score(rates, logits).score))

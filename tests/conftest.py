@@ -10,17 +10,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from detector.artifact import Golden, Manifest, write_guard
-from detector.features import FeatureMap, feature_width
-from detector.head import Head, threshold_at
+from benchmarks.drawn import Drawing, draw_head, write_drawn_guard
+from detector.head import Head
 from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.runtime import Reader
-from detector.taps import Tap, find_taps
+from detector.taps import Tap
 
 SIZE = 8
 CLASSES = 4
 FPR = 0.05
+DRAWING = Drawing(probe_gain=3, slope=1.5, intercept=-0.5)
 
 
 def network(
@@ -94,45 +92,9 @@ def random_head(
         seed: of every weight.
         profile: whether it has probes and the identity of the answer.
     """
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> NDArray[np.float32]:
-        return rng.normal(0, 1 / np.sqrt(max(shape[0], 1)), shape).astype(np.float32)
-
-    classes = logits.shape[1] if profile else 0
-    of_column = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
-    columns, outputs = len(of_column), 2 * classes
-    inputs = feature_width(columns, classes, 2)
-    features = FeatureMap(
-        columns=np.arange(columns),
-        column_taps=of_column,
-        taps=len(taps),
-        classes=classes,
-        probe_weights=normal(columns, outputs) * 3,
-        probe_bias=normal(outputs),
-        center=np.zeros(inputs, np.float32),
-        spread=np.ones(inputs, np.float32),
-        limit=1e30,
+    return draw_head(
+        taps, rates, logits, replace(DRAWING, seed=seed, most_classes=64 if profile else 0)
     )
-    raw = features.transform(rates, logits)
-    features = replace(
-        features,
-        center=raw.mean(axis=0),
-        spread=np.maximum(raw.std(axis=0), np.float32(0.05)),
-        limit=8.0,
-    )
-    units = 16
-    head = Head(
-        features=features,
-        weights=(normal(inputs, units), normal(units, 1)),
-        biases=(normal(units), normal(1)),
-        slope=1.5,
-        intercept=-0.5,
-        evidence_weights=normal(inputs),
-        evidence_bias=normal(len(taps)),
-        clean_scores=np.zeros(0, np.float32),
-    )
-    return replace(head, clean_scores=np.sort(head.score(rates, logits).score))
 
 
 def guard_for(
@@ -144,38 +106,17 @@ def guard_for(
     fpr: float = FPR,
 ) -> Path:
     """Write a guard with a random head for this model and return its folder."""
-    production = load_production(model)
-    spec = infer_spec(production, image_shape)
-    taps = find_taps(production, spec)
-    reader = Reader(production, spec, taps, threads=1)
     size, _, channels = image_shape
-    rates, logits = reader.read(images(199, size=size, channels=channels, seed=seed + 1))
-    head = random_head(taps, rates, logits, seed=seed)
-    golden_images = images(5, size=size, channels=channels, seed=seed + 2)
-    golden_rates, golden_logits = reader.read(golden_images)
-    artifact = write_guard(
+    return write_drawn_guard(
+        model,
         folder,
-        manifest=Manifest(
-            model_sha256=production.sha256,
-            input=spec,
-            answer=production.answer,
-            taps=taps,
-            fpr=fpr,
-            thresholds={str(rate): threshold_at(rate, head.clean_scores) for rate in (0.01, fpr)},
-            calibration_images=len(head.clean_scores),
-            created_at="2026-01-01T00:00:00+00:00",
-            provenance={"recipe": "random", "seed": seed},
-        ),
-        head=head,
-        golden=Golden(
-            images=golden_images,
-            rates=golden_rates,
-            score=head.score(golden_rates, golden_logits).score,
-            prediction=golden_logits.argmax(axis=1),
-        ),
+        clean=images(199, size=size, channels=channels, seed=seed + 1),
+        golden=images(5, size=size, channels=channels, seed=seed + 2),
+        rates=(0.01, fpr),
+        provenance={"recipe": "random", "seed": seed},
+        drawing=replace(DRAWING, seed=seed),
         reports={"report.json": b"{}", "report.html": b"<html></html>"},
     )
-    return artifact.path
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,18 @@
 """A small network with a guard of random weights: what the exercises serve when given no model.
 
-Speed and size matter here, detection doesn't. N images, D rates, K classes, X features.
+Speed and size matter here, detection doesn't.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from detector.artifact import Golden, Manifest, write_guard
-from detector.features import FeatureMap, feature_width
-from detector.head import Head, threshold_at
+from benchmarks.drawn import Drawing, write_drawn_guard
 from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.runtime import Guard, Reader
-from detector.taps import Tap, find_taps
+from detector.runtime import Guard
 
 __all__ = ["Pair", "draw_images", "make_guard", "make_pair"]
 
@@ -64,35 +59,15 @@ def make_pair(folder: Path, *, size: int = 12, width: int = 8, seed: int = 0) ->
 
 def make_guard(model: Path, folder: Path, *, size: int, seed: int) -> Path:
     """Write a guard of random weights for this model; another seed gives other scores."""
-    production = load_production(model)
-    spec = infer_spec(production, (size, size, 3))
-    taps = find_taps(production, spec)
-    reader = Reader(production, spec, taps, threads=1)
-    rates, logits = reader.read(draw_images(200, size=size, seed=1))
-    head = _head(taps, rates, logits, seed=seed)
-    images = draw_images(4, size=size, seed=2)
-    rates, logits = reader.read(images)
-    return write_guard(
+    return write_drawn_guard(
+        model,
         folder,
-        manifest=Manifest(
-            model_sha256=production.sha256,
-            input=spec,
-            answer=production.answer,
-            taps=taps,
-            fpr=_FPR,
-            thresholds={str(_FPR): threshold_at(_FPR, head.clean_scores)},
-            calibration_images=len(head.clean_scores),
-            created_at="2026-01-01T00:00:00+00:00",
-            provenance={"seed": seed},
-        ),
-        head=head,
-        golden=Golden(
-            images=images,
-            rates=rates,
-            score=head.score(rates, logits).score,
-            prediction=logits.argmax(axis=1),
-        ),
-    ).path
+        clean=draw_images(200, size=size, seed=1),
+        golden=draw_images(4, size=size, seed=2),
+        rates=(_FPR,),
+        provenance={"seed": seed},
+        drawing=Drawing(seed=seed, units=()),
+    )
 
 
 def _network(size: int, width: int, seed: int) -> onnx.ModelProto:
@@ -128,45 +103,3 @@ def _network(size: int, width: int, seed: int) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     return model
-
-
-def _head(
-    taps: tuple[Tap, ...], rates: NDArray[np.float32], logits: NDArray[np.float32], *, seed: int
-) -> Head:
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> NDArray[np.float32]:
-        return rng.normal(0, 1 / np.sqrt(max(shape[0], 1)), shape).astype(np.float32)
-
-    of_column = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
-    classes = logits.shape[1]
-    inputs = feature_width(len(of_column), classes, 2)
-    features = FeatureMap(
-        columns=np.arange(len(of_column)),
-        column_taps=of_column,
-        taps=len(taps),
-        classes=classes,
-        probe_weights=normal(len(of_column), 2 * classes),
-        probe_bias=normal(2 * classes),
-        center=np.zeros(inputs, np.float32),
-        spread=np.ones(inputs, np.float32),
-        limit=1e30,
-    )
-    raw = features.transform(rates, logits)
-    features = replace(
-        features,
-        center=raw.mean(axis=0),
-        spread=np.maximum(raw.std(axis=0), np.float32(0.05)),
-        limit=8.0,
-    )
-    head = Head(
-        features=features,
-        weights=(normal(inputs, 1),),
-        biases=(normal(1),),
-        slope=1.0,
-        intercept=0.0,
-        evidence_weights=normal(inputs),
-        evidence_bias=normal(len(taps)),
-        clean_scores=np.zeros(0, np.float32),
-    )
-    return replace(head, clean_scores=np.sort(head.score(rates, logits).score))
