@@ -93,16 +93,32 @@ def test_separable_readings_are_told_apart() -> None:
     assert 0.4 < fresh_auroc(head, 0.0) < 0.6
 
 
-def test_accidents_teach_nothing() -> None:
-    """Harmless changes that the model answers wrong leave no trace in the head."""
-    data = groups(shift=0.1)
+def with_accidents() -> tuple[list[Readings], Readings]:
+    """Return the groups with harmless changes among them that the model answers wrong."""
     accidents = group("benign", np.arange(100), seed=7, shift=0.3)
-    wrong = np.roll(accidents.logits, 1, axis=1)
-    with_accidents = [
-        _joined(g, replace(accidents, logits=wrong)) if g.kind == "benign" else g for g in data
-    ]
-    for name, value in fitted(data).to_arrays().items():
-        assert_array_equal(value, fitted(with_accidents).to_arrays()[name])
+    wrong = replace(accidents, logits=np.roll(accidents.logits, 1, axis=1))
+    data = groups(shift=0.1)
+    return [_joined(g, wrong) if g.kind == "benign" else g for g in data], wrong
+
+
+def test_accidents_need_not_teach() -> None:
+    """With no share, harmless changes that the model answers wrong leave no trace in the head."""
+    settings = replace(SETTINGS, accident_share=0.0)
+    plain, beside = (
+        fit_head(data, taps=TAPS, settings=settings, seed=0).to_arrays()
+        for data in (groups(shift=0.1), with_accidents()[0])
+    )
+    for name, value in plain.items():
+        assert_array_equal(value, beside[name])
+
+
+def test_accidents_teach_a_little() -> None:
+    """With a share they raise the score of what is like them, and attacks are still told."""
+    data, wrong = with_accidents()
+    without, beside = fitted(groups(shift=0.1)), fitted(data)
+    before, after = (head.score(wrong.rates, wrong.logits).score for head in (without, beside))
+    assert (after > before).mean() > 0.9
+    assert abs(fresh_auroc(beside, 0.1) - fresh_auroc(without, 0.1)) < 0.05
 
 
 def _joined(first: Readings, second: Readings) -> Readings:
