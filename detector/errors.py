@@ -8,6 +8,7 @@ DetectorError
 ├── GuardError       the guard can't be read or is damaged
 │   ├── GuardFormatError     it was written by another format version
 │   └── ModelMismatchError   it was fitted to another model
+├── HeldError        another process works in the folder
 └── SettingsError    a setting has no meaning
 """
 
@@ -15,6 +16,7 @@ __all__ = [
     "DetectorError",
     "GuardError",
     "GuardFormatError",
+    "HeldError",
     "ImageError",
     "ImageTooLargeError",
     "ModelError",
@@ -54,6 +56,10 @@ class GuardFormatError(GuardError):
 
 class ModelMismatchError(GuardError):
     """The guard was fitted to another model."""
+
+
+class HeldError(DetectorError):
+    """Another process works in a folder that only one may work in."""
 
 
 class SettingsError(DetectorError):

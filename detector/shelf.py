@@ -10,21 +10,20 @@ A server whose guard is the shelf follows CURRENT and CHALLENGER.
 """
 
 import datetime as dt
-import fcntl
 import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detector.artifact import GuardArtifact, folder_aside, read_guard, write_file, write_guard
-from detector.errors import GuardError
+from detector.errors import GuardError, HeldError
 from detector.history import Change, ShelfError, append, earlier, history
+from detector.lock import hold
 from detector.signature import SIGNATURE, sign
 
 __all__ = [
@@ -47,7 +46,6 @@ CURRENT = "CURRENT"
 CHALLENGER = "CHALLENGER"
 LOCK = ".lock"
 NAME = 16
-_POLL_S = 0.02
 _ARRAYS = ("head.npz", "golden.npz")
 
 
@@ -378,16 +376,11 @@ def _stamp(clock: Callable[[], dt.datetime]) -> str:
 def _locked(shelf: Path, wait_s: float) -> Iterator[None]:
     if not shelf.is_dir():
         raise ShelfError(f"expected a shelf of guards at {shelf}, there is no folder")
-    with (shelf / LOCK).open("w") as stream:
-        patience = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= patience:
-                    raise ShelfError(
-                        f"another promotion holds {shelf / LOCK} for more than {wait_s:g} s"
-                    ) from error
-                time.sleep(_POLL_S)
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold(shelf, name=LOCK, wait_s=wait_s))
+        except HeldError as error:
+            raise ShelfError(
+                f"another promotion holds {shelf / LOCK} for more than {wait_s:g} s: {error}"
+            ) from error
         yield

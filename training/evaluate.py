@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.artifact import GuardArtifact, Manifest, write_file
+from detector.lock import hold
 from detector.model import load_production
 from detector.runtime import Guard, Reader
 from detector.session import available_cores
@@ -119,6 +120,7 @@ def evaluate(
         AttackError: no such attack or change.
         TwinError: the twin can't be made.
         GuardError: the guard can't be read or is not the model's.
+        HeldError: another process works in the work folder.
     """
     started = perf_counter()
     progress = progress or Progress()
@@ -148,17 +150,19 @@ def evaluate(
         threads=threads,
         surrogates=tuple(surrogates),
     )
-    workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
     jobs = _jobs(changes, rows, logits.argmax(axis=1) == dataset.labels[rows])
     every = [job for made in jobs.values() for job in made]
-    progress.stage("attack and read", sum(len(job.sources) for job in every))
-    harvest(
-        every,
-        orders,
-        workers=workers or available_cores(),
-        progress=lambda job: progress.advance(len(job.sources)),
-    )
-    groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
+    orders.workspace.mkdir(parents=True, exist_ok=True)
+    with hold(orders.workspace):
+        workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
+        progress.stage("attack and read", sum(len(job.sources) for job in every))
+        harvest(
+            every,
+            orders,
+            workers=workers or available_cores(),
+            progress=lambda job: progress.advance(len(job.sources)),
+        )
+        groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
     card = scorecard(groups, manifest, threats, seed)
     card["about"] = _about(opened, dataset, rows, seed)

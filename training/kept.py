@@ -6,7 +6,8 @@ shards under `added/` and lists them in the new guard's manifest. N images, D ra
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.artifact import GuardArtifact
+from detector.lock import hold
 from training.errors import DataError
 from training.fit import HeadSettings, Kind, Readings
 from training.harvest import Job, Workspace
 
-__all__ = ["COLUMNS", "Added", "Kept", "column_runs", "open_kept"]
+__all__ = ["COLUMNS", "Added", "Kept", "column_runs", "hold_kept", "open_kept"]
 
 CLEAN = "clean"
 COLUMNS = "columns"  # of the harvested rates, those that the guard reads: runs of start and stop
@@ -96,12 +98,7 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
     """
     provenance = artifact.manifest.provenance
     folder = work or _folder(artifact)
-    try:
-        plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"expected the harvest of {artifact.path} in {folder}: give its --work folder"
-        ) from error
+    plan = _plan(artifact, folder)
     try:
         recipe = provenance["recipe"]
         same = (plan["model"], plan["data"], plan["seed"]) == (
@@ -143,10 +140,39 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
     return kept
 
 
+@contextmanager
+def hold_kept(artifact: GuardArtifact, work: Path | None = None) -> Iterator[None]:
+    """Keep other processes from adding to a guard's harvest until the block ends.
+
+    Args:
+        artifact: the guard.
+        work: its work folder, as `open_kept` takes it.
+
+    Raises:
+        DataError: it isn't there.
+        HeldError: another process works in it.
+    """
+    folder = work or _folder(artifact)
+    _plan(artifact, folder)
+    with hold(folder):
+        yield
+
+
 def column_runs(columns: NDArray[np.int64]) -> list[list[int]]:
     """Return ascending columns as runs of start and stop."""
     cuts = np.flatnonzero(np.diff(columns) > 1) + 1
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, cuts)]
+
+
+def _plan(artifact: GuardArtifact, folder: Path) -> dict[str, Any]:
+    """Return what the harvest in a folder was made from."""
+    try:
+        plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"expected the harvest of {artifact.path} in {folder}: give its --work folder"
+        ) from error
+    return plan
 
 
 def _folder(artifact: GuardArtifact) -> Path:

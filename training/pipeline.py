@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from detector.artifact import Golden, GuardArtifact, Manifest, check_place, write_guard
 from detector.errors import SettingsError
 from detector.head import Head
+from detector.lock import hold
 from detector.reference import KEY as REFERENCE
 from detector.reference import reference_of
 from detector.runtime import Guard, Reader
@@ -85,6 +86,7 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
         TwinError: the twin can't be made, or does not match the model.
         ModelError: the model can't be read, run or guarded.
         GuardError: the place holds something else than a guard.
+        HeldError: another process works in the work folder.
         OSError: the disk is full; nothing half-written is left.
     """
     check_place(settings.out)
@@ -106,6 +108,21 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
     recipe = recipe.for_images(case.spec.height, case.spec.width)
     orders = _orders(case, recipe, settings)
     progress.advance(1)
+    orders.workspace.mkdir(parents=True, exist_ok=True)
+    with hold(orders.workspace):
+        return _fit_in(case, reader, recipe, orders, settings, progress, started)
+
+
+def _fit_in(
+    case: Case,
+    reader: Reader,
+    recipe: Recipe,
+    orders: Orders,
+    settings: FitSettings,
+    progress: Progress,
+    started: float,
+) -> GuardArtifact:
+    """Harvest, fit, judge and write, in a work folder that is ours alone."""
     workspace = Workspace(orders.workspace, _plan(case, recipe, settings))
     resumed = any(workspace.folder.glob("*/*.npz"))
     jobs = _harvest(case, recipe, orders, settings, progress)

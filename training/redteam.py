@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.artifact import write_file
+from detector.lock import hold
 from training.attacks import Attack
 from training.attacks.budget import Norm
 from training.aware import Aware
@@ -113,11 +114,30 @@ def redteam(
             `out/work` holds tries at another guard.
         TwinError: the model can't be run in torch.
         GuardError: the guard can't be read or is not the model's.
+        HeldError: another process works in `out/work`.
     """
     started = perf_counter()
     progress = progress or Progress()
     target = open_target(model, guard, data, seed=seed, limit=limit, threads=threads, ask=ask)
-    tries = Tries(target, out / "work", told, progress)
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with hold(work):
+        tries = Tries(target, work, told, progress)
+        return _attacked(target, tries, out, budgets, effort, ladders, told, progress, started)
+
+
+def _attacked(
+    target: Target,
+    tries: Tries,
+    out: Path,
+    budgets: Sequence[float],
+    effort: Effort,
+    ladders: Mapping[Norm, Sequence[float]],
+    told: str,
+    progress: Progress,
+    started: float,
+) -> dict[str, Any]:
+    """Make all tries, write what came of them and return it."""
     hunt = _Hunt(target, tries, effort, progress)
     card: dict[str, Any] = {"budgets": {}}
     for size in sorted(budgets):
@@ -137,7 +157,7 @@ def redteam(
         "black_box": f"score-search sees answers and scores, as {told} gives them to a client that "
         "may see scores",
         "images": len(target),
-        "settings": {**asdict(effort), "seed": seed},
+        "settings": {**asdict(effort), "seed": target.seed},
         "guard": target.guard.artifact.digest,
         "thresholds": dict(target.thresholds),
         "seconds": perf_counter() - started,
