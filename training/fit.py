@@ -83,7 +83,7 @@ class HeadSettings:
     batch: int = 256
     epochs: int = 12
     benign_share: float = 0.5  # of the weight of all negatives
-    accident_share: float = 0.02  # of the weight of all positives, at most
+    accident_share: float = 0.01  # of the weight of all positives, at most
 
 
 def fit_head(
