@@ -37,7 +37,8 @@ def retrain(
         str | None, typer.Option("--data", help="The images of the first fit, if they moved.")
     ] = None,
     share: Annotated[
-        float, typer.Option("--share", help="Of all attacks' weight, for the new ones.")
+        float,
+        typer.Option("--share", help="With --refit: of all attacks' weight, for the new ones."),
     ] = 0.2,
     sources: Annotated[
         int, typer.Option("--sources", help="Images per --attack to fit on, at most.")
@@ -51,6 +52,18 @@ def retrain(
     margin: Annotated[
         float, typer.Option("--margin", help="AUROC that an old attack may lose.")
     ] = 0.01,
+    most_contradicted: Annotated[
+        float,
+        typer.Option(
+            "--most-contradicted",
+            min=0,
+            max=1,
+            help="Share of labels that may contradict the rest.",
+        ),
+    ] = 0.25,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the head anew; else each attack gets a unit.")
+    ] = False,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -75,7 +88,8 @@ def retrain(
             share=share,
             sources=sources,
             most_per_source=most_per_source,
-            limits=GateLimits(auroc=margin),
+            refit=refit,
+            limits=GateLimits(auroc=margin, contradicted=most_contradicted),
             seed=seed,
             threads=threads,
             progress=progress,

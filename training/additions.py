@@ -23,7 +23,7 @@ from detector.runtime import Reader
 from training.attacks import attack_named
 from training.data import load_data
 from training.errors import DataError
-from training.fit import Kind
+from training.fit import Kind, Readings
 from training.harvest import Job, Orders, harvest, plan_jobs
 from training.kept import Added, Kept
 
@@ -63,6 +63,17 @@ class Fresh:
     ids: NDArray[np.int64]
     source: str
     dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def readings(self) -> Readings:
+        """Return the same as a group of a harvest."""
+        return Readings(
+            name=self.name,
+            kind=self.kind,
+            rates=self.rates,
+            logits=self.logits,
+            sources=self.ids,
+            labels=self.labels,
+        )
 
 
 def read_images(path: Path, reader: Reader) -> list[Fresh]:

@@ -1,7 +1,10 @@
 """The gate: champion against challenger on images that neither was fitted on.
 
 It refuses a challenger that forgets an old attack, misses the new one more than before, flags clean
-images at another rate than promised, flags harmless changes more often, or costs more. N images, B
+images at another rate than promised, flags harmless changes more often, or costs more; and one that
+learned from labels of which too many contradict the rest. An attack is lost only if it loses more
+than the margin and more than chance explains: of the images, by a paired bootstrap, and where the
+head was fitted anew, of the fit, by how far a control moves that learned nothing new. N images, B
 bootstrap draws.
 """
 
@@ -15,9 +18,10 @@ from numpy.typing import NDArray
 
 from detector.artifact import GuardArtifact
 from detector.errors import ModelMismatchError
-from detector.head import threshold_at
+from detector.head import Head, threshold_at
 from detector.model import Production
 from detector.runtime import Guard
+from training.contradictions import Contradicted
 from training.errors import DataError
 from training.fit import Readings
 from training.kept import CLEAN, Kept
@@ -41,19 +45,23 @@ class GateLimits:
         benign: share of harmlessly changed images that may be flagged on top.
         cost: share of run time that may come on top.
         rounds: timed pairs.
+        contradicted: share of the labels that may contradict the rest. Chosen on digits and on
+            ResNet-20 with other attacks than the exercise reports: 200 honest labels were at .20
+            at most, with a third of them wrong at .30 at least.
     """
 
     auroc: float = 0.01
     benign: float = 0.05
     cost: float = 0.1
     rounds: int = 60
+    contradicted: float = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRow:
     """One comparison. `low` and `high` bound the difference, challenger minus champion, at 95 %."""
 
-    what: Literal["old attack", "new attack", "harmless", "clean", "run time"]
+    what: Literal["old attack", "new attack", "harmless", "clean", "run time", "labels"]
     name: str
     figure: str
     champion: float
@@ -86,6 +94,8 @@ def gate(
     kept: Kept,
     *,
     new: Sequence[str] = (),
+    control: Head | None = None,
+    labels: Contradicted | None = None,
     limits: GateLimits | None = None,
     seed: int = 0,
     threads: int | None = 1,
@@ -98,6 +108,8 @@ def gate(
         challenger: the guard to take its place.
         kept: the challenger's harvest.
         new: the groups in it that the champion has not seen.
+        control: a head fitted as the challenger was, by another seed and on nothing new.
+        labels: how many of those learned from contradict the rest.
         limits: what the challenger may cost.
         seed: of the resampling.
         threads: of the timed runs.
@@ -118,12 +130,17 @@ def gate(
     clean = groups.pop(CLEAN)
     clean_scores = _scores(pair, clean)
     rows = [_clean_row(pair, clean_scores)]
+    rows += [_labels_row(labels, limits.contradicted)] if labels else []
+    old = [group for name, group in groups.items() if group.kind == "attack" and name not in new]
+    noise = _noise(champion.head, control, clean, old) if control else 0.0
     for name, group in groups.items():
         if group.kind == "attack":
             what: Literal["new attack", "old attack"] = (
                 "new attack" if name in new else "old attack"
             )
-            rows.append(_attack_row(pair, clean, clean_scores, group, what, limits.auroc, seed))
+            rows.append(
+                _attack_row(pair, clean, clean_scores, group, what, limits.auroc, noise, seed)
+            )
         else:
             rows.append(_benign_row(pair, group, limits.benign, seed))
     rows.append(_cost_row(production, pair, limits, threads))
@@ -186,6 +203,7 @@ def _attack_row(
     group: Readings,
     what: Literal["new attack", "old attack"],
     margin: float,
+    noise: float,
     seed: int,
 ) -> GateRow:
     scores = _scores(pair, group)
@@ -200,9 +218,10 @@ def _attack_row(
     for weight in _resampled(sources, seed):
         first, second = (_weighted_auroc(level, attacked, weight) for level in levels)
         drawn.append(second - first)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    spread = np.random.default_rng(seed).normal(0, noise, len(drawn))
+    low, high = np.nanquantile(drawn + spread, [0.025, 0.975])
     refused = ""
-    if len(group) >= FEWEST and before - after > margin:
+    if len(group) >= FEWEST and before - after > margin and high < max(0.0, -margin):
         refused = (
             f"{what} {group.name}: AUROC falls from {before:.3f} to {after:.3f}, "
             f"more than {margin:g}"
@@ -216,6 +235,42 @@ def _attack_row(
         low=float(low),
         high=float(high),
         images=len(group),
+        refused=refused,
+    )
+
+
+def _noise(champion: Head, control: Head, clean: Readings, old: Sequence[Readings]) -> float:
+    """Return by how much AUROC of an old attack moves from one fit to the next, for no reason.
+
+    A standard deviation: the root of the mean square over attacks of enough images.
+    """
+    first, second = (head.score(clean.rates, clean.logits).score for head in (champion, control))
+    moved = [
+        auroc(second, control.score(group.rates, group.logits).score)
+        - auroc(first, champion.score(group.rates, group.logits).score)
+        for group in old
+        if len(group) >= FEWEST
+    ]
+    return float(np.sqrt(np.mean(np.square(moved)))) if moved else 0.0
+
+
+def _labels_row(labels: Contradicted, limit: float) -> GateRow:
+    refused = ""
+    if labels.share > limit:
+        refused = (
+            f"labels: {labels.share:.2f} of {labels.labels} contradict the rest, more than "
+            f"{limit:g}: {labels.of_attacks:.2f} of the attacked look harmless, "
+            f"{labels.of_clean:.2f} of the clean look attacked"
+        )
+    return GateRow(
+        what="labels",
+        name="captured",
+        figure="contradicted",
+        champion=0.0,
+        challenger=labels.share,
+        low=labels.low,
+        high=labels.high,
+        images=labels.labels,
         refused=refused,
     )
 
