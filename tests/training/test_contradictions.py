@@ -52,7 +52,7 @@ def judged(head: Head, given: list[Readings], seed: int = 0) -> Contradicted:
 def test_the_share_of_wrong_labels_is_estimated(
     head: Head, attacked: int, clean: int, seed: int
 ) -> None:
-    """Honest ones hardly contradict the rest, a third of wrong ones do at least nearly as often as true."""
+    """Honest ones hardly contradict the rest; a third of wrong ones is hardly underestimated."""
     honest = judged(head, labelled(attacked, clean, seed=100 * seed), seed)
     wrong = judged(head, labelled(attacked, clean, wrong=1 / 3, seed=100 * seed), seed)
     assert honest.share < 0.12
