@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["print_red_team"]
+__all__ = ["print_hardening", "print_red_team"]
 
 
 def print_red_team(card: Mapping[str, Any]) -> None:
@@ -30,6 +30,24 @@ def print_red_team(card: Mapping[str, Any]) -> None:
             table.add_row(size, name, tried, *cells, after, asked, end_section=last)
     console.print(table)
     _print_convergence(console, card, rates)
+
+
+def print_hardening(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Print what hardening bought: shares evaded of the same unseen images, before and after."""
+    console = Console()
+    console.print(f"{before['images']} unseen images, each guard attacked anew knowing all of it")
+    heads = [f"{word} at {rate}" for rate in before["thresholds"] for word in ("before", "after")]
+    table = Table("budget / 255", "attack", *heads)
+    for size, rows in before["budgets"].items():
+        for name in rows.keys() & {"best per image", "score-search"}:
+            pair = (rows[name], after["budgets"][size][name])
+            if all("evaded" in row for row in pair):
+                cells = [_text(row["evaded"][r]) for r in before["thresholds"] for row in pair]
+                table.add_row(size, name, *cells)
+    console.print(table)
+    for norm, medians in before["median_budget"].items():
+        moved = (f"{k} {v} -> {after['median_budget'][norm][k]}" for k, v in medians.items())
+        console.print(f"median {norm} budget: " + ", ".join(moved))
 
 
 def _print_convergence(console: Console, card: Mapping[str, Any], rates: list[str]) -> None:

@@ -1,182 +1,219 @@
 """Rounds of hardening: attack the guard knowing it, refit its head on what got past, again.
 
 The head is small, so a round is cheap. What it buys is measured by the red team on unseen images,
-before and after; it makes the attack dearer and never impossible. N images.
+before and after, and what it costs by the gate; it makes the attack dearer and never impossible.
+What got past joins the harvest, so that later retraining keeps it. N images.
 """
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import Golden, GuardArtifact, read_guard, write_guard
+from detector.artifact import GuardArtifact, check_place, read_guard, write_file
 from detector.head import Head
+from detector.images import Images
+from detector.lock import hold
 from detector.model import Production, load_production
 from detector.runtime import Reader
 from training.attacks import Victim
 from training.aware import Aware
 from training.aware_attacks import Orthogonal, Selective
 from training.case import predict
+from training.challenger import write_challenger
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
-from training.fit import HeadSettings, Readings, calibrate, fit_head
-from training.harvest import Workspace
-from training.leave_out import open_fit, shards_of
+from training.fit import Readings, calibrate, fit_head
+from training.gate import GateLimits, GateResult, gate
+from training.kept import Added, Kept, open_kept
 from training.progress import Progress
 from training.relaxed import RelaxedGuard
 from training.report import promised_rates
 from training.twin import load_twin
 
-__all__ = ["harden_guard"]
+__all__ = ["SIZES", "Hardened", "harden_guard"]
 
 SIZES = (1.0, 2.0, 4.0, 8.0)
+NAME = "aware"
 WEIGHT = 4.0  # of a round's examples, where an attack of the recipe counts 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardened:
+    """The hardened guard, what each round added to its harvest, and what the gate says of it."""
+
+    guard: GuardArtifact
+    added: tuple[Added, ...]
+    gate: GateResult
 
 
 def harden_guard(
     model: Path,
     guard: Path,
-    data: str,
+    data: str | None,
     out: Path,
     *,
     rounds: int = 2,
     images: int = 600,
+    sizes: Sequence[float] = SIZES,
     steps: int = 30,
-    rows: int | None = None,
     fit_work: Path | None = None,
+    limits: GateLimits | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> GuardArtifact:
-    """Write a hardened guard to `out` and return it; the one it came from stays as it is.
+) -> Hardened:
+    """Write a hardened guard to `out`, judged against the one it came from, which stays as it is.
 
     Args:
         model: the production ONNX file.
         guard: the guard's folder.
-        data: the images it was fitted on.
+        data: the images the guard was fitted on, None if they lie where they lay.
         out: the folder of the new guard.
-        rounds: of attack and refit.
+        rounds: of attack and refit, 1 or more.
         images: of the fitting split, attacked in each round.
+        sizes: Linf budgets of the attacks, in 8-bit steps; each has its share of the images.
         steps: of each attack.
-        rows: of each group of the fit that heads are fitted on, None for all.
-        fit_work: the work folder of the guard's fit; by default beside it.
+        fit_work: the guard's harvest; by default the one it names, or GUARD.work.
+        limits: of the gate.
         seed: of every random choice.
         threads: of ONNX Runtime.
         progress: told of each round.
 
     Raises:
-        DataError: other data than the guard was fitted on, or its work folder is not there.
+        DataError: other images than the guard was fitted on, its harvest is not there, or nothing
+            got past it.
         TwinError: the model can't be run in torch.
+        GuardError: the guard can't be read, or `out` holds something else than one.
+        HeldError: another process works in the harvest.
     """
+    check_place(out)
+    if min(rounds, images, steps) < 1:
+        raise DataError(
+            f"expected rounds, images and steps of 1 or more, got {rounds}, {images}, {steps}"
+        )
     progress = progress or Progress()
-    artifact = read_guard(guard)
-    manifest = artifact.manifest
-    dataset = load_data(data, size=(manifest.input.height, manifest.input.width))
-    provenance = manifest.provenance
-    if provenance.get("data", {}).get("sha256") != dataset.digest:
-        raise DataError(f"expected the images the guard was fitted on, {data} holds others")
-    splits = split_sources(dataset.labels, provenance["recipe"]["splits"], provenance["seed"])
+    champion = read_guard(guard)
+    manifest = champion.manifest
+    kept = open_kept(champion, fit_work)
+    dataset = _fitted_on(champion, data)
+    splits = split_sources(
+        dataset.labels, manifest.provenance["recipe"]["splits"], manifest.provenance["seed"]
+    )
     production = load_production(model, output=manifest.answer)
     reader = Reader(production, manifest.input, manifest.taps, threads=threads)
-    workspace = open_fit(fit_work or guard.with_name(f"{guard.name}.work"), manifest)
-    groups = _fit_groups(workspace, artifact, rows, seed)
     twin = load_twin(model, manifest.input, images=dataset.images, output=manifest.answer)
     victim = Victim(predict=lambda x: predict(reader, x), twin=twin)
     calibration = _clean(reader, dataset, splits["calibrate"])
-    progress.stage("harden", rounds)
-    told = []
-    for turn in range(rounds):
-        rng = np.random.default_rng([seed, turn])
-        chosen = rng.permutation(splits["fit"])[:images]
-        found = _aware_examples(
-            production, artifact, dataset, chosen, reader, victim, steps, turn, seed
-        )
-        told.append({"images": len(chosen), "fooled": len(found)})
-        groups.append(found)
-        head = fit_head(
-            groups,
-            taps=manifest.taps,
-            settings=HeadSettings(**provenance["recipe"]["head"]),
-            seed=seed,
-        )
-        head = calibrate(
-            head,
-            calibration,
-            rates=[manifest.fpr],
-            prevalence=float(provenance.get("prevalence", 0.5)),
-        )
-        artifact = _with_head(artifact, head, reader)
+    with hold(kept.workspace.folder):
+        progress.stage("harden", rounds)
+        draft, first = champion, len(kept.added)
+        for turn in range(rounds):
+            rng = np.random.default_rng([seed, turn])
+            chosen = rng.permutation(splits["fit"])[:images]
+            attacks = _attacks(production, draft, dataset.images[chosen], sizes, steps)
+            found = _examples(attacks, dataset, chosen, reader, victim, seed + turn)
+            found = replace(found, name=f"{NAME}-{champion.digest[:8]}-{turn + 1}")
+            kept = kept.with_added([_store(found, kept, len(chosen))])
+            head = fit_head(kept.groups("fit"), taps=manifest.taps, settings=kept.head, seed=seed)
+            prevalence = float(manifest.provenance.get("prevalence", 0.5))
+            head = calibrate(head, calibration, rates=[manifest.fpr], prevalence=prevalence)
+            draft = _with_head(champion, head, reader)
+            progress.advance(1)
+        added = kept.added[first:]
+        draft = _told(draft, champion, out, kept, added, steps, seed)
+        progress.stage("gate", 1)
+        judged = gate(production, champion, draft, kept, limits=limits, seed=seed)
+        written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
-    hardened = {"from": read_guard(guard).digest, "rounds": told, "steps": steps, "seed": seed}
-    return write_guard(
-        out,
-        manifest=replace(
-            artifact.manifest,
-            created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            provenance={**provenance, "hardened": hardened},
-            metrics={},
-        ),
-        head=artifact.head,
-        golden=artifact.golden,
-    )
+    return Hardened(guard=written, added=added, gate=judged)
 
 
-def _fit_groups(
-    workspace: Workspace, artifact: GuardArtifact, rows: int | None, seed: int
-) -> list[Readings]:
-    manifest = artifact.manifest
-    weights: Mapping[str, float] = manifest.provenance["recipe"].get("weights", {})
-    groups = []
-    for slug, jobs in shards_of(workspace, manifest, "fit").items():
-        group = replace(workspace.readings(jobs), weight=weights.get(slug, 1.0))
-        limit = len(group) if rows is None else (4 * rows if slug == "clean" else rows)
-        chosen = np.random.default_rng(seed).permutation(len(group))[:limit]
-        groups.append(group.rows(np.sort(chosen)))
-    return groups
+def _fitted_on(champion: GuardArtifact, data: str | None) -> Dataset:
+    provenance, spec = champion.manifest.provenance, champion.manifest.input
+    place = data or str(provenance.get("data", {}).get("source", ""))
+    dataset = load_data(place, size=(spec.height, spec.width))
+    if provenance.get("data", {}).get("sha256") != dataset.digest:
+        raise DataError(f"expected the images the guard was fitted on, {place} holds others")
+    return dataset
 
 
-def _aware_examples(
+def _attacks(
     production: Production,
     artifact: GuardArtifact,
+    images: Images,
+    sizes: Sequence[float],
+    steps: int,
+) -> list[Aware]:
+    """Return attacks that know this guard."""
+    relaxed = RelaxedGuard(production, artifact, images)
+    threshold = min(artifact.manifest.thresholds.values())
+    return [
+        kind(guard=relaxed, threshold=threshold, size=size, steps=steps)
+        for kind in (Selective, Orthogonal)
+        for size in sizes
+    ]
+
+
+def _examples(
+    attacks: Sequence[Aware],
     dataset: Dataset,
     chosen: NDArray[np.int64],
     reader: Reader,
     victim: Victim,
-    steps: int,
-    turn: int,
     seed: int,
 ) -> Readings:
-    """Return readings of images that fool the model under the eyes of this guard."""
-    relaxed = RelaxedGuard(production, artifact, dataset.images[chosen])
-    threshold = min(artifact.manifest.thresholds.values())
-    attacks: Sequence[Aware] = [
-        kind(guard=relaxed, threshold=threshold, size=size, steps=steps)
-        for kind in (Selective, Orthogonal)
-        for size in SIZES
-    ]
+    """Return readings of images that fool the model under the eyes of the guard."""
     parts = []
     for attack, some in zip(attacks, np.array_split(chosen, len(attacks)), strict=True):
         labels = dataset.labels[some]
-        result = attack(dataset.images[some], labels, victim, seed=seed + turn)
+        result = attack(dataset.images[some], labels, victim, seed=seed)
         fooled = result.success & (result.prediction != labels)
         if fooled.any():
             rates, logits = reader.read(result.images[fooled])
             parts.append((rates.astype(np.float16), logits, some[fooled]))
     if not parts:
-        raise DataError("no image fooled the model: more steps are needed")
+        raise DataError("no image fooled the model: larger budgets or more steps are needed")
     sources = np.concatenate([rows for _, _, rows in parts])
     return Readings(
-        name=f"aware-{turn + 1}",
+        name=NAME,
         kind="attack",
         rates=np.concatenate([rates for rates, _, _ in parts]),
         logits=np.concatenate([logits for _, logits, _ in parts]),
         sources=sources,
         labels=dataset.labels[sources],
         weight=WEIGHT,
+    )
+
+
+def _store(found: Readings, kept: Kept, attacked: int) -> Added:
+    """Write a round's examples into the harvest; all are fitted on, the red team judges."""
+    content = hashlib.sha256()
+    for array in (found.sources, found.rates, found.logits):
+        content.update(np.ascontiguousarray(array).tobytes())
+    slug = f"added/{found.name}-{content.hexdigest()[:8]}"
+    arrays: dict[str, NDArray[Any]] = {
+        "sources": found.sources,
+        "labels": found.labels,
+        "success": np.ones(len(found), np.bool_),
+        "rates": found.rates,
+        "logits": found.logits,
+    }
+    write_file(kept.workspace.folder / slug / "fit-00000.npz", npz=arrays)
+    return Added(
+        name=found.name,
+        kind="attack",
+        slug=slug,
+        weight=WEIGHT,
+        fit=len(found),
+        test=0,
+        source="reluguard redteam --harden",
+        dropped={"did not fool the model": attacked - len(found)},
     )
 
 
@@ -202,10 +239,37 @@ def _with_head(artifact: GuardArtifact, head: Head, reader: Reader) -> GuardArti
             thresholds=promised_rates(head.clean_scores, artifact.manifest.fpr),
             calibration_images=len(head.clean_scores),
         ),
-        golden=Golden(
-            images=golden.images,
-            rates=rates,
-            score=head.score(rates, logits).score,
-            prediction=logits.argmax(axis=1),
-        ),
+        golden=replace(golden, rates=rates, score=head.score(rates, logits).score),
     )
+
+
+def _told(
+    draft: GuardArtifact,
+    champion: GuardArtifact,
+    out: Path,
+    kept: Kept,
+    added: Sequence[Added],
+    steps: int,
+    seed: int,
+) -> GuardArtifact:
+    """Return the guard with where it came from in its manifest."""
+    before = champion.manifest.provenance
+    hardened = {
+        "from": champion.digest,
+        "rounds": [asdict(one) for one in added],
+        "steps": steps,
+        "seed": seed,
+    }
+    provenance: dict[str, Any] = {
+        **{key: value for key, value in before.items() if key != "forced"},
+        "work": str(kept.workspace.folder.resolve()),
+        "added": [asdict(one) for one in kept.added],
+        "lineage": [
+            *before.get("lineage", ()),
+            {"parent": champion.digest, "seed": seed, "added": [one.name for one in added]},
+        ],
+        "hardened": hardened,
+    }
+    created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    manifest = replace(draft.manifest, created_at=created, provenance=provenance, metrics={})
+    return replace(draft, path=out, manifest=manifest)

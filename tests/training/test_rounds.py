@@ -1,44 +1,125 @@
 """Hardening: a new guard of the same model, fitted on what got past the old one."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
-from detector.artifact import GuardArtifact
+from commands.app import app
+from detector.artifact import GuardArtifact, read_guard
 from detector.runtime import Guard
 from training.data import Dataset, save_dataset
 from training.errors import DataError
-from training.pipeline import FitSettings
+from training.kept import open_kept
+from training.pipeline import FitSettings, work_folder
+from training.red_text import print_hardening
 from training.rounds import harden_guard
+
+EFFORT = ("--steps", 2, "--restarts", 1, "--queries", 4, "--budget", 48, "--no-ladders")
+
+
+@pytest.fixture
+def work(fit_settings: FitSettings, tmp_path: Path) -> Path:
+    """A copy of the harvest: hardening adds to it."""
+    return Path(shutil.copytree(work_folder(fit_settings), tmp_path / "work"))
+
+
+def redteam(settings: FitSettings, guard: Path, out: Path, *more: object) -> Result:
+    words = ["redteam", "--model", settings.model, "--guard", guard, "--data", settings.data]
+    words += ["--out", out, "--limit", 4, "--threads", 1, *EFFORT, *more]
+    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def test_a_hardened_guard_opens_and_says_where_it_came_from(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path, work: Path
 ) -> None:
-    """It has another head and its own thresholds, and the old guard stays as it was."""
+    """It has another head, was judged, and keeps what it learned; the old guard stays."""
     before = {file.name: file.read_bytes() for file in fitted.path.iterdir()}
+    place = tmp_path / "hardened"
     hardened = harden_guard(
         fit_settings.model,
         fitted.path,
-        fit_settings.data,
-        tmp_path / "hardened",
-        rounds=1,
-        images=240,
-        steps=12,
+        None,
+        place,
+        rounds=2,
+        images=40,
+        sizes=(24.0, 48.0),
+        steps=6,
+        fit_work=work,
         threads=1,
     )
-    guard = Guard.open(fit_settings.model, tmp_path / "hardened", threads=1)
-    assert guard.artifact.manifest.provenance["hardened"]["from"] == fitted.digest
-    assert guard.artifact.manifest.provenance["hardened"]["rounds"][0]["fooled"] > 0
-    assert not np.array_equal(hardened.head.weights[0], fitted.head.weights[0])
+    guard = Guard.open(fit_settings.model, place, threads=1)
+    provenance, metrics = guard.artifact.manifest.provenance, guard.artifact.manifest.metrics
+    assert provenance["hardened"]["from"] == provenance["lineage"][-1]["parent"] == fitted.digest
+    assert metrics["gate"]["champion"] == fitted.digest
+    assert metrics["gate"]["passed"] == hardened.gate.passed
+    assert not np.array_equal(hardened.guard.head.weights[0], fitted.head.weights[0])
+    groups = {group.name: group for group in open_kept(guard.artifact).groups("fit")}
+    assert [one.fit for one in hardened.added] == [len(groups[a.name]) for a in hardened.added]
+    assert len({one.name for one in hardened.added}) == 2
+    assert all(0 < one.fit <= 40 for one in hardened.added)
     assert before == {file.name: file.read_bytes() for file in fitted.path.iterdir()}
+
+
+def test_the_command_tells_before_and_after(
+    fitted: GuardArtifact,
+    fit_settings: FitSettings,
+    tmp_path: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same unseen images against both guards; the exit code is the gate's word."""
+    monkeypatch.setenv("COLUMNS", "160")
+    out, place = tmp_path / "red", tmp_path / "hardened"
+    more = ("--harden", 1, "--hardened", place, "--fit-work", work)
+    done = redteam(fit_settings, fitted.path, out, *more, "--json")
+    told = json.loads(done.stdout)
+    assert told == json.loads((out / "hardening.json").read_text())
+    assert (told["guard"], told["digest"]) == (str(place), read_guard(place).digest)
+    assert told["before"]["guard"] == fitted.digest
+    assert told["after"]["guard"] == told["digest"]
+    assert told["before"]["images"] == told["after"]["images"] == 4
+    assert done.exit_code == (0 if told["gate"]["passed"] else 1)
+    print_hardening(told["before"], told["after"])
+    table = capsys.readouterr().out
+    share = told["after"]["budgets"]["48"]["best per image"]["evaded"]["0.05"]["value"]
+    for word in ("before at", "after at", "best per image", "score-search", f"{share:.3f}"):
+        assert word in table
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--harden", 1), "expected --harden ROUNDS and --hardened FOLDER together"),
+        (("--hardened", "g2"), "expected --harden ROUNDS and --hardened FOLDER together"),
+        (("--harden", 1, "--hardened", "g2", "--server", "x:1"), "it serves the old guard only"),
+    ],
+)
+def test_half_an_order_is_wrong_usage(
+    fit_settings: FitSettings, tmp_path: Path, words: tuple[object, ...], message: str
+) -> None:
+    """Before anything is attacked."""
+    done = redteam(fit_settings, tmp_path / "guard", tmp_path / "red", *words)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
 
 
 def test_other_images_are_refused(
     fitted: GuardArtifact, fit_settings: FitSettings, digits: Dataset, tmp_path: Path
 ) -> None:
-    """Its split would mean nothing: fitting would leak into judging."""
+    """Their split would mean nothing: fitting would leak into judging."""
     save_dataset(digits.take(np.arange(300, 400)), tmp_path / "other.npz")
     with pytest.raises(DataError, match="expected the images the guard was fitted on"):
         harden_guard(fit_settings.model, fitted.path, str(tmp_path / "other.npz"), tmp_path / "out")
+
+
+def test_no_round_is_no_hardening(
+    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """It would be the same guard under another name."""
+    with pytest.raises(DataError, match="expected rounds, images and steps of 1 or more, got 0"):
+        harden_guard(fit_settings.model, fitted.path, None, tmp_path / "out", rounds=0)
