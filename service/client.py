@@ -4,64 +4,33 @@ The methods are those of `detector.runtime.Guard`, so code moves between in proc
 changing one line.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
-import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from detector.errors import ImageError
-from detector.images import Images, InputSpec, check_images
+from detector.images import Images, check_images
 from detector.verdict import Verdicts
+from service.channel import guard_calls, open_channel, probe_channel
 from service.errors import CallError
 from service.inspection import Limits
 from service.pb import reluguard_v1 as pb
+from service.replies import Description, call_error, description_of, stream_answer, verdicts_of
+from service.requests import (
+    check_sendable,
+    check_some,
+    encoded_requests,
+    pixel_block,
+    pixel_requests,
+    tensor_requests,
+)
 from service.rows import join
-from service.wire import DATATYPES, datatype_of, read_tensor, write_tensor
 
 __all__ = ["AsyncClient", "Client", "Description", "is_healthy"]
-
-_SERVICE = "/reluguard.v1.Guard/"
-_ATTEMPTS = 5  # gRPC allows no more
-_FRAME_BYTES = 64 * 1024  # room for everything in a request that is no pixel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
-    """What a server says of one of its models.
-
-    Attributes:
-        model: its name.
-        models: all names the server has.
-        model_sha256: of the production model.
-        guard: the live guard's digest.
-        created_at: when that guard was fitted.
-        input: how images go in.
-        outputs: the production outputs' names.
-        thresholds: score by target false-positive rate; NaN where it is not ours to see.
-        taps: the ONNX tensors that are read.
-        policy: annotate, reject or shadow.
-        limits: of one request.
-        version: of the server.
-    """
-
-    model: str
-    models: tuple[str, ...]
-    model_sha256: str
-    guard: str
-    created_at: str
-    input: InputSpec
-    outputs: tuple[str, ...]
-    thresholds: Mapping[float, float]
-    taps: tuple[str, ...]
-    policy: str
-    limits: Limits
-    version: str
 
 
 class Client:
@@ -95,15 +64,11 @@ class Client:
         key: Path | str | None = None,
         server_name: str | None = None,
     ) -> None:
-        credentials = _credentials(ca, certificate, key)
-        options = _options(server_name)
-        self._channel = (
-            grpc.insecure_channel(address, options=options)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options=options)
+        self._channel = open_channel(
+            grpc, address, ca=ca, certificate=certificate, key=key, server_name=server_name
         )
         self._asking = _Asking(model=model, deadline_s=deadline_s, token=token)
-        self._calls = _calls(self._channel)
+        self._calls = guard_calls(self._channel)
         self._known: Description | None = None
 
     def __enter__(self) -> Self:
@@ -130,7 +95,7 @@ class Client:
             CallError: the server refused, or can't be reached.
         """
         check_images(images)
-        return self._ask(_pixels(images, self._limits(len(images))), outputs=outputs)
+        return self._ask(pixel_requests(images, self._limits(len(images))), outputs=outputs)
 
     def inspect_tensor(self, tensor: NDArray[Any], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on the model's own input tensor.
@@ -139,8 +104,8 @@ class Client:
             ImageError: not a numeric array with at least one row.
             CallError: the server refused, or can't be reached.
         """
-        _check_sendable(tensor)
-        return self._ask(_tensors(tensor, self._limits(len(tensor))), outputs=outputs)
+        check_sendable(tensor)
+        return self._ask(tensor_requests(tensor, self._limits(len(tensor))), outputs=outputs)
 
     def inspect_encoded(self, images: Sequence[bytes], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on whole JPEG or PNG files.
@@ -149,8 +114,8 @@ class Client:
             ImageError: there is none.
             CallError: the server refused, or can't be reached.
         """
-        _check_some(images)
-        return self._ask(_encoded(images, self._limits(len(images))), outputs=outputs)
+        check_some(images)
+        return self._ask(encoded_requests(images, self._limits(len(images))), outputs=outputs)
 
     __call__ = inspect
 
@@ -163,16 +128,16 @@ class Client:
             CallError: the stream as a whole broke.
         """
         requests = (
-            self._asking.fill(pb.InspectRequest(pixels=_pixel_block(images)), outputs=outputs)
+            self._asking.fill(pb.InspectRequest(pixels=pixel_block(images)), outputs=outputs)
             for images in batches
         )
         try:
             for reply in self._calls["InspectStream"](
                 requests, metadata=self._asking.metadata, timeout=None
             ):
-                yield _stream_reply(reply)
+                yield stream_answer(reply)
         except grpc.RpcError as error:
-            raise _call_error(error) from error
+            raise call_error(error) from error
 
     def describe(self) -> Description:
         """Return what the server says of the model.
@@ -180,7 +145,7 @@ class Client:
         Raises:
             CallError: the server refused, or can't be reached.
         """
-        self._known = _description(
+        self._known = description_of(
             self._send("Describe", pb.DescribeRequest(model=self._asking.model))
         )
         return self._known
@@ -193,7 +158,7 @@ class Client:
 
     def _ask(self, requests: Iterator[pb.InspectRequest], *, outputs: bool) -> Verdicts:
         parts = [
-            _verdicts(self._send("Inspect", self._asking.fill(request, outputs=outputs)))
+            verdicts_of(self._send("Inspect", self._asking.fill(request, outputs=outputs)))
             for request in requests
         ]
         return parts[0] if len(parts) == 1 else join(parts)
@@ -204,7 +169,7 @@ class Client:
                 request, timeout=self._asking.deadline_s, metadata=self._asking.metadata
             )
         except grpc.RpcError as error:
-            raise _call_error(error) from error
+            raise call_error(error) from error
 
 
 class AsyncClient:
@@ -222,15 +187,11 @@ class AsyncClient:
         key: Path | str | None = None,
         server_name: str | None = None,
     ) -> None:
-        credentials = _credentials(ca, certificate, key)
-        options = _options(server_name)
-        self._channel = (
-            grpc.aio.insecure_channel(address, options=options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options=options)
+        self._channel = open_channel(
+            grpc.aio, address, ca=ca, certificate=certificate, key=key, server_name=server_name
         )
         self._asking = _Asking(model=model, deadline_s=deadline_s, token=token)
-        self._calls = _calls(self._channel)
+        self._calls = guard_calls(self._channel)
         self._known: Description | None = None
 
     async def __aenter__(self) -> Self:
@@ -247,26 +208,26 @@ class AsyncClient:
         """Return verdicts on uint8 images, as `Client.inspect`."""
         check_images(images)
         limits = await self._limits(len(images))
-        return await self._ask(_pixels(images, limits), outputs=outputs)
+        return await self._ask(pixel_requests(images, limits), outputs=outputs)
 
     async def inspect_tensor(self, tensor: NDArray[Any], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on the model's own input tensor, as `Client.inspect_tensor`."""
-        _check_sendable(tensor)
+        check_sendable(tensor)
         limits = await self._limits(len(tensor))
-        return await self._ask(_tensors(tensor, limits), outputs=outputs)
+        return await self._ask(tensor_requests(tensor, limits), outputs=outputs)
 
     async def inspect_encoded(self, images: Sequence[bytes], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on whole JPEG or PNG files, as `Client.inspect_encoded`."""
-        _check_some(images)
+        check_some(images)
         limits = await self._limits(len(images))
-        return await self._ask(_encoded(images, limits), outputs=outputs)
+        return await self._ask(encoded_requests(images, limits), outputs=outputs)
 
     __call__ = inspect
 
     async def describe(self) -> Description:
         """Return what the server says of the model, as `Client.describe`."""
         request = pb.DescribeRequest(model=self._asking.model)
-        self._known = _description(await self._send("Describe", request))
+        self._known = description_of(await self._send("Describe", request))
         return self._known
 
     async def _limits(self, rows: int) -> Limits | None:
@@ -276,7 +237,7 @@ class AsyncClient:
 
     async def _ask(self, requests: Iterator[pb.InspectRequest], *, outputs: bool) -> Verdicts:
         parts = [
-            _verdicts(await self._send("Inspect", self._asking.fill(request, outputs=outputs)))
+            verdicts_of(await self._send("Inspect", self._asking.fill(request, outputs=outputs)))
             for request in requests
         ]
         return parts[0] if len(parts) == 1 else join(parts)
@@ -287,7 +248,7 @@ class AsyncClient:
                 request, timeout=self._asking.deadline_s, metadata=self._asking.metadata
             )
         except grpc.RpcError as error:
-            raise _call_error(error) from error
+            raise call_error(error) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,13 +292,8 @@ def is_healthy(
     """
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    credentials = _credentials(ca, certificate, key)
-    # no retries and no balancing: this asks one server, once
-    options = [] if server_name is None else [("grpc.ssl_target_name_override", server_name)]
-    channel = (
-        grpc.insecure_channel(address, options=options)
-        if credentials is None
-        else grpc.secure_channel(address, credentials, options=options)
+    channel = probe_channel(
+        address, ca=ca, certificate=certificate, key=key, server_name=server_name
     )
     with channel:
         try:
@@ -347,195 +303,3 @@ def is_healthy(
         except grpc.RpcError:
             return False
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _credentials(
-    ca: Path | str | bool | None, certificate: Path | str | None, key: Path | str | None
-) -> grpc.ChannelCredentials | None:
-    if not ca and certificate is None:
-        return None
-    return grpc.ssl_channel_credentials(
-        root_certificates=Path(ca).read_bytes() if isinstance(ca, str | Path) else None,
-        private_key=None if key is None else Path(key).read_bytes(),
-        certificate_chain=None if certificate is None else Path(certificate).read_bytes(),
-    )
-
-
-def _options(server_name: str | None) -> list[tuple[str, Any]]:
-    # gRPC's own retries: they keep the deadline and honour the server's pushback
-    policy = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        # leave a server that says NOT_SERVING before it hangs up
-        "healthCheckConfig": {"serviceName": ""},
-        "methodConfig": [
-            {
-                "name": [{"service": "reluguard.v1.Guard"}],
-                "retryPolicy": {
-                    "maxAttempts": _ATTEMPTS,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "3s",
-                    "backoffMultiplier": 3,
-                    # CANCELLED is how a stopping gRPC server drops a call it never read
-                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
-                },
-            }
-        ],
-    }
-    options: list[tuple[str, Any]] = [
-        ("grpc.service_config", json.dumps(policy)),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 5000),
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        # by default a request over 256 KiB is forgotten once sent, and so never retried
-        ("grpc.per_rpc_retry_buffer_size", 2**30),
-    ]
-    if server_name is not None:
-        options.append(("grpc.ssl_target_name_override", server_name))
-    return options
-
-
-def _calls(channel: Any) -> dict[str, Any]:
-    calls = {
-        name: channel.unary_unary(
-            _SERVICE + name,
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=reply.FromString,
-        )
-        for name, reply in (("Inspect", pb.InspectResponse), ("Describe", pb.DescribeResponse))
-    }
-    calls["InspectStream"] = channel.stream_stream(
-        _SERVICE + "InspectStream",
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=pb.InspectStreamResponse.FromString,
-    )
-    return calls
-
-
-def _check_sendable(tensor: NDArray[Any]) -> None:
-    known = sorted(dtype.name for dtype in DATATYPES.values())
-    if not isinstance(tensor, np.ndarray) or tensor.dtype.name not in known:
-        what = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
-        raise ImageError(f"expected an array of {', '.join(known)}, got {what}")
-    if tensor.ndim == 0 or len(tensor) == 0:
-        raise ImageError("expected at least one image, got an empty batch")
-
-
-def _check_some(images: Sequence[bytes]) -> None:
-    if len(images) == 0:
-        raise ImageError("expected at least one image, got an empty batch")
-
-
-def _pixel_block(images: Images) -> pb.Pixels:
-    n, h, w, c = images.shape
-    return pb.Pixels(count=n, height=h, width=w, channels=c, data=write_tensor(images))
-
-
-def _pixels(images: Images, limits: Limits | None) -> Iterator[pb.InspectRequest]:
-    for rows in _blocks([images[0].nbytes] * len(images), limits):
-        yield pb.InspectRequest(pixels=_pixel_block(images[rows]))
-
-
-def _tensors(tensor: NDArray[Any], limits: Limits | None) -> Iterator[pb.InspectRequest]:
-    for rows in _blocks([tensor[0].nbytes] * len(tensor), limits):
-        part = tensor[rows]
-        yield pb.InspectRequest(
-            tensor=pb.Tensor(
-                datatype=datatype_of(part.dtype), shape=part.shape, data=write_tensor(part)
-            )
-        )
-
-
-def _encoded(images: Sequence[bytes], limits: Limits | None) -> Iterator[pb.InspectRequest]:
-    for rows in _blocks([len(image) for image in images], limits):
-        yield pb.InspectRequest(encoded=pb.EncodedImages(images=images[rows]))
-
-
-def _blocks(sizes: Sequence[int], limits: Limits | None) -> Iterator[slice]:
-    """Yield runs of rows that keep the server's limits; a row over them goes alone."""
-    if limits is None:
-        yield slice(0, len(sizes))
-        return
-    most = limits.max_message_bytes - _FRAME_BYTES
-    start, held = 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and (i - start >= limits.max_rows or held + size > most):
-            yield slice(start, i)
-            start, held = i, 0
-        held += size
-    yield slice(start, len(sizes))
-
-
-def _verdicts(reply: pb.InspectResponse) -> Verdicts:
-    n = len(reply.prediction)
-    full = reply.detail == pb.DETAIL_FULL
-    shown = reply.detail != pb.DETAIL_NONE
-    unseen = np.full(n, np.nan)
-    return Verdicts(
-        prediction=np.array(reply.prediction, np.int64),
-        score=np.array(reply.score if full else unseen, np.float32),
-        likelihood=np.array(reply.likelihood if shown else unseen, np.float32),
-        p_value=np.array(reply.p_value if full else unseen, np.float64),
-        is_adversarial=np.array(reply.is_adversarial if shown else np.zeros(n), np.bool_),
-        evidence=_array(reply.evidence) if full else np.zeros((n, 0), np.float32),
-        outputs={tensor.name: _array(tensor) for tensor in reply.outputs},
-    )
-
-
-def _stream_reply(reply: pb.InspectStreamResponse) -> Verdicts | CallError:
-    if reply.WhichOneof("answer") == "response":
-        return _verdicts(reply.response)
-    codes = {code.value[0]: code for code in grpc.StatusCode}
-    code = codes.get(reply.error.code, grpc.StatusCode.UNKNOWN)
-    return CallError(code, reply.error.message)
-
-
-def _array(tensor: pb.Tensor) -> NDArray[Any]:
-    return read_tensor(tensor.data, name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-
-
-def _description(reply: pb.DescribeResponse) -> Description:
-    given = reply.input
-    return Description(
-        model=reply.model,
-        models=tuple(reply.models),
-        model_sha256=reply.model_sha256,
-        guard=reply.guard,
-        created_at=reply.guard_created_at,
-        input=InputSpec(
-            name=given.name,
-            height=given.height,
-            width=given.width,
-            channels=given.channels,
-            layout=given.layout,  # type: ignore[arg-type] # InputSpec checks the word
-            dtype=DATATYPES[given.datatype].name,
-            batch=None if reply.inputs[0].shape[0] < 0 else reply.inputs[0].shape[0],
-            scale=given.scale,
-            mean=tuple(given.mean),
-            std=tuple(given.std),
-            bgr=given.bgr,
-        ),
-        outputs=tuple(info.name for info in reply.outputs),
-        thresholds={
-            row.target_fpr: row.score if row.HasField("score") else float("nan")
-            for row in reply.thresholds
-        },
-        taps=tuple(reply.taps),
-        policy=reply.policy,
-        limits=Limits(
-            max_rows=reply.limits.max_rows,
-            max_message_bytes=reply.limits.max_message_bytes,
-            max_pixels=reply.limits.max_pixels,
-        ),
-        version=reply.server_version,
-    )
-
-
-def _call_error(error: Any) -> CallError:
-    trailing = error.trailing_metadata() or ()
-    request_id = next((value for key, value in trailing if key == "x-request-id"), "")
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.CANCELLED:  # we never cancel, so the server hung up
-        code, details = grpc.StatusCode.UNAVAILABLE, "the server hung up before it read the call"
-    return CallError(code, details, request_id=str(request_id))

@@ -171,11 +171,11 @@ def count(server: Running) -> float:
 )
 def test_blocks_cover_every_row_once(sizes: list[int], rows: int, size: int) -> None:
     """In order, within the limits, and none empty."""
-    from service.client import _blocks
     from service.inspection import Limits
+    from service.requests import row_runs
 
     limits = Limits(max_rows=rows, max_message_bytes=size, max_pixels=1)
-    blocks = list(_blocks(sizes, limits))
+    blocks = list(row_runs(sizes, limits))
     assert [i for block in blocks for i in range(block.start, block.stop)] == list(
         range(len(sizes))
     )
