@@ -27,7 +27,6 @@ from detector.artifact import (
     write_file,
     write_guard,
 )
-from detector.head import Head
 from detector.model import Production, load_production
 from detector.reference import KEY as REFERENCE
 from detector.reference import reference_of
@@ -47,14 +46,15 @@ from training.case import predict
 from training.contradictions import contradicted
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
-from training.fit import Readings, calibrate, fit_head
+from training.fit import Readings
 from training.gate import GateLimits, GateResult, gate
 from training.harvest import Orders
 from training.html import report_page
 from training.kept import CLEAN, WEIGHT, Added, Kept, open_kept
+from training.learned import Learned, learn
 from training.progress import Progress
 from training.report import promised_rates, report_card
-from training.unit import Unit, add_unit, without_accidents
+from training.unit import Unit, without_accidents
 
 __all__ = ["Retrained", "retrain"]
 
@@ -173,8 +173,14 @@ def retrain(
         kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
         progress.advance(1)
     names = [added.name for added in kept.added[first:]]
-    learned = _learned(
-        champion, kept, names, clean, refit=refit or not of_attacks, seed=seed, progress=progress
+    learned = learn(
+        champion,
+        kept.groups("fit"),
+        clean,
+        new=names,
+        settings=kept.head if refit or not of_attacks else None,
+        seed=seed,
+        progress=progress,
     )
     draft = _draft(champion, out, learned, reader, kept, clean, names, seed)
     progress.stage("gate", 1)
@@ -312,87 +318,10 @@ def _attackable(
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Learned:
-    """The challenger's head; where it was fitted anew, also one that learned nothing new."""
-
-    head: Head
-    units: tuple[Unit, ...] = ()
-    control: Head | None = None
-
-
-def _learned(
-    champion: GuardArtifact,
-    kept: Kept,
-    names: Sequence[str],
-    clean: Readings,
-    *,
-    refit: bool,
-    seed: int,
-    progress: Progress,
-) -> _Learned:
-    groups = kept.groups("fit")
-    if not refit:
-        return _with_units(champion, groups, names, clean, seed, progress)
-    progress.stage("head", 200)
-    old = [group for group in groups if group.name not in names]
-    head, control = (
-        _fit(these, kept, champion, clean, own, progress)
-        for these, own in ((groups, seed), (old, seed + 1))
-    )
-    return _Learned(head=head, control=control)
-
-
-def _fit(
-    groups: Sequence[Readings],
-    kept: Kept,
-    champion: GuardArtifact,
-    clean: Readings,
-    seed: int,
-    progress: Progress,
-) -> Head:
-    done = 0
-
-    def advance(part: float) -> None:
-        nonlocal done
-        progress.advance(round(100 * part) - done)
-        done = round(100 * part)
-
-    manifest = champion.manifest
-    head = fit_head(groups, taps=manifest.taps, settings=kept.head, seed=seed, progress=advance)
-    prevalence = float(manifest.provenance.get("prevalence", 0.5))
-    return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)
-
-
-def _with_units(
-    champion: GuardArtifact,
-    groups: Sequence[Readings],
-    names: Sequence[str],
-    clean: Readings,
-    seed: int,
-    progress: Progress,
-) -> _Learned:
-    """Give the champion's head a unit for each new attack, and count its clean scores anew."""
-    old = [group for group in groups if group.name not in names]
-    new = [group for group in groups if group.name in names]
-    cleaned = [group for group in new if group.kind != "attack"]
-    attacks = [group for group in new if group.kind == "attack"]
-    progress.stage("units", len(attacks))
-    head, units = champion.head, []
-    for group in attacks:
-        head, unit = add_unit(
-            head, group, old, labelled=cleaned, fpr=champion.manifest.fpr, seed=seed
-        )
-        units.append(unit)
-        progress.advance(1)
-    scores = np.sort(head.score(clean.rates, clean.logits).score)
-    return _Learned(head=replace(head, clean_scores=scores), units=tuple(units))
-
-
 def _draft(
     champion: GuardArtifact,
     out: Path,
-    learned: _Learned,
+    learned: Learned,
     reader: Reader,
     kept: Kept,
     clean: Readings,
