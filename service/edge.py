@@ -15,8 +15,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from service.errors import NotReadyError, OverloadedError, RequestError
-from service.metrics import MethodMetrics, Metrics
+from service.metrics import Metrics
 from service.payload import Fields, lift
+from service.rpc_metrics import MethodMetrics
 from service.security import ANYBODY, Caller, Scope, Tokens
 from service.status import INTERNAL, Status, status_of
 from service.tracing import Handler, Tracing

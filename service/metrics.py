@@ -1,54 +1,37 @@
 """What Prometheus sees. Every metric hangs on the registry passed in; no label comes from a caller.
 
-The RPC set has go-grpc-prometheus's names, which public dashboards expect. Everything else starts
-with `reluguard_` and carries the model's configured name.
+All but the RPC set starts with `reluguard_` and carries the model's configured name.
 """
 
 import math
-import threading
-import time
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from detector.head import is_scored
 from detector.verdict import Verdicts
 from service.capture import DropReason
 from service.drift import STATISTICS, Drift
+from service.hour import SCORES, Hour
+from service.live_guards import LiveGuard, LiveGuards
+from service.rpc_metrics import SECONDS, RpcMetrics
 from service.settings import Policy
 from service.shadow import DIRECTIONS, Direction, compare
 
-__all__ = [
-    "SCORES",
-    "Hour",
-    "MethodMetrics",
-    "Metrics",
-    "ModelMetrics",
-    "ReloadOutcome",
-    "RpcMetrics",
-    "Stage",
-]
+__all__ = ["Metrics", "ModelMetrics", "ReloadOutcome", "Stage"]
 
 Stage = Literal["decode", "queue", "model", "encode"]
 Rejection = Literal[
     "queue_full", "wait_too_long", "expired", "cancelled", "too_many_calls", "draining"
 ]
 ReloadOutcome = Literal["swapped", "refused", "challenger_refused"]
-RpcKind = Literal["unary", "bidi_stream"]
 Outcome = Literal["clean", "adversarial", "unscored"]
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-SCORES = (-20, -10, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 10, 20)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_MINUTES = 60
 
 
 class Metrics:
@@ -70,7 +53,7 @@ class Metrics:
         )  # fmt: skip
         self._stage = Histogram(
             "reluguard_stage_duration_seconds", "Time per stage: of a request, `model` of a run.",
-            ["model", "stage"], buckets=_SECONDS, registry=registry,
+            ["model", "stage"], buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self._batch = Histogram(
             "reluguard_batch_size", "Images per model run.", model,
@@ -122,7 +105,7 @@ class Metrics:
             "reluguard_drift_layer_psi", "How far each layer's firing rate is from calibration.",
             ["model", "layer"], registry=registry,
         )  # fmt: skip
-        self._guards = _Guards()
+        self._guards = LiveGuards()
         registry.register(self._guards)
         for reason in ("too_many_calls", "draining"):
             self._refused_calls.labels(reason)
@@ -184,7 +167,7 @@ class ModelMetrics:
     """The metrics of one model. Safe to call from any thread."""
 
     name: str
-    hour: "Hour"
+    hour: Hour
     _score: Histogram
     _verdicts: dict[Outcome, Counter]
     _challenger_score: Histogram
@@ -195,7 +178,7 @@ class ModelMetrics:
     _depth: Gauge
     _rejected: dict[Rejection, Counter]
     _reloads: dict[ReloadOutcome, Counter]
-    _guards: "_Guards"
+    _guards: LiveGuards
 
     def stage(self, stage: Stage, seconds: float) -> None:
         """Record how long one stage took."""
@@ -231,7 +214,7 @@ class ModelMetrics:
         """Show which guard is live, and which challenger if there is one or should be."""
         self._guards.show(
             self.name,
-            _Guard(
+            LiveGuard(
                 digest=digest,
                 model_sha256=model_sha256,
                 created=created,
@@ -285,187 +268,3 @@ def _observe(
         if count:
             counters[outcome].inc(count)
     return counts
-
-
-class RpcMetrics:
-    """The set that go-grpc-prometheus exports, for methods we declare."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ["grpc_type", "grpc_service", "grpc_method"]
-        self._started = Counter(
-            "grpc_server_started_total", "RPCs started.", labels, registry=registry
-        )
-        self._handled = Counter(
-            "grpc_server_handled_total", "RPCs completed, by code.",
-            [*labels, "grpc_code"], registry=registry,
-        )  # fmt: skip
-        self._received = Counter(
-            "grpc_server_msg_received_total", "Messages received.", labels, registry=registry
-        )
-        self._sent = Counter(
-            "grpc_server_msg_sent_total", "Messages sent.", labels, registry=registry
-        )
-        self._seconds = Histogram(
-            "grpc_server_handling_seconds", "Time to handle an RPC.",
-            labels, buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-
-    def method(self, kind: RpcKind, service: str, method: str) -> "MethodMetrics":
-        """Return the metrics of one method; its series begin at 0."""
-        labels = (kind, service, method)
-        metrics = MethodMetrics(
-            started=self._started.labels(*labels),
-            received=self._received.labels(*labels),
-            sent=self._sent.labels(*labels),
-            seconds=self._seconds.labels(*labels),
-            _handled=self._handled,
-            _labels=labels,
-        )
-        metrics.handled("OK", count=0)
-        return metrics
-
-
-@dataclass(slots=True, kw_only=True)
-class MethodMetrics:
-    """The metrics of one method, looked up once."""
-
-    started: Counter
-    received: Counter
-    sent: Counter
-    seconds: Histogram
-    _handled: Counter
-    _labels: tuple[str, str, str]
-    _codes: dict[str, Counter] = field(default_factory=dict)
-
-    def ended(self, code: str, seconds: float) -> None:
-        """Count a completed call by its code, and its time."""
-        self.handled(code)
-        self.seconds.observe(seconds)
-
-    def handled(self, code: str, *, count: int = 1) -> None:
-        """Count a completed call by its code."""
-        counter = self._codes.get(code)
-        if counter is None:
-            counter = self._codes[code] = self._handled.labels(*self._labels, code)
-        counter.inc(count)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Guard:
-    digest: str
-    model_sha256: str
-    created: float
-    threshold: float
-    challenger: str
-    challenger_threshold: float
-    challenger_refused: bool
-
-
-class _Guards(Collector):
-    """Which guard is live per model: what was swapped out leaves no series behind."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._live: dict[str, _Guard] = {}
-
-    def show(self, model: str, guard: _Guard) -> None:
-        with self._lock:
-            self._live[model] = guard
-
-    def hide(self, model: str) -> None:
-        with self._lock:
-            self._live.pop(model, None)
-
-    def collect(self) -> Sequence[Metric]:
-        info = GaugeMetricFamily(
-            "reluguard_guard_info", "1 for the live guard.",
-            labels=["model", "guard", "model_sha256"],
-        )  # fmt: skip
-        age = GaugeMetricFamily(
-            "reluguard_guard_age_seconds", "Time since the live guard was fitted.", labels=["model"]
-        )
-        threshold = GaugeMetricFamily(
-            "reluguard_threshold", "Score above which an image is adversarial.", labels=["model"]
-        )
-        challenger = GaugeMetricFamily(
-            "reluguard_challenger_info", "1 for the challenger in shadow.",
-            labels=["model", "challenger"],
-        )  # fmt: skip
-        limit = GaugeMetricFamily(
-            "reluguard_challenger_threshold",
-            "Score above which the challenger calls an image adversarial.", labels=["model"],
-        )  # fmt: skip
-        refused = GaugeMetricFamily(
-            "reluguard_challenger_refused", "1 while the guard serves without its challenger.",
-            labels=["model"],
-        )  # fmt: skip
-        with self._lock:
-            live = dict(self._live)
-        for model, guard in live.items():
-            refused.add_metric([model], guard.challenger_refused)
-            if guard.challenger:
-                challenger.add_metric([model, guard.challenger], 1)
-                limit.add_metric([model], guard.challenger_threshold)
-            info.add_metric([model, guard.digest, guard.model_sha256], 1)
-            age.add_metric([model], max(0.0, time.time() - guard.created))
-            threshold.add_metric([model], guard.threshold)
-        return [info, age, threshold, challenger, limit, refused]
-
-
-@dataclass(slots=True)
-class _Minute:
-    minute: int
-    images: int = 0
-    adversarial: int = 0
-    unscored: int = 0
-    scores: list[int] = field(default_factory=lambda: [0] * (len(SCORES) + 1))
-
-
-@dataclass(slots=True)
-class Hour:
-    """What the last hour's verdicts were, for the status page. Sixty minutes, fixed memory."""
-
-    clock: Callable[[], float] = time.monotonic
-    _minutes: deque[_Minute] = field(default_factory=lambda: deque(maxlen=_MINUTES))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, scores: Sequence[float], *, adversarial: int, unscored: int) -> None:
-        """Count one request's verdicts."""
-        now = int(self.clock() // 60)
-        with self._lock:
-            if not self._minutes or self._minutes[-1].minute != now:
-                self._minutes.append(_Minute(minute=now))
-            minute = self._minutes[-1]
-            minute.images += len(scores) + unscored
-            minute.adversarial += adversarial
-            minute.unscored += unscored
-            for score in scores:
-                minute.scores[bisect_left(SCORES, score)] += 1
-
-    def _recent(self) -> list[_Minute]:
-        oldest = int(self.clock() // 60) - _MINUTES
-        with self._lock:
-            return [minute for minute in self._minutes if minute.minute > oldest]
-
-    def counts(self) -> tuple[int, int, int]:
-        """Return images, adversarial images and unscored images of the last hour."""
-        recent = self._recent()
-        return (
-            sum(minute.images for minute in recent),
-            sum(minute.adversarial for minute in recent),
-            sum(minute.unscored for minute in recent),
-        )
-
-    def minutes(self) -> list[tuple[int, int]]:
-        """Return (images, adversarial images) of each of the last sixty minutes, oldest first."""
-        now = int(self.clock() // 60)
-        found = {minute.minute: (minute.images, minute.adversarial) for minute in self._recent()}
-        return [found.get(now - ago, (0, 0)) for ago in reversed(range(_MINUTES))]
-
-    def histogram(self) -> list[tuple[float, int]]:
-        """Return (upper bound, images) per score bucket, the last bound infinite."""
-        bounds = [*map(float, SCORES), math.inf]
-        recent = self._recent()
-        return [
-            (bound, sum(minute.scores[i] for minute in recent)) for i, bound in enumerate(bounds)
-        ]

@@ -24,7 +24,8 @@ from detector.shelf import CHALLENGER, CURRENT, NAME, pointed
 from detector.verdict import Verdicts
 from service.batching import Batcher
 from service.errors import NotFoundError, NotReadyError, ReloadError, RequestError, StartError
-from service.metrics import SCORES, ModelMetrics
+from service.hour import SCORES
+from service.metrics import ModelMetrics
 from service.shadow import Shadow
 
 __all__ = ["VERSION", "Model", "Repository", "Source", "Version", "sources_in"]

@@ -13,7 +13,8 @@ from detector.images import Images
 from detector.runtime import Guard
 from service.client import Client
 from service.errors import CallError
-from service.metrics import Hour, Metrics
+from service.hour import Hour
+from service.metrics import Metrics
 from service.server import Running, running
 
 
