@@ -192,7 +192,9 @@ def _run_one(
         report["traffic"] = watch(server, calm, wave)
         truth = dict(zip(wave.ids, wave.attacked, strict=True))
         copy_captures(captures, out / "poisoned")  # before any label
-        given = _labels(captures, truth, attack.name, options.labels, report["traffic"]["suspect"])
+        shown = {**calm.shown(), **wave.shown()}
+        suspect = report["traffic"]["suspect"]
+        given = _labels(captures, truth, shown, attack.name, options.labels, suspect)
         report["labels"] = label(server, given)
         report |= retrain(parts.model, shelf, captures, out / "challenger", name, options)
         if report["gate"]["passed"]:
@@ -305,18 +307,25 @@ def label(server: Process, given: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 def _labels(
-    captures: Path, truth: dict[str, Any], name: str, count: int, suspect: str
+    captures: Path,
+    truth: dict[str, Any],
+    shown: dict[str, bytes],
+    name: str,
+    count: int,
+    suspect: str,
 ) -> list[tuple[str, str]]:
-    """Return what the most suspicious captures are, those of the suspected caller first."""
+    """Return what the most suspicious captures are, those of the suspected caller first.
+
+    No image is labelled twice: clean traffic repeats itself here, and nobody asks again.
+    """
     rows = list_captures(captures, limit=count, source=suspect) if suspect else []
-    known = {row.id for row in rows}
-    others = [row for row in list_captures(captures, limit=2 * count) if row.id not in known]
-    rows += others[: count - len(rows)]
-    attacked = [truth.get(row.id.partition(":")[0], False) for row in rows]
-    return [
-        (row.id, f"attack:{name}" if is_attack else "clean")
-        for row, is_attack in zip(rows, attacked, strict=True)
-    ]
+    rows += list_captures(captures, limit=len(shown))
+    given: dict[bytes, tuple[str, str]] = {}
+    for row in rows:
+        request = row.id.partition(":")[0]
+        word = f"attack:{name}" if truth.get(request, False) else "clean"
+        given.setdefault(shown[request], (row.id, word))
+    return list(given.values())[:count]
 
 
 def retrain(

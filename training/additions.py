@@ -29,6 +29,7 @@ from training.kept import Added, Kept
 
 __all__ = [
     "CAPTURE",
+    "FEWEST_CLEAN",
     "MOST_PER_SOURCE",
     "Fresh",
     "read_captured",
@@ -39,6 +40,7 @@ __all__ = [
 
 CAPTURE = "capture.sqlite"
 HELD_OUT = 0.3
+FEWEST_CLEAN = 20  # labelled clean images below which they neither teach nor judge
 SPLITS = 1000  # an id's remainder says whether it is held out
 HASHED = 1 << 62  # ids of images from outside: apart from the row numbers of the data set
 LABELLED_CLEAN = "labelled-clean"
@@ -133,6 +135,7 @@ def read_captured(
 
     Rates suffice, no image is needed. The true class is not known: of an image labelled clean it is
     taken to be the model's answer, of an attack what the guard's own probe holds likeliest besides.
+    An image that came again counts once: it must not be both fitted on and judged by.
 
     Args:
         folder: of the captures.
@@ -196,7 +199,9 @@ def _labelled(
         artifact.head.features.classes,
     )
     shards: dict[str, tuple[NDArray[Any], NDArray[Any]] | None] = {}
-    rates, logits, ids, dropped = [], [], [], {"shard damaged": 0, "other taps": 0}
+    rates, logits, ids = [], [], []
+    dropped = {"shard damaged": 0, "other taps": 0, "seen before": 0}
+    seen: set[bytes] = set()
     for identity, _, shard, row, *_ in rows:
         if shard not in shards:
             shards[shard] = _read_shard(folder / "shards" / Path(shard).name)
@@ -207,7 +212,10 @@ def _labelled(
             expected[1] or found[1].shape[1]
         ):
             dropped["other taps"] += 1
+        elif (key := _look(found[1][row])) in seen:
+            dropped["seen before"] += 1
         else:
+            seen.add(key)
             rates.append(found[0][row])
             logits.append(found[1][row])
             ids.append(str(identity).encode())
@@ -224,6 +232,11 @@ def _labelled(
         source=str(folder),
         dropped=dropped,
     )
+
+
+def _look(logits: NDArray[Any]) -> bytes:
+    """Return what two captures of one image share: logits, but for the last bits of a batch."""
+    return (np.round(logits.astype(np.float64), 2) + 0.0).tobytes()
 
 
 def _read_shard(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:

@@ -35,6 +35,7 @@ from detector.shelf import current
 from detector.taps import Tap
 from training.additions import (
     CAPTURE,
+    FEWEST_CLEAN,
     MOST_PER_SOURCE,
     Fresh,
     read_captured,
@@ -104,6 +105,7 @@ def retrain(
     """Fit a guard on the harvest of an old one and on new attacks; write it and judge it.
 
     Where nothing new is an attack, the head is fitted anew: there is nothing to give a unit to.
+    Beside new attacks, fewer than 20 labelled clean images are only held against the labels.
 
     Args:
         guard: the champion's folder, or a shelf whose current version is the champion.
@@ -164,6 +166,8 @@ def retrain(
     per_row = {kind: _row_weight(kept, kind) for kind in ("attack", "benign")}
     first = len(kept.added)
     for one in fresh:
+        if one.kind == "benign" and of_attacks and len(one.ids) < FEWEST_CLEAN:
+            continue
         most, times = (weight, ATTACK_ROWS) if one.kind == "attack" else (WEIGHT, BENIGN_ROWS)
         added = store(one, kept, weight=most, per_row=times * per_row[one.kind])
         kept = kept.with_added([added])

@@ -1,6 +1,7 @@
 """Production as callers make it: requests over gRPC, one image each, and a load that goes on."""
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
@@ -64,6 +65,13 @@ class Traffic:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def shown(self) -> dict[str, bytes]:
+        """Return a digest of the image by request id: the same image, the same digest."""
+        return {
+            name: hashlib.sha256(image.tobytes()).digest()
+            for name, image in zip(self.ids, self.images, strict=True)
+        }
 
     def part(self, start: int, stop: int) -> "Traffic":
         """Return some of the requests."""
