@@ -45,8 +45,8 @@ def _ask_server(
     """Serve a guard on free ports, ask it by gRPC, and return verdicts and the metrics page."""
     import urllib.request
 
+    from service.background import running
     from service.client import Client
-    from service.server import running
 
     with running(guard) as server, Client(server.address) as client:
         verdicts = [client.inspect(images) for images in batches]

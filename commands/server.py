@@ -58,7 +58,7 @@ def serve(
     """Serve the guarded model by gRPC: our own protocol and the Open Inference Protocol."""
     import os
 
-    from service.server import serve as run_server
+    from service.process import serve as run_server
     from service.settings import PREFIX, Settings
 
     extra = dict(_assignment(text) for text in more or [])

@@ -1,26 +1,19 @@
-"""The server: wires the parts, listens, follows guards, drains.
-
-`serve` is the process; `running` is the same server on a background thread, for demos and tests.
-"""
+"""The server: wires the parts, listens, follows guards, drains."""
 
 import asyncio
 import contextlib
 import logging
 import math
 import os
-import signal
 import sqlite3
-import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 import service
@@ -28,36 +21,40 @@ from detector.errors import DetectorError
 from detector.images import InputSpec
 from detector.runtime import Guard
 from detector.session import available_cores
-from service import logs, open_inference, servicers
+from service import open_inference, servicers
 from service.batching import Batcher
 from service.capture import Capture
-from service.descriptors import pool
 from service.drift import Drift, read_drift
 from service.edge import Edge
 from service.errors import NotFoundError, ReloadError, StartError
-from service.health import SERVICE as HEALTH
 from service.health import Health
 from service.inspection import Inspector, Limits
+from service.listening import (
+    SERVICES,
+    bind,
+    bracketed,
+    certificates,
+    reflect,
+    server_options,
+)
 from service.metrics import Metrics
 from service.models import Model, Repository, Source, Version, sources_in
 from service.policy import Rules
-from service.security import Certificates, Tokens
+from service.security import Tokens
 from service.settings import Settings
 from service.slots import Slots
 from service.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
 from service.tracing import Tracing, open_tracing
 from service.web import WebServer
 
-__all__ = ["Running", "Server", "on_loop", "running", "serve"]
+__all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
-_SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 _MIB = 2**20
 _LAST_GRACE_S = 1.0
 _SETTLE_S = 0.02
 _WORKER_NICE = 10
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-T = TypeVar("T")
 
 
 class Server:
@@ -115,7 +112,7 @@ class Server:
         self._loader = self._pool("load", 1)
         self._slots = Slots(settings.workers)
         tokens = None if settings.tokens is None else Tokens(settings.tokens)
-        credentials = _certificates(settings)
+        credentials = certificates(settings)
         if self._tracing is None:
             self._tracing = open_tracing(settings.tracing)
         if self._tracing is not None:
@@ -127,7 +124,7 @@ class Server:
             max_in_flight=settings.max_in_flight,
             tracing=self._tracing,
         )
-        self._health = Health([*_SERVICES, *(model.name for model in self.repository)])
+        self._health = Health([*SERVICES, *(model.name for model in self.repository)])
         limits = self._limits()
         inspector = Inspector(
             decoder=self._decoder,
@@ -140,7 +137,7 @@ class Server:
             capture=self._capture(),
             tracing=self._tracing,
         )
-        self._grpc = grpc.aio.server(options=_options(settings, limits))
+        self._grpc = grpc.aio.server(options=server_options(settings, limits))
         self._stack.push_async_callback(self._grpc.stop, None)
         control = open_inference.RepositoryControl(
             self._load, self._unload, enabled=settings.repository_control
@@ -155,9 +152,9 @@ class Server:
             )
         )
         if settings.reflection:
-            _reflect(self._grpc)
-        port = _bind(self._grpc, settings, credentials)
-        self.address = f"{_bracket(settings.host)}:{port}"
+            reflect(self._grpc)
+        port = bind(self._grpc, settings, credentials)
+        self.address = f"{bracketed(settings.host)}:{port}"
         web = self._web()
         await self._grpc.start()
         if web is not None:
@@ -309,7 +306,7 @@ class Server:
         ready = {model.name: model.is_ready for model in self.repository}
         for name, is_ready in ready.items():
             await self._health.set(name, serving=is_ready)
-        for name in ("", *_SERVICES):
+        for name in ("", *SERVICES):
             await self._health.set(name, serving=any(ready.values()))
 
     async def _follow(self) -> None:
@@ -408,181 +405,5 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICE)
 
 
-def _certificates(settings: Settings) -> grpc.ServerCredentials | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return Certificates(
-        settings.tls_certificate, settings.tls_key, settings.tls_client_ca
-    ).credentials()
-
-
-def _options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
-    options = {
-        # on by default on Linux: a second server would silently share the port
-        "grpc.so_reuseport": 0,
-        "grpc.max_receive_message_length": limits.max_message_bytes,
-        "grpc.max_send_message_length": -1,
-        "grpc.max_concurrent_streams": settings.max_streams,
-        "grpc.http2.min_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
-        "grpc.http2.min_recv_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
-        "grpc.keepalive_permit_without_calls": 1,
-        "grpc.max_metadata_size": 16 * 1024,
-        "grpc.absolute_max_metadata_size": 32 * 1024,
-    }
-    if settings.keepalive_s is not None:
-        options["grpc.keepalive_time_ms"] = int(settings.keepalive_s * 1000)
-    if settings.max_connection_age_s is not None:
-        options["grpc.max_connection_age_ms"] = int(settings.max_connection_age_s * 1000)
-        options["grpc.max_connection_age_grace_ms"] = int(settings.drain_s * 1000)
-    return list(options.items())
-
-
-def _bind(server: Any, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
-    address = f"{_bracket(settings.host)}:{settings.port}"
-    try:
-        port: int = (
-            server.add_insecure_port(address)
-            if credentials is None
-            else server.add_secure_port(address, credentials)
-        )
-    except RuntimeError as error:
-        raise StartError(
-            f"can't listen on {address}: the port is in use, or the address is not this machine's"
-        ) from error
-    return port
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _reflect(server: Any) -> None:
-    from grpc_health.v1 import health_pb2
-    from grpc_reflection.v1alpha import reflection_pb2
-
-    names = pool()
-    for module in (health_pb2, reflection_pb2):
-        # adding the same file again is allowed and changes nothing
-        names.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    reflection.enable_server_reflection(
-        (*_SERVICES, HEALTH, reflection.SERVICE_NAME), server, pool=names
-    )
-
-
 def _tensor_bytes(spec: InputSpec) -> int:
     return math.prod(spec.tensor_shape) * np.dtype(spec.dtype).itemsize
-
-
-def serve(settings: Settings, *, ready: Callable[[Server], None] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT and return the exit code. A second signal ends at once.
-
-    Args:
-        settings: what and how.
-        ready: called once the server is SERVING.
-
-    Returns:
-        0 after a drain; 1 if the server could not start, with one line on standard error.
-    """
-    logs.set_up(settings.log_level)
-    try:
-        return asyncio.run(_serve(settings, ready))
-    except StartError as error:
-        sys.stderr.write(f"reluguard: {error}\n")
-        return 1
-
-
-async def _serve(settings: Settings, ready: Callable[[Server], None] | None) -> int:
-    loop = asyncio.get_running_loop()
-    server = Server(settings)
-    stop = asyncio.Event()
-    second = asyncio.Event()
-    reloads: set[asyncio.Task[None]] = set()
-
-    def ask_to_stop() -> None:
-        (second if stop.is_set() else stop).set()
-
-    def ask_to_reload() -> None:
-        task = loop.create_task(server.reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask_to_stop)
-    starting = loop.create_task(server.start())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        return 0
-    await starting
-    loop.add_signal_handler(signal.SIGHUP, ask_to_reload)
-    if ready is not None:
-        ready(server)
-    await stopping
-    drained = loop.create_task(server.stop())
-    impatient = loop.create_task(second.wait())
-    await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED)
-    if not drained.done():
-        _log.warning("a second signal: ending at once")
-        # model threads can't be interrupted, so leave without waiting for them
-        logging.shutdown()
-        os._exit(1)
-    impatient.cancel()
-    await drained
-    return 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
-    """A server on a background thread."""
-
-    address: str
-    metrics_address: str | None
-    server: Server
-
-
-class _Background:
-    """The one event loop of this process that `running` servers share.
-
-    grpc.aio wants one loop per process: with more, their pollers wake each other (grpc #25364).
-    """
-
-    _lock = threading.Lock()
-    _loop: asyncio.AbstractEventLoop | None = None
-
-    @classmethod
-    def loop(cls) -> asyncio.AbstractEventLoop:
-        with cls._lock:
-            if cls._loop is None:
-                cls._loop = asyncio.new_event_loop()
-                threading.Thread(target=cls._loop.run_forever, name="grpc", daemon=True).start()
-            return cls._loop
-
-
-def on_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Return what this coroutine gives on the background loop that `running` servers share."""
-    return asyncio.run_coroutine_threadsafe(work, _Background.loop()).result()
-
-
-@contextlib.contextmanager
-def running(what: Guard | Settings, **changes: Any) -> Iterator[Running]:
-    """Run a real server on a background thread until the block ends, on free ports.
-
-    Args:
-        what: a guard to serve under the name "model", or settings.
-        changes: settings to go with a guard.
-
-    Raises:
-        StartError: the server could not start.
-    """
-    if isinstance(what, Settings):
-        server = Server(what)
-    else:
-        free = {"port": 0, "metrics_port": 0, "drain_s": 5.0}
-        server = Server(Settings(**(free | changes)), guard=what)
-    on_loop(server.start())
-    try:
-        yield Running(address=server.address, metrics_address=server.metrics_address, server=server)
-    finally:
-        on_loop(server.stop())

@@ -17,7 +17,7 @@ from PIL import Image
 from detector.images import Images
 from detector.runtime import Guard
 from detector.verdict import Verdicts
-from service.server import running
+from service.background import running
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

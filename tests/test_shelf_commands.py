@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from commands.app import app
 from detector.artifact import GuardArtifact, read_guard, write_guard
 from detector.shelf import ShelfError, promote, rollback
+from service.background import running
 from service.client import Client
-from service.server import running
 from service.settings import Settings
 
 

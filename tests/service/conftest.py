@@ -16,7 +16,7 @@ from detector.head import threshold_at
 from detector.images import Images
 from detector.model import load_production
 from detector.runtime import Guard, Reader
-from service.server import Running, running
+from service.background import Running, running
 
 SIZE = 12
 CLASSES = 5

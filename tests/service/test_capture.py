@@ -19,10 +19,10 @@ from PIL import Image
 from detector.images import Images
 from detector.reference import layer_rates
 from detector.runtime import Guard
+from service.background import running
 from service.capture import INDEX, SHARDS, Capture, DropReason, index, sample
 from service.client import Client
 from service.errors import StartError
-from service.server import running
 from service.settings import Settings
 
 KEY = bytes(32)

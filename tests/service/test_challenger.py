@@ -27,10 +27,10 @@ from detector.images import Images
 from detector.runtime import Guard
 from detector.shelf import ShelfError, clear, promote, rollback, shadow
 from detector.verdict import Challenge, Verdicts
+from service.background import Running, on_loop, running
 from service.client import Client
 from service.errors import StartError
 from service.pb import open_inference as oip
-from service.server import Running, on_loop, running
 from service.settings import Settings
 from service.shadow import Agreement, Shadow, compare
 

@@ -13,9 +13,9 @@ from numpy.testing import assert_array_equal
 from detector.errors import ImageError
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import Running, on_loop, running
 from service.client import AsyncClient, Client, is_healthy
 from service.errors import CallError
-from service.server import Running, on_loop, running
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)
 COLUMNS = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "evidence")

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from detector.runtime import Guard
+from service.background import Running, on_loop, running
 from service.batching import Batcher
 from service.metrics import Metrics
 from service.models import Version
 from service.payload import AT_LEAST, lift
 from service.pb import open_inference as oip
 from service.pb import reluguard_v1 as pb
-from service.server import Running, on_loop, running
 from service.slots import Slots
 from service.wire import read_tensor, write_tensor
 

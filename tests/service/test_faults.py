@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from detector.images import Images
 from detector.runtime import Guard
 from detector.shelf import promote, rollback
+from service.background import on_loop, running
 from service.client import Client
 from service.errors import StartError
-from service.server import on_loop, running
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from numpy.testing import assert_array_equal
 
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import Running
 from service.client import Client
 from service.pb import open_inference as oip
 from service.pb import reluguard_v1 as pb
-from service.server import Running
 
 FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 METHODS = [

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from commands.app import app
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import running
 from service.capture import Capture
 from service.errors import LabelError
 from service.label import export_csv, import_csv, list_captures, set_label
 from service.pb import reluguard_v1 as pb
 from service.security import Scope, token_entry
-from service.server import running
 from service.settings import Settings
 from service.show import show_capture, write_image
 

@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import Running, running
 from service.client import Client
 from service.errors import CallError
 from service.hour import Hour
 from service.metrics import Metrics
-from service.server import Running, running
 
 
 def scrape(server: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -11,9 +11,9 @@ import pytest
 from detector.errors import GuardError, ModelError
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import Running, on_loop, running
 from service.client import Client, is_healthy
 from service.errors import CallError, StartError
-from service.server import Running, on_loop, running
 from service.settings import Settings
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import Running, running
 from service.pb import open_inference as pb
 from service.security import Scope, token_entry
-from service.server import Running, running
 from service.settings import Settings
 
 Request = pb.ModelInferRequest

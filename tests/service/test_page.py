@@ -21,11 +21,11 @@ from detector.artifact import read_guard
 from detector.images import Images
 from detector.runtime import Guard
 from detector.shelf import promote, shadow
+from service.background import Running, on_loop, running
 from service.client import Client
 from service.drift import Drift
 from service.label import list_captures, set_label
 from service.page import page
-from service.server import Running, on_loop, running
 from service.settings import Settings
 from service.shadow import Agreement
 from service.snapshot import (

@@ -22,7 +22,7 @@ from service.errors import CallError
 ROOT = Path(__file__).parents[2]
 MAIN = """
 import sys
-from service.server import serve
+from service.process import serve
 from service.settings import Settings
 sys.exit(serve(Settings.from_env(), ready=lambda server: print(server.address, flush=True)))
 """
@@ -170,7 +170,7 @@ def test_logs_are_json_without_images(pair: Any) -> None:
 def test_importing_the_service_starts_nothing() -> None:
     """No thread, socket or training library comes with the import."""
     code = (
-        "import sys, threading; import service.server, service.client;"
+        "import sys, threading; import service.process, service.background, service.client;"
         "assert threading.active_count() == 1;"
         "assert not {'torch', 'sklearn', 'training', 'tritonclient'} & set(sys.modules)"
     )

@@ -19,10 +19,10 @@ from cryptography.x509.oid import NameOID
 
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import running
 from service.client import Client, is_healthy
 from service.errors import CallError, ForbiddenError, StartError, UnauthenticatedError
 from service.security import ANYBODY, Scope, Tokens, token_entry
-from service.server import running
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)
 

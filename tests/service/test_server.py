@@ -17,12 +17,12 @@ from prometheus_client import CollectorRegistry
 from detector.errors import SettingsError
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import Running, on_loop, running
 from service.client import Client, is_healthy
 from service.edge import Edge
 from service.errors import CallError, ExpiredError, StartError
 from service.metrics import Metrics
 from service.pb import reluguard_v1 as pb
-from service.server import Running, on_loop, running
 from service.settings import Settings
 
 COLUMNS = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "evidence")

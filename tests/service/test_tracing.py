@@ -15,10 +15,11 @@ import pytest
 from detector.errors import SettingsError
 from detector.images import Images
 from detector.runtime import Guard
+from service.background import on_loop, running
 from service.client import Client
 from service.errors import CallError, StartError
 from service.pb import reluguard_v1 as pb
-from service.server import Server, on_loop, running
+from service.server import Server
 from service.settings import Settings
 from service.tracing import Tracing, open_tracing
 

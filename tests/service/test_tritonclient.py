@@ -11,7 +11,7 @@ from PIL import Image
 
 from detector.images import Images
 from detector.runtime import Guard
-from service.server import Running
+from service.background import Running
 
 triton = pytest.importorskip("tritonclient.grpc")
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from commands.app import app
 from detector.artifact import GuardArtifact, read_guard
-from service.server import running
+from service.background import running
 from training.errors import DataError
 from training.pipeline import FitSettings, work_folder
 

@@ -11,8 +11,8 @@ from detector.artifact import GuardArtifact
 from detector.images import Images
 from detector.runtime import Guard
 from detector.verdict import Verdicts
+from service.background import running
 from service.client import Client
-from service.server import running
 from training.attacks import Victim
 from training.data import Dataset
 from training.red_target import Ask

@@ -1,0 +1,88 @@
+"""How a server listens: port, certificates, gRPC's own limits, and what reflection shows."""
+
+from typing import Any
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from service import open_inference, servicers
+from service.descriptors import pool
+from service.errors import StartError
+from service.health import SERVICE as HEALTH
+from service.inspection import Limits
+from service.security import Certificates
+from service.settings import Settings
+
+__all__ = ["SERVICES", "bind", "bracketed", "certificates", "reflect", "server_options"]
+
+SERVICES = (servicers.SERVICE, open_inference.SERVICE)
+
+
+def certificates(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return what TLS needs, None without TLS."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificates(
+        settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    ).credentials()
+
+
+def server_options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
+    """Return gRPC's own settings."""
+    options = {
+        # on by default on Linux: a second server would silently share the port
+        "grpc.so_reuseport": 0,
+        "grpc.max_receive_message_length": limits.max_message_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_concurrent_streams": settings.max_streams,
+        "grpc.http2.min_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
+        "grpc.http2.min_recv_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.max_metadata_size": 16 * 1024,
+        "grpc.absolute_max_metadata_size": 32 * 1024,
+    }
+    if settings.keepalive_s is not None:
+        options["grpc.keepalive_time_ms"] = int(settings.keepalive_s * 1000)
+    if settings.max_connection_age_s is not None:
+        options["grpc.max_connection_age_ms"] = int(settings.max_connection_age_s * 1000)
+        options["grpc.max_connection_age_grace_ms"] = int(settings.drain_s * 1000)
+    return list(options.items())
+
+
+def bind(server: Any, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
+    """Listen, and return the port.
+
+    Raises:
+        StartError: the port is in use, or the address is not this machine's.
+    """
+    address = f"{bracketed(settings.host)}:{settings.port}"
+    try:
+        port: int = (
+            server.add_insecure_port(address)
+            if credentials is None
+            else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError as error:
+        raise StartError(
+            f"can't listen on {address}: the port is in use, or the address is not this machine's"
+        ) from error
+    return port
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands before a port: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def reflect(server: Any) -> None:
+    """Let clients ask which services and messages there are."""
+    from grpc_health.v1 import health_pb2
+    from grpc_reflection.v1alpha import reflection_pb2
+
+    names = pool()
+    for module in (health_pb2, reflection_pb2):
+        # adding the same file again is allowed and changes nothing
+        names.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    reflection.enable_server_reflection(
+        (*SERVICES, HEALTH, reflection.SERVICE_NAME), server, pool=names
+    )
