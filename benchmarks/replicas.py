@@ -11,7 +11,6 @@ client's own. Exit code 0 if no call failed, none was lost and no answer was wro
 import argparse
 import asyncio
 import contextlib
-import json
 import socket
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import numpy as np
 
 from benchmarks.faults.pair import Pair, draw_images, make_pair
 from benchmarks.faults.process import Process, served
-from benchmarks.faults.report import Finding, spread, table
+from benchmarks.faults.report import Finding, add_options, given_pair, spread, tell
 from detector.images import Images
 from detector.verdict import Verdicts
 from service.client import AsyncClient, Client
@@ -222,20 +221,12 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=20, help="of each phase [20]")
     parser.add_argument("--callers", type=int, default=4, help="of each client [4]")
-    parser.add_argument("--model", type=Path, help="ONNX file; goes with --guard")
-    parser.add_argument("--guard", type=Path, help="its guard's folder")
-    parser.add_argument("--json", type=Path, help="write the findings here too; - for stdout")
+    add_options(parser)
     options = parser.parse_args()
-    if (options.model is None) != (options.guard is None):
-        parser.error("expected --model and --guard together: got only one of them")
-    given = options.model and Pair(model=options.model, guard=options.guard)
+    given = given_pair(parser, options)
     with tempfile.TemporaryDirectory(prefix="reluguard-replicas-") as place:
         findings = run(given, Path(place), seconds=options.seconds, callers=options.callers)
-    text = json.dumps([finding.to_json() for finding in findings], indent=2)
-    if options.json and str(options.json) != "-":
-        options.json.write_text(text + "\n", encoding="utf-8")
-    print(text if str(options.json) == "-" else table(findings))
-    return 0 if all(finding.met for finding in findings) else 1
+    return tell(findings, options.json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """What an exercise found: figures against goals, as a table and as JSON."""
 
+import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Finding", "spread", "table"]
-
 import numpy as np
+
+from benchmarks.faults.pair import Pair
+
+__all__ = ["Finding", "add_options", "given_pair", "spread", "table", "tell"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +58,26 @@ def table(findings: Sequence[Finding]) -> str:
         blocks.append("\n".join(lines))
     met = sum(finding.met for finding in findings)
     return "\n".join([*blocks, f"{met} of {len(findings)} goals met"])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every exercise takes: a model with its guard, and where the findings go."""
+    parser.add_argument("--model", type=Path, help="ONNX file; goes with --guard")
+    parser.add_argument("--guard", type=Path, help="its guard's folder")
+    parser.add_argument("--json", type=Path, help="write the findings here too; - for stdout")
+
+
+def given_pair(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Pair | None:
+    """Return the model and guard that were given, None if neither was; half a pair is an error."""
+    if (options.model is None) != (options.guard is None):
+        parser.error("expected --model and --guard together: got only one of them")
+    return None if options.model is None else Pair(model=options.model, guard=options.guard)
+
+
+def tell(findings: Sequence[Finding], place: Path | None) -> int:
+    """Print the findings, as JSON if the place is `-`; write them there otherwise. 0 if all met."""
+    text = json.dumps([finding.to_json() for finding in findings], indent=2)
+    if place and str(place) != "-":
+        place.write_text(text + "\n", encoding="utf-8")
+    print(text if str(place) == "-" else table(findings))
+    return 0 if all(finding.met for finding in findings) else 1
