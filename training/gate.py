@@ -34,6 +34,7 @@ DRAWS = 400
 FEWEST = 10  # attacked images below which an AUROC says nothing
 CHANCE = 0.01  # how often a right false-positive rate may be refused
 WARM_UP = 5
+SURE = 0.6  # of the limit on labels: the interval must lie above this, or a few labels refuse all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,9 @@ class GateLimits:
         cost: share of run time that may come on top.
         rounds: timed pairs.
         contradicted: share of the labels that may contradict the rest. Chosen on digits and on
-            ResNet-20 with other attacks than the exercise reports: 200 honest labels were at .20
-            at most, with a third of them wrong at .30 at least.
+            ResNet-20, 12 attacks, 3 seeds, 4 ways to choose 200 labels: honest ones were at .20 at
+            most, with a third of them wrong at .30 at least. Of 60 labels, an estimate is rougher:
+            12 of 105 honest sets are refused, and 85 of 108 with a third wrong.
     """
 
     auroc: float = 0.01
@@ -256,7 +258,7 @@ def _noise(champion: Head, control: Head, clean: Readings, old: Sequence[Reading
 
 def _labels_row(labels: Contradicted, limit: float) -> GateRow:
     refused = ""
-    if labels.share > limit:
+    if labels.share > limit and labels.low > SURE * limit:
         refused = (
             f"labels: {labels.share:.2f} of {labels.labels} contradict the rest, more than "
             f"{limit:g}: {labels.of_attacks:.2f} of the attacked look harmless, "
