@@ -7,6 +7,7 @@ from training import evaluate_plots as plots
 from training.analysis.page import Section, page, paragraph, table
 from training.comparison import Group
 from training.evaluation_text import figure_text
+from training.report import answered_right
 
 __all__ = ["answer_table", "evaluation_page", "goal_table", "precision_table", "red_team_table"]
 
@@ -194,8 +195,11 @@ def answer_table(answers: Mapping[str, Any], rate: str) -> str:
 
 
 def _benign_table(card: Mapping[str, Any], rate: str) -> str:
-    rows = [[slug, _interval(entry[rate])] for slug, entry in card["benign"].items()]
-    return table(["harmless change", f"flagged at {rate}"], rows)
+    rows = [
+        [slug, _interval(entry[rate]), answered_right(card["answered_right"][slug], rate)]
+        for slug, entry in card["benign"].items()
+    ]
+    return table(["harmless change", f"flagged at {rate}", "where answered right"], rows)
 
 
 def _baseline_table(card: Mapping[str, Any]) -> str:

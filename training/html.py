@@ -7,6 +7,7 @@ from detector.artifact import Manifest
 from training.analysis.page import Section, figure, page, paragraph, table
 from training.analysis.plots import AMBER, BLUE, canvas, svg
 from training.evaluate_html import answer_table, precision_table, red_team_table
+from training.report import answered_right
 
 __all__ = ["report_page"]
 
@@ -68,14 +69,20 @@ def _attack_table(card: Mapping[str, Any], fpr: str) -> str:
 
 def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
     rows = [
-        [slug, str(entry["images"]), _interval(entry["flagged"][fpr])]
+        [
+            slug,
+            str(entry["images"]),
+            _interval(entry["flagged"][fpr]),
+            answered_right(entry.get("answered_right", {}), fpr),
+        ]
         for slug, entry in card["benign"].items()
     ]
     flagged = card["clean"]["misclassified_flagged"]
     if flagged:
         wrong = flagged[fpr]
-        rows.append(["clean, misclassified", str(wrong["n"]), _interval(wrong)])
-    return table(["change", "images", f"flagged at the {fpr} threshold"], rows)
+        rows.append(["clean, misclassified", str(wrong["n"]), _interval(wrong), "-"])
+    head = ["change", "images", f"flagged at the {fpr} threshold", "where answered right"]
+    return table(head, rows)
 
 
 def _attack_plot(card: Mapping[str, Any], fpr: str) -> str:

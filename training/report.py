@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REPORTED_RATES",
+    "answered_right",
     "precision",
     "prevalence_table",
     "print_card",
@@ -85,6 +86,9 @@ def report_card(
             card["benign"][slug] = {
                 "images": len(group),
                 "flagged": _rates(scores[slug], thresholds),
+                "answered_right": _rates(
+                    scores[slug][group.predictions == group.labels], thresholds
+                ),
             }
         if kinds[slug] == "attack":
             tried = sum(len(job.sources) for job in jobs[slug])
@@ -146,6 +150,8 @@ def _scores(guard: Guard, group: Readings) -> NDArray[np.float32]:
 
 
 def _rates(scores: NDArray[np.float32], thresholds: Mapping[str, float]) -> dict[str, Any]:
+    if not len(scores):
+        return {}
     return {rate: rate_above(scores, limit).to_json() for rate, limit in thresholds.items()}
 
 
@@ -189,9 +195,10 @@ def print_card(card: Mapping[str, Any]) -> None:
         else:
             attacks.add_row(slug, share, "-", "-", "-")
     console.print(attacks)
-    benign = Table("harmless change", "images", f"flagged at {rate}")
+    benign = Table("harmless change", "images", f"flagged at {rate}", "where answered right")
     for slug, entry in card["benign"].items():
-        benign.add_row(slug, str(entry["images"]), _text(entry["flagged"][rate]))
+        figures = (_text(entry["flagged"][rate]), answered_right(entry["answered_right"], rate))
+        benign.add_row(slug, str(entry["images"]), *figures)
     console.print(benign)
     print_precision(console, card.get("precision", {}))
 
@@ -208,6 +215,11 @@ def print_precision(console: "Console", table: Mapping[str, Any]) -> None:
     for rate, entry in table.items():
         rows.add_row(rate, *(f"{value:.2g}" for value in entry["precision"].values()))
     console.print(rows)
+
+
+def answered_right(rates: Mapping[str, Any], rate: str) -> str:
+    """Return what is flagged of the images that the model still answers right, and how many."""
+    return f"{rates[rate]['value']:.3f} of {rates[rate]['n']}" if rates else "-"
 
 
 def _text(value: Mapping[str, float]) -> str:

@@ -58,6 +58,11 @@ def scorecard(
         },
         "attacks": attacks,
         "benign": {slug: entry for slug, entry in harmless.items() if _severity(slug) is None},
+        "answered_right": {
+            slug: _flagged(group.score[~group.wrong], thresholds)
+            for slug, group in groups.items()
+            if group.kind == "benign"
+        },
         "severity": _severities(harmless),
         "classes": _by_class(groups, thresholds),
         "answers": _by_answer(clean, thresholds),

@@ -126,6 +126,7 @@ def test_page_and_json_hold_the_card(evaluated: tuple[dict[str, Any], Path]) -> 
     assert page.count("<svg") >= 4
     assert "data:image/png" in page
     assert card["severity"]["brightness"].keys() == {"1", "3"}
+    assert card["answered_right"].keys() >= card["benign"].keys()
     print_evaluation(card)
 
 

@@ -55,6 +55,11 @@ def test_figures_are_those_of_the_served_scores(
         assert entry["auroc"]["low"] <= entry["auroc"]["value"] <= entry["auroc"]["high"]
     noise = shard(fit_settings, "noise")
     assert card["benign"]["noise"]["images"] == len(noise["sources"])
+    right = noise["logits"].argmax(axis=1) == noise["labels"]
+    share = (guard.inspect(noise["images"][right]).score > limit).mean()
+    told = card["benign"]["noise"]["answered_right"]["0.05"]
+    assert told["n"] == right.sum()
+    assert told["value"] == pytest.approx(share, abs=0.05)
 
 
 def test_the_summary_is_of_the_attacks(fitted: GuardArtifact) -> None:
