@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from detector.errors import DetectorError
 from detector.history import earlier, history
 from detector.runtime import Guard
-from detector.shelf import CHALLENGER, CURRENT, NAME, pointed
 from detector.verdict import Verdicts
+from detector.versions import CHALLENGER, CURRENT, NAME, pointed
 from service.batching import Batcher
 from service.errors import NotFoundError, NotReadyError, ReloadError, RequestError, StartError
 from service.hour import SCORES
