@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, check_place, read_guard, write_file
+from detector.artifact import GuardArtifact, check_model, check_place, read_guard, write_file
 from detector.head import Head
 from detector.images import Images
 from detector.lock import hold
@@ -89,7 +89,7 @@ def harden_guard(
         DataError: other images than the guard was fitted on, its harvest is not there, or nothing
             got past it.
         TwinError: the model can't be run in torch.
-        GuardError: the guard can't be read, or `out` holds something else than one.
+        GuardError: the guard can't be read or is not the model's, or `out` holds something else.
         HeldError: another process works in the harvest.
     """
     check_place(out)
@@ -106,6 +106,7 @@ def harden_guard(
         dataset.labels, manifest.provenance["recipe"]["splits"], manifest.provenance["seed"]
     )
     production = load_production(model, output=manifest.answer)
+    check_model(champion, production.sha256)
     reader = Reader(production, manifest.input, manifest.taps, threads=threads)
     twin = load_twin(model, manifest.input, images=dataset.images, output=manifest.answer)
     victim = Victim(predict=lambda x: predict(reader, x), twin=twin)
@@ -120,15 +121,16 @@ def harden_guard(
             found = _examples(attacks, dataset, chosen, reader, victim, seed + turn)
             found = replace(found, name=f"{NAME}-{champion.digest[:8]}-{turn + 1}")
             kept = kept.with_added([_store(found, kept, len(chosen))])
-            head = fit_head(kept.groups("fit"), taps=manifest.taps, settings=kept.head, seed=seed)
-            prevalence = float(manifest.provenance.get("prevalence", 0.5))
-            head = calibrate(head, calibration, rates=[manifest.fpr], prevalence=prevalence)
+            head = _refit(champion, kept.groups("fit"), kept, calibration, seed)
             draft = _with_head(champion, head, reader)
             progress.advance(1)
         added = kept.added[first:]
         draft = _told(draft, champion, out, kept, added, steps, seed)
         progress.stage("gate", 1)
-        judged = gate(production, champion, draft, kept, limits=limits, seed=seed)
+        names = {one.name for one in added}
+        old = [group for group in kept.groups("fit") if group.name not in names]
+        control = _refit(champion, old, kept, calibration, seed + 1)
+        judged = gate(production, champion, draft, kept, control=control, limits=limits, seed=seed)
         written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
     return Hardened(guard=written, added=added, gate=judged)
@@ -215,6 +217,15 @@ def _store(found: Readings, kept: Kept, attacked: int) -> Added:
         source="reluguard redteam --harden",
         dropped={"did not fool the model": attacked - len(found)},
     )
+
+
+def _refit(
+    champion: GuardArtifact, groups: Sequence[Readings], kept: Kept, clean: Readings, seed: int
+) -> Head:
+    manifest = champion.manifest
+    head = fit_head(groups, taps=manifest.taps, settings=kept.head, seed=seed)
+    prevalence = float(manifest.provenance.get("prevalence", 0.5))
+    return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)
 
 
 def _clean(reader: Reader, dataset: Dataset, rows: NDArray[np.int64]) -> Readings:
