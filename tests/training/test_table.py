@@ -144,3 +144,13 @@ def test_features_made_anew_teach_as_well(data: list[Readings], tmp_path: Path) 
         areas.append(auroc(*scores))
     assert min(areas) > 0.9
     assert abs(areas[0] - areas[1]) < 0.02
+
+
+def test_the_scale_is_of_harmless_images(data: list[Readings]) -> None:
+    """Attacked images, however far they moved, leave the centre and spread of features alone."""
+    head = fit_head(data, taps=TAPS, settings=SETTINGS, seed=0)
+    clean, attacked = (head.features.transform(g.rates, g.logits) for g in data)
+    columns = len(head.features.columns)  # rates; what follows depends on folds
+    assert_allclose(clean[:, :columns].mean(axis=0), 0, atol=1e-3)
+    assert_allclose(clean[:, :columns].std(axis=0), 1, atol=1e-2)
+    assert abs(attacked[:, :columns].mean(axis=0)).max() > 0.5
