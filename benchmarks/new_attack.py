@@ -56,7 +56,7 @@ from benchmarks.exercise.production import (  # noqa: E402 - as above
 )
 from benchmarks.faults.pair import Pair  # noqa: E402 - as above
 from benchmarks.faults.process import Process, served  # noqa: E402 - as above
-from detector.artifact import read_guard  # noqa: E402 - as above
+from detector.artifact import read_guard, write_file  # noqa: E402 - as above
 from detector.runtime import Guard  # noqa: E402 - as above
 from detector.shelf import promote, rollback, shadow  # noqa: E402 - as above
 from service.capture import INDEX, SHARDS  # noqa: E402 - as above
@@ -84,9 +84,6 @@ def main() -> None:
         reports = run(options, options.out or Path(aside))
     if options.json:
         print(json.dumps(reports, indent=2))
-    else:
-        for report in reports:
-            print_report(report)
     failed = any(not r["gate"]["passed"] or r["failed_requests"] for r in reports)
     sys.exit(1 if failed else 0)
 
@@ -131,7 +128,11 @@ def run(options: argparse.Namespace, out: Path) -> list[Report]:
         for name in options.attack or ["patch-6"]:
             place = out / attack_named(name).name
             report = _run_one(options, parts, recipe, name, place, harvests, progress)
-            reports += [report] if report else []
+            if report:
+                reports.append(report)
+                write_file(place / "report.json", json.dumps(report, indent=2).encode())
+                if not options.json:
+                    print_report(report)
             harvests.append((place / "guard.work", np.arange(len(parts.rows))))
     return reports
 

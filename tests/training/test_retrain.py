@@ -237,6 +237,16 @@ def test_a_harvest_that_moved_with_its_guard_is_found(champion: Champion, tmp_pa
     assert open_kept(moved).workspace.folder == tmp_path / "moved" / "guard.work"
 
 
+def test_an_image_that_came_again_counts_once(champion: Champion, tmp_path: Path) -> None:
+    """It is not both fitted on and judged by, whatever its request was called."""
+    rows: list[tuple[Images, str | None]] = [
+        (champion.patched.images[i % 40], "attack:patch") for i in range(100)
+    ]
+    folder = write_captures(tmp_path / "captured", champion, rows)
+    (group,) = read_captured(folder, read_guard(champion.guard))
+    assert (len(group.ids), group.dropped["seen before"]) == (40, 60)
+
+
 def test_one_caller_does_not_decide(champion: Champion, tmp_path: Path) -> None:
     """Beyond so many rows under one label a caller's captures are left out and counted."""
     rows: list[tuple[Images, str | None]] = [
