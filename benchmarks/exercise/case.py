@@ -120,7 +120,7 @@ def fit_without(
     recipe = recipe.for_images(case.spec.height, case.spec.width)
     if (out / "manifest.json").is_file():
         found = read_guard(out)
-        if json.dumps(found.manifest.provenance["recipe"]) == json.dumps(recipe.to_json()):
+        if found.manifest.provenance["recipe"] == json.loads(json.dumps(recipe.to_json())):
             return found, case
     for folder, rows in harvests:
         _take_over(folder, rows, case, reader, recipe, work_folder(settings))
