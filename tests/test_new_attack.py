@@ -30,9 +30,10 @@ def test_a_guard_in_production_learns_an_attack_it_has_never_seen(tmp_path: Path
     assert report["failed_requests"] == 0
     assert report["promoted"]["answered"] > 20
     assert report["after_rollback"] == before
+    assert report["ceiling"] is None  # the recipe of the digits has no patches
     poisoned = report["poisoned"]
-    harm = before["auroc"] - poisoned["if_promoted"]["auroc"]
-    assert poisoned["stopped"] or harm < 0.02
+    assert poisoned["stopped"]
+    assert any("contradict the rest" in reason for reason in poisoned["gate"]["reasons"])
 
 
 def test_the_exercise_says_what_it_does() -> None:

@@ -46,7 +46,8 @@ class Unit:
         reached: share of harmless images at its level.
         strength: what the median new image above the level gains, in ways from the median clean
             image to the threshold.
-        before, after: share of the new images that are detected, out of fold.
+        before, after: share of the new images that are detected, out of fold, where the threshold
+            is that of the clean images the head was fitted on: both are higher than fresh ones'.
     """
 
     name: str
