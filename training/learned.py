@@ -80,7 +80,7 @@ def _with_units(
     head, units = champion.head, []
     for group in attacks:
         head, unit = add_unit(
-            head, group, old, labelled=labelled, fpr=champion.manifest.fpr, seed=seed
+            head, group, old, clean=clean, labelled=labelled, fpr=champion.manifest.fpr, seed=seed
         )
         units.append(unit)
         progress.advance(1)

@@ -31,9 +31,9 @@ FOLDS = 5
 FEWEST = 5  # new images below which there is nothing to learn out of fold
 PENALTY = 1e-2  # inverse; of the logistic regression
 MOST_ROWS = 20_000  # of harmless images; more teach a linear classifier nothing
-REACHED = (0.02, 0.01, 0.005, 0.0025)  # shares of harmless images that reach the unit's level
+REACHED = (0.02, 0.01, 0.005, 0.0025)  # shares of clean images that reach the unit's level
 STRENGTHS = (4.0, 2.0, 1.0, 0.5, 0.25)  # in ways from the median clean image to the threshold
-FORGOTTEN = 0.003  # AUROC that an old attack may lose
+FORGOTTEN = 0.005  # AUROC that an old attack may lose
 FLAGGED = 0.02  # share of a harmless change that may be flagged on top
 
 
@@ -43,11 +43,10 @@ class Unit:
 
     Attributes:
         name: of the new attack.
-        reached: share of harmless images at its level.
+        reached: share of clean images at its level.
         strength: what the median new image above the level gains, in ways from the median clean
             image to the threshold.
-        before, after: share of the new images that are detected, out of fold, where the threshold
-            is that of the clean images the head was fitted on: both are higher than fresh ones'.
+        before, after: share of the new images that are detected, out of fold.
     """
 
     name: str
@@ -80,6 +79,7 @@ def add_unit(
     new: Readings,
     groups: Sequence[Readings],
     *,
+    clean: Readings,
     labelled: Sequence[Readings] = (),
     fpr: float,
     seed: int,
@@ -90,6 +90,8 @@ def add_unit(
         head: of one hidden layer.
         new: attacked images to learn, none of which the head was fitted on.
         groups: of the harvest's fitting split: one is "clean". They bound what the unit may do.
+        clean: images that the head was not fitted on: on those it was, a unit is silent more often
+            than on fresh ones. They choose among few levels and strengths, nothing else.
         labelled: further harmless images to tell the new ones from; they bound nothing.
         fpr: the false-positive rate that detection is counted at.
         seed: of the folds.
@@ -124,16 +126,15 @@ def add_unit(
     known = [
         _Group(group, _score(head, group), said)
         for group, said in zip(harmless, np.split(of_harmless, cuts), strict=True)
-        if group.name not in {extra.name for extra in labelled}
+        if group.kind != "clean" and group.name not in {extra.name for extra in labelled}
     ]
     known += [
         _Group(group, _score(head, group), _features(head, group) @ model[0] + model[1])
-        for group in groups
-        if group.kind == "attack" and len(group)
+        for group in (clean, *groups)
+        if group is clean or (group.kind == "attack" and len(group))
     ]
-    unit, level, gain = _chosen(
-        _Group(new, _score(head, new), of_new), known, _levels(of_harmless, weight), fpr
-    )
+    said = next(one.said for one in known if one.group is clean)
+    unit, level, gain = _chosen(_Group(new, _score(head, new), of_new), known, _levels(said), fpr)
     column = model[0].astype(np.float16).astype(np.float32)[:, None]
     return (
         replace(
@@ -191,12 +192,9 @@ def _learn(
     return (model.coef_[0], float(model.intercept_[0])), said[: len(new)], said[len(new) :]
 
 
-def _levels(said: Floats, weight: Floats) -> list[tuple[float, float]]:
-    """Return the levels that so little of the harmless weight reaches, each with that share."""
-    order = np.argsort(said)
-    below = np.cumsum(weight[order]) / weight.sum()
-    at = np.minimum(np.searchsorted(below, [1 - share for share in REACHED]), len(said) - 1)
-    return [(share, float(said[order][i])) for share, i in zip(REACHED, at, strict=True)]
+def _levels(said: Floats) -> list[tuple[float, float]]:
+    """Return the levels that so few clean images reach, each with that share."""
+    return [(share, float(np.quantile(said, 1 - share))) for share in REACHED]
 
 
 def _chosen(
@@ -206,7 +204,7 @@ def _chosen(
 
     Where none is within, the one that reaches fewest and weighs least.
     """
-    clean = next(one for one in known if one.group.kind == "clean")
+    clean = next(one for one in known if one.group.kind == "clean")  # the one that is held out
     limit = float(np.quantile(clean.score, 1 - fpr))
     way = limit - float(np.median(clean.score))
     before = float((new.score > limit).mean())
