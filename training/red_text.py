@@ -39,7 +39,7 @@ def print_hardening(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
     heads = [f"{word} at {rate}" for rate in before["thresholds"] for word in ("before", "after")]
     table = Table("budget / 255", "attack", *heads)
     for size, rows in before["budgets"].items():
-        for name in rows.keys() & {"best per image", "score-search"}:
+        for name in ("best per image", "score-search"):
             pair = (rows[name], after["budgets"][size][name])
             if all("evaded" in row for row in pair):
                 cells = [_text(row["evaded"][r]) for r in before["thresholds"] for row in pair]
