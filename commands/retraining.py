@@ -69,14 +69,10 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Fit a guard on new attacks beside all old ones and judge it: exit code 1 if refused."""
-    from detector.artifact import read_guard
-    from detector.shelf import current
     from training.gate import GateLimits, print_gate
-    from training.kept import hold_kept
     from training.retrain import retrain as run_retrain
 
-    champion = current(guard) or read_guard(guard)
-    with show_progress(quiet=as_json) as progress, hold_kept(champion, work):
+    with show_progress(quiet=as_json) as progress:
         found = run_retrain(
             guard,
             model,

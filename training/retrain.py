@@ -7,7 +7,6 @@ of its own; putting it into service is another step, `detector.shelf.promote`.
 
 import datetime as dt
 import hashlib
-import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -25,12 +24,11 @@ from detector.artifact import (
     check_place,
     read_guard,
     write_file,
-    write_guard,
 )
-from detector.model import Production, load_production
+from detector.model import load_production
 from detector.reference import KEY as REFERENCE
 from detector.reference import reference_of
-from detector.runtime import Guard, Reader
+from detector.runtime import Reader
 from detector.shelf import current
 from detector.taps import Tap
 from training.additions import (
@@ -44,17 +42,17 @@ from training.additions import (
     store,
 )
 from training.case import predict
+from training.challenger import write_challenger
 from training.contradictions import contradicted
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
 from training.fit import Readings
 from training.gate import GateLimits, GateResult, gate
 from training.harvest import Orders
-from training.html import report_page
-from training.kept import CLEAN, WEIGHT, Added, Kept, open_kept
+from training.kept import CLEAN, WEIGHT, Added, Kept, hold_kept, open_kept
 from training.learned import Learned, learn
 from training.progress import Progress
-from training.report import promised_rates, report_card
+from training.report import promised_rates
 from training.unit import Unit, without_accidents
 
 __all__ = ["Retrained", "retrain"]
@@ -129,6 +127,7 @@ def retrain(
         DataError: nothing new, the harvest or the data set is gone or another, too few images.
         AttackError: an attack is unknown or lacks what it needs.
         GuardError: the champion can't be read, or is not the model's.
+        HeldError: another process works on the harvest.
         OSError: the disk is full; nothing half-written is left.
     """
     check_place(out)
@@ -141,67 +140,68 @@ def retrain(
     manifest = champion.manifest
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)
-    reader = Reader(production, manifest.input, manifest.taps, threads=threads)
-    kept = open_kept(champion, work)
-    original = _Original(champion, data)
-    progress.stage("new images", len(new) + len(attacks))
-    clean = _calibration(kept, original, reader, manifest.taps)
-    fresh: list[Fresh] = []
-    labelled: list[Fresh] = []
-    for path in new:
-        if (path / CAPTURE).is_file():
-            labelled += read_captured(path, champion, most_per_source=most_per_source)
-        else:
-            fresh += read_images(path, reader)
+    with hold_kept(champion, work):
+        reader = Reader(production, manifest.input, manifest.taps, threads=threads)
+        kept = open_kept(champion, work)
+        original = _Original(champion, data)
+        progress.stage("new images", len(new) + len(attacks))
+        clean = _calibration(kept, original, reader, manifest.taps)
+        fresh: list[Fresh] = []
+        labelled: list[Fresh] = []
+        for path in new:
+            if (path / CAPTURE).is_file():
+                labelled += read_captured(path, champion, most_per_source=most_per_source)
+            else:
+                fresh += read_images(path, reader)
+            progress.advance(1)
+        doubt = contradicted(
+            champion.head, [one.readings() for one in labelled], _harmless(kept, clean), seed=seed
+        )
+        fresh += labelled
+        of_attacks = sum(one.kind == "attack" for one in fresh) + len(attacks)
+        before = {name: kept.weights.get(name, WEIGHT) for name in kept.jobs}
+        kinds = {name: made[0].kind for name, made in kept.jobs.items()}
+        old = sum(weight for name, weight in before.items() if kinds[name] == "attack")
+        weight = share / (1 - share) * old / max(of_attacks, 1)
+        per_row = {kind: _row_weight(kept, kind) for kind in ("attack", "benign")}
+        first = len(kept.added)
+        for one in fresh:
+            if one.kind == "benign" and of_attacks and len(one.ids) < FEWEST_CLEAN:
+                continue
+            most, times = (weight, ATTACK_ROWS) if one.kind == "attack" else (WEIGHT, BENIGN_ROWS)
+            added = store(one, kept, weight=most, per_row=times * per_row[one.kind])
+            kept = kept.with_added([added])
+        for name in attacks:
+            orders = _orders(champion, model, original.dataset, kept, threads)
+            splits = _attackable(original, reader, sources, seed)
+            kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
+            progress.advance(1)
+        names = [added.name for added in kept.added[first:]]
+        learned = learn(
+            champion,
+            kept.groups("fit"),
+            clean,
+            new=names,
+            settings=kept.head if refit or not of_attacks else None,
+            seed=seed,
+            progress=progress,
+        )
+        draft = _draft(champion, out, learned, reader, kept, clean, names, seed)
+        progress.stage("gate", 1)
+        judged = gate(
+            production,
+            champion,
+            draft,
+            kept,
+            new=names,
+            control=learned.control,
+            labels=doubt,
+            limits=limits,
+            seed=seed,
+        )
+        artifact = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
-    doubt = contradicted(
-        champion.head, [one.readings() for one in labelled], _harmless(kept, clean), seed=seed
-    )
-    fresh += labelled
-    of_attacks = sum(one.kind == "attack" for one in fresh) + len(attacks)
-    before = {name: kept.weights.get(name, WEIGHT) for name in kept.jobs}
-    kinds = {name: made[0].kind for name, made in kept.jobs.items()}
-    old = sum(weight for name, weight in before.items() if kinds[name] == "attack")
-    weight = share / (1 - share) * old / max(of_attacks, 1)
-    per_row = {kind: _row_weight(kept, kind) for kind in ("attack", "benign")}
-    first = len(kept.added)
-    for one in fresh:
-        if one.kind == "benign" and of_attacks and len(one.ids) < FEWEST_CLEAN:
-            continue
-        most, times = (weight, ATTACK_ROWS) if one.kind == "attack" else (WEIGHT, BENIGN_ROWS)
-        added = store(one, kept, weight=most, per_row=times * per_row[one.kind])
-        kept = kept.with_added([added])
-    for name in attacks:
-        orders = _orders(champion, model, original.dataset, kept, threads)
-        splits = _attackable(original, reader, sources, seed)
-        kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
-        progress.advance(1)
-    names = [added.name for added in kept.added[first:]]
-    learned = learn(
-        champion,
-        kept.groups("fit"),
-        clean,
-        new=names,
-        settings=kept.head if refit or not of_attacks else None,
-        seed=seed,
-        progress=progress,
-    )
-    draft = _draft(champion, out, learned, reader, kept, clean, names, seed)
-    progress.stage("gate", 1)
-    judged = gate(
-        production,
-        champion,
-        draft,
-        kept,
-        new=names,
-        control=learned.control,
-        labels=doubt,
-        limits=limits,
-        seed=seed,
-    )
-    artifact = _write(draft, production, kept, judged, seed, threads)
-    progress.advance(1)
-    return Retrained(guard=artifact, added=kept.added[first:], gate=judged, units=learned.units)
+        return Retrained(guard=artifact, added=kept.added[first:], gate=judged, units=learned.units)
 
 
 def _harmless(kept: Kept, clean: Readings) -> list[Readings]:
@@ -360,32 +360,3 @@ def _draft(
         metrics={},
     )
     return GuardArtifact(path=out, digest="", manifest=manifest, head=head, golden=golden)
-
-
-def _write(
-    draft: GuardArtifact,
-    production: Production,
-    kept: Kept,
-    judged: GateResult,
-    seed: int,
-    threads: int | None,
-) -> GuardArtifact:
-    card = report_card(
-        Guard(production, draft, threads=threads),
-        kept.workspace,
-        kept.split("test"),
-        thresholds=draft.manifest.thresholds,
-        seed=seed,
-    )
-    card["gate"] = judged.to_json()
-    manifest = replace(draft.manifest, metrics=json.loads(json.dumps(card)))
-    return write_guard(
-        draft.path,
-        manifest=manifest,
-        head=draft.head,
-        golden=draft.golden,
-        reports={
-            "report.json": json.dumps(card, indent=2).encode(),
-            "report.html": report_page(card, manifest).encode(),
-        },
-    )
