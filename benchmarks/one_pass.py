@@ -3,11 +3,11 @@
     python -m benchmarks.one_pass [--network resnet20] [--batch 1] [--json OUT] [--profile]
 
 Heads have random weights of the shapes that a fit gives: time depends on shapes alone. Readings are
-`whole` (every place of every tap), `blocks` (8 x 8 blocks of every tap) and `chosen` (blocks of
-every second tap, a smaller head). Per network, reading and batch size: the median of the ratio of
-guarded to plain over pairs, with quartiles, threads pinned; how much more memory a process holds at
-its peak that runs the guarded file; and the operators added. `--profile` says which of them take
-the time, in ONNX Runtime's own profile.
+`whole` (every place of every tap), `blocks` (as `reluguard fit` reads every tap) and `chosen`
+(blocks of every second tap, a smaller head). Per network, reading and batch size: the median of the
+ratio of guarded to plain over pairs, with quartiles, threads pinned; how much more memory a process
+holds at its peak that runs the guarded file; and the operators added. `--profile` says which of
+them take the time, in ONNX Runtime's own profile.
 """
 
 import argparse
@@ -36,11 +36,14 @@ from detector.head import Head
 from detector.images import InputSpec
 from detector.model import Production, load_production
 from detector.session import open_session
-from detector.taps import Tap, find_taps, in_blocks
+from detector.taps import Tap, find_taps
+from training.case import with_blocks
+from training.fit import HeadSettings
 
 COLUMNS, CLASSES, PROBES = 1400, 64, 4  # as training.probes has them
 LEVEL = 0.5
 READINGS = ("whole", "blocks", "chosen")
+CHOSEN_UNITS = 48
 WARM_UP = 3
 _CHILD = """
 import sys
@@ -99,7 +102,7 @@ def _read(taps: tuple[Tap, ...], reading: str) -> tuple[Tap, ...]:
     levels = tuple(replace(tap, level=LEVEL) for tap in taps)
     if reading == "whole":
         return levels
-    return in_blocks(levels if reading == "blocks" else levels[::2])
+    return with_blocks(levels if reading == "blocks" else levels[::2])
 
 
 def _measure(
@@ -111,7 +114,9 @@ def _measure(
 ) -> dict[str, Any]:
     """Return a row of figures."""
     classes = production.outputs[0].shape[-1] or 0
-    units = 48 if len(taps) < len(find_taps(production, spec)) else 192
+    fitted = HeadSettings()
+    chosen = len(taps) < len(find_taps(production, spec))
+    units = CHOSEN_UNITS if chosen else fitted.members * fitted.units
     head = _head(taps, classes if classes <= CLASSES else 0, units)
     guarded = compile_guard(production, taps, head, fpr=0.5)
     providers = ["CUDAExecutionProvider"] if args.provider == "cuda" else None
