@@ -45,7 +45,8 @@ class Head:
         evidence_weights: float32, (X,). Each tap's own log-odds sum its features' shares of this.
         evidence_bias: float32, (L,).
         clean_scores: float32, ascending. Scores of clean images no step of fitting saw: what
-            p-values and thresholds are counted on.
+            p-values and thresholds are counted on. Only the few settings of a unit that retraining
+            adds are chosen on them.
     """
 
     features: FeatureMap
