@@ -355,6 +355,7 @@ def test_ctrl_c_ends_in_one_line(tiny_model: Path, data: Path, tmp_path: Path) -
         *("--model", str(tiny_model), "--data", str(data), "--out", str(tmp_path / "g")),
         *("--workers", "2", "--threads", "1"),
     ]
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has none
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -363,6 +364,7 @@ def test_ctrl_c_ends_in_one_line(tiny_model: Path, data: Path, tmp_path: Path) -
         text=True,
         start_new_session=True,
     ) as fit:
+        signal.signal(signal.SIGINT, handler)
         while fit.poll() is None and not list(tmp_path.glob("g.work/*/*.npz")):
             os.sched_yield()
         os.killpg(fit.pid, signal.SIGINT)  # as a terminal does

@@ -191,7 +191,8 @@ class _Process:
 def _start_process(orders: Orders) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a trace
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for jobs in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a trace
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(orders.threads or 1)
