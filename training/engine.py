@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +22,6 @@ from training.harvest import Job, Maker, Orders
 __all__ = ["Engine", "check_engine", "run_local", "run_ray"]
 
 Engine = Literal["local", "ray"]
-INTERRUPT_S = 0.5
 
 RAY_BLOCKS = 1000  # of jobs at most: what Ray keeps a book on
 RAY_RETRIES = 3
@@ -73,7 +71,6 @@ def run_local(
                 future.result()
                 progress(futures.pop(future))
         except BrokenProcessPool as error:
-            time.sleep(INTERRUPT_S)  # Ctrl-C ends the workers too, and they may be first
             raise WorkerError(
                 "a worker process died, most likely for want of memory: what is done is kept, "
                 "go on with fewer --workers"

@@ -60,6 +60,12 @@ class Readings:
         answers: NDArray[np.int64] = self.logits.argmax(axis=1)
         return answers
 
+    @property
+    def answered_right(self) -> NDArray[np.bool_]:
+        """bool, (N,)."""
+        right: NDArray[np.bool_] = self.predictions == self.labels
+        return right
+
     def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Readings":
         """Return these rows only."""
         return replace(
@@ -199,9 +205,10 @@ def _with_accidents(groups: Sequence[Readings], share: float) -> list[Readings]:
         if group.kind != "benign":
             right.append(group)
             continue
-        answered = group.predictions == group.labels
-        right.append(group.rows(answered))
-        wrong.append(replace(group.rows(~answered), kind="attack", name=f"accident-{group.name}"))
+        right.append(group.rows(group.answered_right))
+        wrong.append(
+            replace(group.rows(~group.answered_right), kind="attack", name=f"accident-{group.name}")
+        )
     wrong = [group for group in wrong if len(group) and share > 0]
     each = total * share / (1 - share) / max(1, len(wrong))
     accidents = [replace(g, weight=min(each, total * len(g) / rows)) for g in wrong]

@@ -11,7 +11,7 @@ from training.fit import HeadSettings, Readings, calibrate, fit_head
 from training.progress import Progress
 from training.unit import Unit, add_unit
 
-__all__ = ["Learned", "learn"]
+__all__ = ["Learned", "learn", "refit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def learn(
         return _with_units(champion, groups, old, clean, seed, progress)
     progress.stage("head", 200)
     head, control = (
-        _fit(these, settings, champion, clean, own, progress)
+        refit(champion, these, settings, clean, seed=own, progress=progress)
         for these, own in ((groups, seed), (old, seed + 1))
     )
     return Learned(head=head, control=control)
@@ -88,14 +88,29 @@ def _with_units(
     return Learned(head=replace(head, clean_scores=scores), units=tuple(units))
 
 
-def _fit(
+def refit(
+    champion: GuardArtifact,
     groups: Sequence[Readings],
     settings: HeadSettings,
-    champion: GuardArtifact,
     clean: Readings,
+    *,
     seed: int,
-    progress: Progress,
+    progress: Progress | None = None,
 ) -> Head:
+    """Return a head fitted anew as the champion's was, calibrated.
+
+    Args:
+        champion: whose taps, rate and prevalence it takes.
+        groups: to fit on.
+        settings: of the head.
+        clean: calibration readings.
+        seed: of every random choice.
+        progress: of a stage of which this head is 100 units.
+
+    Raises:
+        DataError: too few images.
+    """
+    progress = progress or Progress()
     done = 0
 
     def advance(part: float) -> None:

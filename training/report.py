@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REPORTED_RATES",
     "answered_right",
+    "flagged",
     "precision",
     "prevalence_table",
     "print_card",
@@ -66,15 +67,13 @@ def report_card(
     readings = {slug: workspace.readings(made) for slug, made in jobs.items()}
     scores = {slug: _scores(guard, group) for slug, group in readings.items()}
     clean = next(slug for slug, kind in kinds.items() if kind == "clean")
-    right = readings[clean].predictions == readings[clean].labels
+    right = readings[clean].answered_right
     card: dict[str, Any] = {
         "clean": {
             "images": len(right),
             "accuracy": rate_interval(int(right.sum()), len(right)).to_json(),
-            "false_positive_rate": _rates(scores[clean], thresholds),
-            "misclassified_flagged": (
-                _rates(scores[clean][~right], thresholds) if (~right).any() else {}
-            ),
+            "false_positive_rate": flagged(scores[clean], thresholds),
+            "misclassified_flagged": flagged(scores[clean][~right], thresholds),
         },
         "attacks": {},
         "benign": {},
@@ -85,10 +84,8 @@ def report_card(
         if kinds[slug] == "benign":
             card["benign"][slug] = {
                 "images": len(group),
-                "flagged": _rates(scores[slug], thresholds),
-                "answered_right": _rates(
-                    scores[slug][group.predictions == group.labels], thresholds
-                ),
+                "flagged": flagged(scores[slug], thresholds),
+                "answered_right": flagged(scores[slug][group.answered_right], thresholds),
             }
         if kinds[slug] == "attack":
             tried = sum(len(job.sources) for job in jobs[slug])
@@ -121,7 +118,7 @@ def _by_answer(
 ) -> dict[str, Any]:
     """Return for each class the model answers what is flagged of clean images."""
     return {
-        str(answer): _rates(scores[answers == answer], thresholds) for answer in np.unique(answers)
+        str(answer): flagged(scores[answers == answer], thresholds) for answer in np.unique(answers)
     }
 
 
@@ -149,7 +146,8 @@ def _scores(guard: Guard, group: Readings) -> NDArray[np.float32]:
     return guard.artifact.head.score(group.rates, group.logits).score
 
 
-def _rates(scores: NDArray[np.float32], thresholds: Mapping[str, float]) -> dict[str, Any]:
+def flagged(scores: NDArray[np.floating[Any]], thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """Return the share of scores (N,) above each threshold, by its rate; nothing where N is 0."""
     if not len(scores):
         return {}
     return {rate: rate_above(scores, limit).to_json() for rate, limit in thresholds.items()}
@@ -164,7 +162,7 @@ def _detection(
     interval = auroc_interval(
         clean[0], clean[1].sources, attacked[0], attacked[1].sources, seed=seed
     )
-    return {"auroc": interval.to_json(), "detected": _rates(attacked[0], thresholds)}
+    return {"auroc": interval.to_json(), "detected": flagged(attacked[0], thresholds)}
 
 
 def prevalence_table(detected: float, fpr: float) -> dict[str, float]:

@@ -28,9 +28,10 @@ from training.case import predict
 from training.challenger import write_challenger
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
-from training.fit import Readings, calibrate, fit_head
+from training.fit import Readings
 from training.gate import GateLimits, GateResult, gate
 from training.kept import Added, Kept, open_kept
+from training.learned import refit
 from training.progress import Progress
 from training.relaxed import RelaxedGuard
 from training.report import promised_rates
@@ -121,7 +122,7 @@ def harden_guard(
             found = _examples(attacks, dataset, chosen, reader, victim, seed + turn)
             found = replace(found, name=f"{NAME}-{champion.digest[:8]}-{turn + 1}")
             kept = kept.with_added([_store(found, kept, len(chosen))])
-            head = _refit(champion, kept.groups("fit"), kept, calibration, seed)
+            head = refit(champion, kept.groups("fit"), kept.head, calibration, seed=seed)
             draft = _with_head(champion, head, reader)
             progress.advance(1)
         added = kept.added[first:]
@@ -129,7 +130,7 @@ def harden_guard(
         progress.stage("gate", 1)
         names = {one.name for one in added}
         old = [group for group in kept.groups("fit") if group.name not in names]
-        control = _refit(champion, old, kept, calibration, seed + 1)
+        control = refit(champion, old, kept.head, calibration, seed=seed + 1)
         judged = gate(production, champion, draft, kept, control=control, limits=limits, seed=seed)
         written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
@@ -217,15 +218,6 @@ def _store(found: Readings, kept: Kept, attacked: int) -> Added:
         source="reluguard redteam --harden",
         dropped={"did not fool the model": attacked - len(found)},
     )
-
-
-def _refit(
-    champion: GuardArtifact, groups: Sequence[Readings], kept: Kept, clean: Readings, seed: int
-) -> Head:
-    manifest = champion.manifest
-    head = fit_head(groups, taps=manifest.taps, settings=kept.head, seed=seed)
-    prevalence = float(manifest.provenance.get("prevalence", 0.5))
-    return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)
 
 
 def _clean(reader: Reader, dataset: Dataset, rows: NDArray[np.int64]) -> Readings:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from detector.artifact import Manifest
 from training.comparison import Group, mean
-from training.metrics import auroc_interval, rate_above, rate_interval
-from training.report import precision
+from training.metrics import auroc_interval, rate_interval
+from training.report import flagged, precision
 from training.threats import THREATS
 
 __all__ = ["scorecard"]
@@ -43,7 +43,7 @@ def scorecard(
         if group.kind == "attack"
     }
     harmless = {
-        slug: _flagged(group.score, thresholds)
+        slug: flagged(group.score, thresholds)
         for slug, group in groups.items()
         if group.kind == "benign"
     }
@@ -53,13 +53,13 @@ def scorecard(
         "clean": {
             "images": len(clean.score),
             "accuracy": rate_interval(int((~clean.wrong).sum()), len(clean.wrong)).to_json(),
-            "false_positive_rate": _flagged(clean.score, thresholds),
-            "misclassified_flagged": _flagged(clean.score[clean.wrong], thresholds),
+            "false_positive_rate": flagged(clean.score, thresholds),
+            "misclassified_flagged": flagged(clean.score[clean.wrong], thresholds),
         },
         "attacks": attacks,
         "benign": {slug: entry for slug, entry in harmless.items() if _severity(slug) is None},
         "answered_right": {
-            slug: _flagged(group.score[~group.wrong], thresholds)
+            slug: flagged(group.score[~group.wrong], thresholds)
             for slug, group in groups.items()
             if group.kind == "benign"
         },
@@ -81,12 +81,6 @@ def scorecard(
     return card | {"precision": precision(card)}
 
 
-def _flagged(scores: Scores, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    if not len(scores):
-        return {}
-    return {rate: rate_above(scores, limit).to_json() for rate, limit in thresholds.items()}
-
-
 def _attack_entry(
     clean: Group, group: Group, thresholds: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
@@ -94,8 +88,8 @@ def _attack_entry(
     entry: dict[str, Any] = {
         "tried": len(hit),
         "succeeded": int(hit.sum()),
-        "failed": {"flagged": _flagged(group.score[~hit], thresholds)},
-        "all": {"flagged": _flagged(group.score, thresholds)},
+        "failed": {"flagged": flagged(group.score[~hit], thresholds)},
+        "all": {"flagged": flagged(group.score, thresholds)},
         # of all tries: a wrong answer that nobody is told of
         "unnoticed": {
             rate: rate_interval(int((hit & (group.score <= limit)).sum()), len(hit)).to_json()
@@ -115,7 +109,7 @@ def _attack_entry(
         if name == "all":
             entry["all"]["auroc"] = area
         else:
-            entry |= {"auroc": area, "detected": _flagged(group.score[chosen], thresholds)}
+            entry |= {"auroc": area, "detected": flagged(group.score[chosen], thresholds)}
     return entry
 
 
@@ -144,8 +138,8 @@ def _by_class(
     scores = np.concatenate([g.score[g.hits] for g in attacked])
     return {
         str(label): {
-            "false_positive_rate": _flagged(clean.score[clean.shard.labels == label], thresholds),
-            "detected": _flagged(scores[labels == label], thresholds),
+            "false_positive_rate": flagged(clean.score[clean.shard.labels == label], thresholds),
+            "detected": flagged(scores[labels == label], thresholds),
         }
         for label in np.unique(clean.shard.labels)
     }
@@ -155,7 +149,7 @@ def _by_answer(clean: Group, thresholds: Mapping[str, float]) -> dict[str, dict[
     """Return for each class the model answers what is flagged of clean images."""
     answers = clean.shard.logits.argmax(axis=1)
     return {
-        str(answer): _flagged(clean.score[answers == answer], thresholds)
+        str(answer): flagged(clean.score[answers == answer], thresholds)
         for answer in np.unique(answers)
     }
 

@@ -151,7 +151,7 @@ def add_unit(
 
 def without_accidents(group: Readings) -> Readings:
     """Return the group without harmless changes that the model answers wrong: nobody vouches."""
-    return group.rows(group.predictions == group.labels) if group.kind == "benign" else group
+    return group.rows(group.answered_right) if group.kind == "benign" else group
 
 
 def _share(group: Readings, harmless: Sequence[Readings]) -> float:
