@@ -18,9 +18,11 @@ from detector.images import Images
 from detector.model import infer_spec, load_production
 from detector.runtime import Reader
 from detector.taps import Tap, find_taps
+from training.case import with_blocks
 
-__all__ = ["Drawing", "draw_head", "write_drawn_guard"]
+__all__ = ["Drawing", "as_fitted", "draw_head", "write_drawn_guard"]
 
+LEVELS = (0.2, 0.5, 0.9)
 _PROBES = 2
 
 
@@ -104,6 +106,13 @@ def draw_head(
     return replace(head, clean_scores=np.sort(head.score(rates, logits).score))
 
 
+def as_fitted(taps: Sequence[Tap]) -> tuple[Tap, ...]:
+    """Return the taps read as a fit reads them: in blocks, each at levels of its own."""
+    levels = [tuple(level + i / 1000 for level in LEVELS) for i in range(len(taps))]
+    own = [replace(tap, levels=values) for tap, values in zip(taps, levels, strict=True)]
+    return with_blocks(own)
+
+
 def write_drawn_guard(
     model: Path | str,
     folder: Path | str,
@@ -116,7 +125,7 @@ def write_drawn_guard(
     threads: int | None = 1,
     reports: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write a guard of every tap with a drawn head, and return its folder.
+    """Write a guard of every tap, read as a fit would, with a drawn head; return its folder.
 
     Args:
         model: the ONNX file.
@@ -132,7 +141,7 @@ def write_drawn_guard(
     production = load_production(model)
     _, height, width, channels = clean.shape
     spec = infer_spec(production, (height, width, channels))
-    taps = find_taps(production, spec)
+    taps = as_fitted(find_taps(production, spec))
     reader = Reader(production, spec, taps, threads=threads)
     head = draw_head(taps, *reader.read(clean), drawing)
     golden_rates, golden_logits = reader.read(golden)

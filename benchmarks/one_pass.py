@@ -28,6 +28,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from benchmarks.drawn import as_fitted
 from benchmarks.networks import NETWORKS, make
 from detector.artifact import write_file
 from detector.compile import compile_guard
@@ -37,11 +38,9 @@ from detector.images import InputSpec
 from detector.model import Production, load_production
 from detector.session import open_session
 from detector.taps import Tap, find_taps
-from training.case import with_blocks
 from training.fit import HeadSettings
 
 COLUMNS, CLASSES, PROBES = 1400, 64, 4  # as training.probes has them
-LEVEL = 0.5
 READINGS = ("whole", "blocks", "chosen")
 CHOSEN_UNITS = 48
 WARM_UP = 3
@@ -99,10 +98,10 @@ def _load(name: str, folder: Path) -> tuple[Production, InputSpec, tuple[Tap, ..
 
 
 def _read(taps: tuple[Tap, ...], reading: str) -> tuple[Tap, ...]:
-    levels = tuple(replace(tap, level=LEVEL) for tap in taps)
+    fitted = as_fitted(taps)
     if reading == "whole":
-        return levels
-    return with_blocks(levels if reading == "blocks" else levels[::2])
+        return tuple(replace(tap, stride=1, row_stride=0, pooled=False) for tap in fitted)
+    return fitted if reading == "blocks" else fitted[::2]
 
 
 def _measure(

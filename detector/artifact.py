@@ -260,7 +260,7 @@ def _npz(arrays: Mapping[str, NDArray[Any]], *, compress: bool = True) -> bytes:
 def _manifest_json(manifest: Manifest) -> dict[str, Any]:
     values = {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
     values["input"] = manifest.input.to_json()
-    values["taps"] = [asdict(tap) for tap in manifest.taps]
+    values["taps"] = [tap.to_json() for tap in manifest.taps]
     return values
 
 
@@ -427,9 +427,7 @@ def _manifest(document: Mapping[str, Any], path: Path) -> Manifest:
         raise GuardError(f"{path / MANIFEST} is damaged: expected a number per threshold")
     try:
         values["input"] = InputSpec.from_json(document["input"])
-        values["taps"] = tuple(
-            Tap(**{**tap, "shape": tuple(tap["shape"])}) for tap in document["taps"]
-        )
+        values["taps"] = tuple(map(Tap.from_json, document["taps"]))
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise GuardError(f"{path / MANIFEST} is damaged: {error}") from error
     return Manifest(**values)

@@ -45,8 +45,8 @@ class Rates:
     Attributes:
         tensor: float32, (N, D), in the order they were easiest to read in.
         width: D.
-        places: int64, (R,). Where each of the rates asked for lies: tap by tap, of each first those
-            above zero, then those above its level.
+        places: int64, (R,). Where each of the rates asked for lies: tap by tap, of each level by
+            level.
     """
 
     tensor: str
@@ -67,12 +67,12 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A tensor of rates, (N, C, ...), and whose they are in its order: tap, and if above level."""
+    """A tensor of rates, (N, C, ...), and whose they are in its order: tap, and which level."""
 
     tensor: str
     rank: int
     blocked: bool
-    owners: tuple[tuple[Tap, bool], ...]
+    owners: tuple[tuple[Tap, float], ...]
 
 
 def add_rates(graph: Graph, taps: Sequence[Tap]) -> Rates:
@@ -92,7 +92,7 @@ def add_rates(graph: Graph, taps: Sequence[Tap]) -> Rates:
         owner: start + np.arange(owner[0].channels)
         for owner, start in zip(owners, starts[:-1], strict=True)
     }
-    wanted = [places[tap, high] for tap in taps for high in (False, True)[: 1 + (tap.level > 0)]]
+    wanted = [places[tap, level] for tap in taps for level in tap.levels]
     return Rates(graph.concat(*flat), int(starts[-1]), np.concatenate(wanted))
 
 
@@ -124,8 +124,8 @@ def _groups(taps: Sequence[Tap]) -> list[list[Tap]]:
     return groups
 
 
-def _kind(tap: Tap) -> tuple[int, int, bool]:
-    return (*tap.sampled, tap.level > 0)
+def _kind(tap: Tap) -> tuple[int, int, int]:
+    return (*tap.sampled, len(tap.levels))
 
 
 def _read(graph: Graph, group: Sequence[Tap]) -> list[_Part]:
@@ -134,30 +134,26 @@ def _read(graph: Graph, group: Sequence[Tap]) -> list[_Part]:
 
 
 def _together(graph: Graph, group: Sequence[Tap]) -> list[_Part]:
-    """Add the rates of sampled taps of one size: one operator for the bits and one to count."""
+    """Add the rates of sampled taps of one size: for each level one operator that counts."""
     x = graph.concat(*(_sample(graph, tap, tap.name) for tap in group))
-    levels = np.repeat([tap.level for tap in group], [tap.channels for tap in group])
-    if (levels == levels[0]).all():
-        found = _bits(graph, x, group[0].level)
-    else:
-        ones = graph.constant(np.ones((len(levels), 1, 1, 1), np.float32))
-        less = graph.constant(-levels.astype(np.float32))
-        above = graph.add("Conv", x, ones, less, kernel_shape=[1, 1], group=len(levels))
-        found = [*_bits(graph, x, 0), (_bits(graph, above, 0)[0][0], True)]
+    channels = [tap.channels for tap in group]
     parts = []
-    for bits, high in found:
-        mean = graph.add("GlobalAveragePool", bits)
-        parts.append(_Part(mean, 4, blocked=True, owners=tuple((tap, high) for tap in group)))
+    for own in zip(*(tap.levels for tap in group), strict=True):
+        y, level = x, own[0]
+        if len(set(own)) > 1:
+            less = graph.constant(-np.repeat(np.array(own, np.float32), channels))
+            ones = graph.constant(np.ones((sum(channels), 1, 1, 1), np.float32))
+            y, level = graph.add("Conv", x, ones, less, kernel_shape=[1, 1], group=sum(channels)), 0
+        mean = graph.add("GlobalAveragePool", _bits(graph, y, level))
+        parts.append(_Part(mean, 4, blocked=True, owners=tuple(zip(group, own, strict=True))))
     return parts
 
 
-def _bits(graph: Graph, x: str, level: float) -> list[tuple[str, bool]]:
-    """Add what is above zero, and with a level what is above that; say which is which."""
-    bits = [(graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=0.0), False)]
-    if level > 0:
-        beta = -level * _LEVEL_SLOPE
-        bits.append((graph.add("HardSigmoid", x, alpha=_LEVEL_SLOPE, beta=beta), True))
-    return bits
+def _bits(graph: Graph, x: str, level: float) -> str:
+    """Add what is above the level."""
+    if level == 0:
+        return graph.add("HardSigmoid", x, alpha=_STEP_SLOPE, beta=0.0)
+    return graph.add("HardSigmoid", x, alpha=_LEVEL_SLOPE, beta=-level * _LEVEL_SLOPE)
 
 
 def _sample(graph: Graph, tap: Tap, x: str) -> str:
@@ -186,11 +182,12 @@ def _alone(graph: Graph, tap: Tap) -> list[_Part]:
     rank = len(tap.shape) + 1
     blocked = rank == 4 and tap.dtype == "float32" and tap.channels % BLOCK == 0
     parts = []
-    for y, high in _bits(graph, x, tap.level):
+    for level in tap.levels:
+        y = _bits(graph, x, level)
         mean, left = y, rank
         if tap.channel_axis != 0:
             mean, left = graph.reduce("ReduceMean", y, list(range(1, rank - 1)), keepdims=0), 2
         elif tap.bits > tap.channels:
             mean = graph.add("GlobalAveragePool", y)
-        parts.append(_Part(mean, left, blocked and left == 4, ((tap, high),)))
+        parts.append(_Part(mean, left, blocked and left == 4, ((tap, level),)))
     return parts

@@ -81,7 +81,7 @@ def layer_rates(rates: NDArray[Any], taps: Sequence[Tap]) -> NDArray[np.float32]
     """Return each image's layer rates: float32, (N, L).
 
     Args:
-        rates: (N, D), as the taps give them; of a tap with a second level the first counts.
+        rates: (N, D), as the taps give them; of a tap with several levels the first counts.
         taps: L of them.
     """
     starts = np.cumsum([0, *(tap.rates for tap in taps[:-1])])

@@ -7,7 +7,8 @@ folded into the rounding. A site is a node of the graph, so a module called twic
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,10 @@ class Tap:
     An int8 or uint8 tensor is off at the least value of its type.
 
     `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
-    over every `stride`-th column and every `row_stride`-th row, 0 being the same as `stride`. With
-    a `level` above 0 each channel has a second rate: the share of values above the level, which is
-    who fired hard. A `pooled` tap leaves nothing out: it counts blocks of so many rows and columns
-    in which the gate was open, or above the level, anywhere.
+    over every `stride`-th column and every `row_stride`-th row, 0 being the same as `stride`. Each
+    channel has a rate per level: the share of values above it, at 0 who fired at all and further up
+    who fired how hard. A `pooled` tap leaves nothing out: it counts blocks of so many rows and
+    columns in which the gate was above the level anywhere.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Tap:
     channel_axis: int = 0
     dtype: str = "float32"
     stride: int = 1
-    level: float = 0.0
+    levels: tuple[float, ...] = (0.0,)
     row_stride: int = 0
     pooled: bool = False
 
@@ -71,9 +72,12 @@ class Tap:
                 f"expected a channel axis of tap {self.name!r} in its shape {self.shape}, "
                 f"got {self.channel_axis}"
             )
-        if not 0 <= self.level < MAX_LEVEL:
+        if not self.levels or not all(
+            0 <= low < high for low, high in pairwise((*self.levels, MAX_LEVEL))
+        ):
             raise SettingsError(
-                f"expected a level of tap {self.name!r} in [0, {MAX_LEVEL:g}), got {self.level}"
+                f"expected ascending levels of tap {self.name!r} in [0, {MAX_LEVEL:g}), "
+                f"got {self.levels}"
             )
         if type(self.pooled) is not bool or (self.pooled and not self.is_strided):
             raise SettingsError(
@@ -82,6 +86,23 @@ class Tap:
         if self.is_strided and (len(self.shape) != 3 or self.channel_axis != 0):
             raise SettingsError(f"tap {self.name!r} of shape {self.shape} can't be read in strides")
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Tap":
+        """Return what `to_json` was given; a tap of before levels has one `level` beside 0.
+
+        Raises:
+            SettingsError, TypeError, KeyError: it is damaged.
+        """
+        known = {**values, "shape": tuple(values["shape"])}
+        if "level" in known:
+            level = known.pop("level")
+            known["levels"] = (0.0, level) if level else (0.0,)
+        return cls(**{**known, "levels": tuple(known["levels"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
     @property
     def channels(self) -> int:
         """How many channels the tap has."""
@@ -89,8 +110,8 @@ class Tap:
 
     @property
     def rates(self) -> int:
-        """How many firing rates it gives: one per channel, or two where it has a level."""
-        return self.channels * (2 if self.level > 0 else 1)
+        """How many firing rates it gives: one per channel and level."""
+        return self.channels * len(self.levels)
 
     @property
     def bits(self) -> int:

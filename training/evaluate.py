@@ -198,7 +198,7 @@ def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, An
         "data": orders.dataset.digest,
         "input": orders.spec.to_json(),
         "output": orders.output,
-        "taps": [[tap.name, tap.level, *tap.strides, tap.pooled] for tap in orders.taps],
+        "taps": [[tap.name, *tap.levels, *tap.strides, tap.pooled] for tap in orders.taps],
         "fitted on": manifest.provenance.get("data", {}).get("sha256"),
         "twin": orders.twin,
         "seed": orders.seed,

@@ -89,7 +89,8 @@ class HeadSettings:
     batch: int = 256
     epochs: int = 12
     benign_share: float = 0.5  # of the weight of all negatives
-    accident_share: float = 0.01  # of the weight of all positives, at most
+    accident_share: float = 0.02  # of the weight of all positives, at most
+    accident_kept: float = 0.5  # of what they would weigh as harmless
 
 
 def fit_head(
@@ -121,7 +122,7 @@ def fit_head(
     attacks = [group for group in groups if group.kind == "attack" and len(group)]
     if clean is None or not attacks:
         raise DataError("expected clean images and at least one attack that succeeded on some")
-    groups = _with_accidents(groups, settings.accident_share)
+    groups = _with_accidents(groups, settings)
     weights = _weights(groups, settings.benign_share)
     table = Table(
         rates=StoredRates.joined([g.rates for g in groups]),
@@ -190,13 +191,19 @@ class _Rows:
     weight: torch.Tensor
 
 
-def _with_accidents(groups: Sequence[Readings], share: float) -> list[Readings]:
+def _with_accidents(groups: Sequence[Readings], settings: HeadSettings) -> list[Readings]:
     """Return the groups, accidents taken from the harmless and put beside the attacks.
 
     Accidents are harmless changes that the model answers wrong: neither harmless nor attacks. As
-    negatives they teach that a wrong answer is fine; as a few positives they are what attacks
-    unlike all those of the fit have in common. A row of them never weighs more than an attack's.
+    negatives alone they teach that a wrong answer is fine; as a few positives they are what attacks
+    unlike all those of the fit have in common. So they are some of both, which is one soft target.
+    A row of them never weighs more than an attack's.
+
+    Measured on ResNet-20, 1,500 rows a group: as negatives alone a mean AUROC of .965, and .41 for
+    FGSM 8/255 with one-step attacks left out; as 1 % of the positives .962 and .67; as 2 % and half
+    as negatives .963 and .68, with fewer harmless changes flagged than the latter.
     """
+    share = settings.accident_share
     attacks = [group for group in groups if group.kind == "attack" and len(group)]
     total = sum(group.weight for group in attacks)
     rows = sum(len(group) for group in attacks)
@@ -206,9 +213,11 @@ def _with_accidents(groups: Sequence[Readings], share: float) -> list[Readings]:
             right.append(group)
             continue
         right.append(group.rows(group.answered_right))
-        wrong.append(
-            replace(group.rows(~group.answered_right), kind="attack", name=f"accident-{group.name}")
-        )
+        accident = replace(group.rows(~group.answered_right), name=f"accident-{group.name}")
+        kept = group.weight * settings.accident_kept * len(accident) / max(1, len(group))
+        if kept > 0:
+            right.append(replace(accident, weight=kept))
+        wrong.append(replace(accident, kind="attack"))
     wrong = [group for group in wrong if len(group) and share > 0]
     each = total * share / (1 - share) / max(1, len(wrong))
     accidents = [replace(g, weight=min(each, total * len(g) / rows)) for g in wrong]

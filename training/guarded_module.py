@@ -205,9 +205,11 @@ class _Reading(_Gates):
 def _rates(value: Tensor, tap: Tap) -> Tensor:
     """Return a tap's firing rates: (N, rates of the tap). As `compile` writes them in ONNX."""
     value = value.detach()
-    if tap.stride > 1:
-        value = value[:, :, :: tap.stride, :: tap.stride]
+    if tap.pooled:
+        value = torch.nn.functional.max_pool2d(value, tap.strides, tap.strides, ceil_mode=True)
+    elif tap.is_strided:
+        down, right = tap.strides
+        value = value[:, :, ::down, ::right]
     axes = [axis + 1 for axis in range(len(tap.shape)) if axis != tap.channel_axis]
-    levels = [0.0, tap.level] if tap.level > 0 else [0.0]
-    bits = [(value > level).to(torch.float32) for level in levels]
+    bits = [(value > level).to(torch.float32) for level in tap.levels]
     return torch.cat([bit.mean(dim=axes) if axes else bit for bit in bits], dim=1)

@@ -394,11 +394,11 @@ HEADS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
         "expected the clean calibration scores in ascending order",
     ),
     "fewer scores": ({"clean_scores": np.zeros(3, np.float32)}, "expected 199 clean scores, got 3"),
-    "no spread": ({"spread": np.zeros(55, np.float32)}, "expected a positive spread"),
-    "columns out of range": ({"columns": np.arange(1, 21)}, r"expected columns .* in \[0, 20\)"),
-    "columns below zero": ({"columns": np.arange(-1, 19)}, r"expected columns .* in \[0, 20\)"),
-    "columns elsewhere": ({"columns": np.arange(20)[::-1].copy()}, "at the tap its rate is read"),
-    "float columns": ({"columns": np.arange(20.0)}, r"expected columns .* in \[0, 20\)"),
+    "no spread": ({"spread": np.zeros(95, np.float32)}, "expected a positive spread"),
+    "columns out of range": ({"columns": np.arange(1, 61)}, r"expected columns .* in \[0, 60\)"),
+    "columns below zero": ({"columns": np.arange(-1, 59)}, r"expected columns .* in \[0, 60\)"),
+    "columns elsewhere": ({"columns": np.arange(60)[::-1].copy()}, "at the tap its rate is read"),
+    "float columns": ({"columns": np.arange(60.0)}, r"expected columns .* in \[0, 60\)"),
     "probes of terabytes": (
         {"classes": np.array(10**9)},
         "expected probe_weights of shape",
@@ -422,7 +422,7 @@ GOLDENS: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "scalar": ({"score": np.float32(1) * np.ones(())}, "expected the golden inputs"),
     "rows": ({"score": np.zeros(4, np.float32)}, r"expected golden images of uint8 \(4, 8, 8, 1\)"),
     "dtype": ({"prediction": np.zeros(5)}, r"expected golden prediction of int64 \(5,\)"),
-    "rates": ({"rates": np.zeros((5, 3), np.float32)}, r"expected golden rates of .* \(5, 20\)"),
+    "rates": ({"rates": np.zeros((5, 3), np.float32)}, r"expected golden rates of .* \(5, 60\)"),
 }
 
 

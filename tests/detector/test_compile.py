@@ -464,14 +464,14 @@ def test_a_stride_reads_every_so_many_rows_and_columns(
     np.testing.assert_allclose(rates, (value[:, :, ::2, ::2] > 0).mean(axis=(2, 3)), atol=1e-6)
 
 
-@pytest.mark.parametrize("level", [1e-3, 0.1, 0.37])
-def test_a_level_gives_each_channel_a_second_rate(
-    tiny_model: Path, make_images: Callable[..., Images], level: float
+@pytest.mark.parametrize("levels", [(0.0, 1e-3), (0.1, 0.37), (0.0, 0.1, 0.37)])
+def test_levels_give_each_channel_a_rate_each(
+    tiny_model: Path, make_images: Callable[..., Images], levels: tuple[float, ...]
 ) -> None:
-    """First the share of values above zero, then of those above the level, channel by channel."""
+    """Level by level the share of values above it, channel by channel."""
     production = load_production(tiny_model)
     spec = infer_spec(production, (8, 8, 1))
-    tap = Tap(name="r1", op="Relu", shape=(8, 8, 8), level=level)
+    tap = Tap(name="r1", op="Relu", shape=(8, 8, 8), levels=levels)
     probe = onnx.ModelProto()
     probe.CopyFrom(production.proto)
     probe.graph.output.append(onnx.ValueInfoProto(name="r1"))
@@ -479,9 +479,9 @@ def test_a_level_gives_each_channel_a_second_rate(
     (value,) = run_session(open_session(probe, threads=1), feeds, ["r1"])
     reader = open_session(compile_reader(production, [tap]), threads=1)
     (rates,) = run_session(reader, feeds, [RATES])
-    wanted = [(value > limit).mean(axis=(2, 3)) for limit in (0, np.float32(level))]
+    wanted = [(value > np.float32(level)).mean(axis=(2, 3)) for level in levels]
     np.testing.assert_allclose(rates, np.concatenate(wanted, axis=1), atol=1e-6)
-    assert wanted[1].mean() < wanted[0].mean() or level < 0.01
+    assert wanted[-1].mean() < wanted[0].mean() or levels[-1] < 0.01
 
 
 def test_a_head_that_reads_some_rates_only(
@@ -550,9 +550,10 @@ def test_too_low_a_rate_is_refused(
 
 
 def challenger_of(subject: Subject, make_head: Callable[..., Head]) -> tuple[tuple[Tap, ...], Head]:
-    """Taps and head of a second guard: one tap less, one of them read at a level of its own."""
+    """Taps and head of a second guard: one tap less, one of them read at levels of its own."""
     taps = list(subject.taps[1:] or subject.taps)
-    taps[-1] = replace(taps[-1], level=0.0 if taps[-1].dtype != "float32" else 0.5)
+    levels = (0.0, 0.5) if taps[-1].dtype == "float32" else (0.0,)
+    taps[-1] = replace(taps[-1], levels=levels)
     reader = compile_reader(subject.production, taps)
     rates, logits = subject.run(reader, [RATES, LOGITS], rows=subject.batches[-1])
     head = make_head(taps, rates, logits, seed=7)

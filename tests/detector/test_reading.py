@@ -80,12 +80,23 @@ def counted(tap: Tap, values: NDArray[np.float32]) -> NDArray[np.float64]:
         values = padded.reshape(n, c, rows, down, columns, right).max(axis=(3, 5))
     else:
         values = values[:, :, ::down, ::right]
-    limits = [np.float32(0), np.float32(tap.level)][: 1 + (tap.level > 0)]
-    return np.concatenate([(values > limit).mean(axis=(2, 3)) for limit in limits], axis=1)
+    shares = [(values > np.float32(level)).mean(axis=(2, 3)) for level in tap.levels]
+    return np.concatenate(shares, axis=1)
 
 
 @pytest.mark.parametrize("optimise", [True, False])
-@pytest.mark.parametrize("levels", [(0.0,) * 4, (0.5,) * 4, (0.2, 0.5, 0.7, 0.3), (0.5, 0, 0.5, 0)])
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [(0.0,)] * 4,
+        [(0.5,)] * 4,
+        [(0.0, 0.5)] * 4,
+        [(0.0, level) for level in (0.2, 0.5, 0.7, 0.3)],
+        [(0.1, level, 0.8) for level in (0.2, 0.5, 0.7, 0.3)],
+        [(0.0, 0.5), (0.0,), (0.0, 0.5), (0.3,)],
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "reading",
     [
@@ -101,14 +112,14 @@ def test_rates_are_what_numpy_counts(
     model: Path,
     make_images: Callable[..., Images],
     reading: dict[str, Any],
-    levels: tuple[float, ...],
+    levels: list[tuple[float, ...]],
     optimise: bool,
 ) -> None:
     """Whole, in strides or in blocks, with one level, with several or without."""
     production = load_production(model)
     spec = infer_spec(production, (18, 18, 3))
     found = find_taps(production, spec)
-    taps = [replace(t, level=v, **reading) for t, v in zip(found, levels, strict=True)]
+    taps = [replace(t, levels=v, **reading) for t, v in zip(found, levels, strict=True)]
     probe = onnx.ModelProto()
     probe.CopyFrom(production.proto)
     probe.graph.output.extend(onnx.ValueInfoProto(name=tap.name) for tap in taps)
@@ -140,6 +151,11 @@ def test_blocks_leave_small_taps_whole() -> None:
         ({"row_stride": -1}, "expected a row stride of tap 'a' of 0 or more, got -1"),
         ({"pooled": True}, "expected strides of the pooled tap 'a', got (1, 1)"),
         ({"pooled": 1, "stride": 2}, "expected strides of the pooled tap 'a', got (2, 2)"),
+        ({"levels": ()}, "expected ascending levels of tap 'a' in [0, 1e+06), got ()"),
+        (
+            {"levels": (0.5, 0.5)},
+            "expected ascending levels of tap 'a' in [0, 1e+06), got (0.5, 0.5)",
+        ),
         ({"row_stride": 2, "shape": (9,)}, "tap 'a' of shape (9,) can't be read in strides"),
     ],
 )
@@ -159,15 +175,15 @@ def operators(proto: onnx.ModelProto, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-@pytest.mark.parametrize("level", [0.0, 0.5])
+@pytest.mark.parametrize("levels", [(0.0,), (0.0, 0.5), (0.2, 0.5, 0.7)], ids=str)
 def test_a_tap_in_blocks_costs_one_operator_and_no_reorder(
-    model: Path, make_head: Callable[..., Head], tmp_path: Path, level: float
+    model: Path, make_head: Callable[..., Head], tmp_path: Path, levels: tuple[float, ...]
 ) -> None:
     """Two taps more are two pools more; no tensor of the network changes its layout for us."""
     production = load_production(model)
     spec = infer_spec(production, (18, 18, 3))
     # the last has half blocks, which no processor keeps in that layout
-    found = [replace(tap, level=level) for tap in find_taps(production, spec)][:3]
+    found = [replace(tap, levels=levels) for tap in find_taps(production, spec)][:3]
     taps = in_blocks(found, 3, 3)
     rates = sum(tap.rates for tap in taps)
     rng = np.random.default_rng(0)
@@ -178,16 +194,16 @@ def test_a_tap_in_blocks_costs_one_operator_and_no_reorder(
     one = operators(compile_reader(production, taps[:1]), tmp_path)
     three = operators(compile_reader(production, taps), tmp_path)
     guarded = operators(compile_guard(production, taps, head, fpr=0.1), tmp_path)
-    # the reader alone puts rates of two levels in order, tap by tap
+    # the reader alone puts rates of several levels in order, tap by tap
     assert three - one - Counter(Gather=1) == Counter(MaxPool=2, Concat=1)
     assert not one - three
     added = guarded - plain
     assert added["MaxPool"] == len(taps)
-    assert added["HardSigmoid"] == added["GlobalAveragePool"] == 1 + (level > 0)
+    assert added["HardSigmoid"] == added["GlobalAveragePool"] == len(levels)
     assert added["ReorderInput"] == added["Transpose"] == 0
     assert added["ReorderOutput"] <= 1  # of the rates, at the very end
     assert not plain - guarded  # nothing of the network is split up
-    assert added.total() <= 45
+    assert added.total() <= 41 + 2 * len(levels)
 
 
 def test_a_guard_is_one_session_and_no_copy(

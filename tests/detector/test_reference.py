@@ -15,7 +15,7 @@ from detector.taps import Tap
 
 TAPS = (
     Tap(name="a", op="Relu", shape=(3, 4, 4)),
-    Tap(name="b", op="Relu", shape=(2, 2, 2), level=0.5),
+    Tap(name="b", op="Relu", shape=(2, 2, 2), levels=(0.0, 0.5)),
 )
 RATES = np.random.default_rng(0).random((200, 3 + 2 * 2)).astype(np.float32)
 LOGITS = np.eye(4, dtype=np.float32)[np.arange(200) % 4]

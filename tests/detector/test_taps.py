@@ -1,5 +1,7 @@
 """Taps: every piecewise-linear gate is found, at the tensor whose sign is its state."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +147,27 @@ def test_taps_come_in_the_order_of_the_graph_with_their_shapes(tiny_model: Path)
     assert [(tap.channels, tap.bits) for tap in taps] == [(8, 512), (12, 108)]
 
 
-def test_a_level_doubles_the_rates() -> None:
-    """A tap read at a second level gives two rates per channel."""
-    plain, levelled = (Tap(name="r", op="Relu", shape=(3, 2, 2), level=x) for x in (0.0, 0.5))
+def test_each_level_has_rates_of_its_own() -> None:
+    """A tap read at three levels gives three rates per channel."""
+    plain = Tap(name="r", op="Relu", shape=(3, 2, 2))
+    levelled = replace(plain, levels=(0.0, 0.5, 2.0))
     assert (plain.channels, plain.rates) == (3, 3)
-    assert (levelled.channels, levelled.rates) == (3, 6)
+    assert (levelled.channels, levelled.rates) == (3, 9)
+
+
+@pytest.mark.parametrize("levels", [(0.0,), (0.5, 1.5, 3.0)])
+def test_a_tap_comes_back_from_plain_values(levels: tuple[float, ...]) -> None:
+    """Through JSON it is what it was."""
+    tap = Tap(name="r", op="Relu", shape=(3, 9, 2), levels=levels, stride=2, pooled=True)
+    assert Tap.from_json(json.loads(json.dumps(tap.to_json()))) == tap
+
+
+@pytest.mark.parametrize(("level", "levels"), [(0.0, (0.0,)), (0.5, (0.0, 0.5))])
+def test_a_tap_of_an_older_guard_is_read_as_it_was(level: float, levels: tuple[float, ...]) -> None:
+    """Its manifest has one level beside 0, or none."""
+    tap = Tap(name="r", op="Relu", shape=(3, 2, 2), levels=levels)
+    old = {k: v for k, v in tap.to_json().items() if k != "levels"} | {"level": level}
+    assert Tap.from_json(old) == tap
 
 
 def test_channels_last_is_read_from_the_layer_before(tmp_path: Path) -> None:
@@ -200,11 +218,11 @@ TAPS: dict[str, tuple[dict[str, Any], str]] = {
     "stride": ({"shape": (3, 4, 4), "stride": 0}, "expected positive sizes of tap 'r'"),
     "axis": ({"shape": (3,), "channel_axis": 1}, "expected a channel axis of tap 'r'"),
     "level": (
-        {"shape": (3,), "level": -1.0},
-        r"expected a level of tap 'r' in \[0, 1e\+06\), got -1",
+        {"shape": (3,), "levels": (-1.0, 2.0)},
+        r"expected ascending levels of tap 'r' in \[0, 1e\+06\), got \(-1.0, 2.0\)",
     ),
-    "endless level": ({"shape": (3,), "level": float("inf")}, "expected a level of tap 'r'"),
-    "level of no number": ({"shape": (3,), "level": float("nan")}, "expected a level of tap 'r'"),
+    "endless level": ({"shape": (3,), "levels": (float("inf"),)}, "expected ascending levels"),
+    "level of no number": ({"shape": (3,), "levels": (float("nan"),)}, "expected ascending levels"),
     "dense stride": ({"shape": (3,), "stride": 2}, "can't be read in strides"),
 }
 

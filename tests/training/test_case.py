@@ -17,7 +17,6 @@ from detector.runtime import Reader
 from detector.session import open_session
 from detector.taps import Tap, find_taps
 from training.case import (
-    LEVEL_FACTOR,
     Case,
     Preprocessing,
     open_case,
@@ -137,13 +136,14 @@ def positive_mean(path: Path, images: Images, tap: str) -> float:
 def test_levels_are_of_the_values_that_fired(
     opened: Open, digits: Dataset, digits_model: Path, brief_recipe: Recipe
 ) -> None:
-    """A level is a fixed multiple of the mean positive value; a recipe may go without."""
+    """Levels are fixed multiples of the mean positive value; a recipe may go without."""
     case, _ = opened()
+    assert brief_recipe.levels == (0.5, 1.5, 3.0)
     for tap in case.taps:
         mean = positive_mean(digits_model, digits.images[:64], tap.name)
-        assert tap.level == pytest.approx(LEVEL_FACTOR * mean, rel=1e-3)
-    case, _ = opened(recipe=replace(brief_recipe, levels=False))
-    assert [tap.level for tap in case.taps] == [0.0] * len(case.taps)
+        assert tap.levels == pytest.approx([0.5 * mean, 1.5 * mean, 3 * mean], rel=1e-3)
+    case, _ = opened(recipe=replace(brief_recipe, levels=()))
+    assert [tap.levels for tap in case.taps] == [(0.0,)] * len(case.taps)
 
 
 def test_levels_of_a_large_fixed_batch(
@@ -156,8 +156,8 @@ def test_levels_of_a_large_fixed_batch(
         onnx.save(make_network(batch=batch), tmp_path / "m.onnx")
         production = load_production(tmp_path / "m.onnx")
         spec = infer_spec(production, (8, 8, 1))
-        taps = with_levels(production, spec, find_taps(production, spec), images)
-        levels.append([tap.level for tap in taps])
+        taps = with_levels(production, spec, find_taps(production, spec), images, [0.5, 2.0])
+        levels.append([level for tap in taps for level in tap.levels])
     assert min(levels[0]) > 0
     # 36 of the 64 images come twice in a batch of 100
     assert levels[1] == pytest.approx(levels[0], rel=0.05)

@@ -102,8 +102,8 @@ def with_accidents() -> tuple[list[Readings], Readings]:
 
 
 def test_accidents_need_not_teach() -> None:
-    """With no share, harmless changes that the model answers wrong leave no trace in the head."""
-    settings = replace(SETTINGS, accident_share=0.0)
+    """With no share on either side, harmless changes answered wrong leave no trace in the head."""
+    settings = replace(SETTINGS, accident_share=0.0, accident_kept=0.0)
     plain, beside = (
         fit_head(data, taps=TAPS, settings=settings, seed=0).to_arrays()
         for data in (groups(shift=0.1), with_accidents()[0])
@@ -113,12 +113,21 @@ def test_accidents_need_not_teach() -> None:
 
 
 def test_accidents_teach_a_little() -> None:
-    """With a share they raise the score of what is like them, and attacks are still told."""
+    """The more of them is positive and the less harmless, the higher their like score."""
     data, wrong = with_accidents()
-    without, beside = fitted(groups(shift=0.1)), fitted(data)
-    before, after = (head.score(wrong.rates, wrong.logits).score for head in (without, beside))
-    assert (after > before).mean() > 0.9
-    assert abs(fresh_auroc(beside, 0.1) - fresh_auroc(without, 0.1)) < 0.05
+    heads = [
+        fit_head(data, taps=TAPS, settings=replace(SETTINGS, **shares), seed=0)
+        for shares in (
+            {"accident_share": 0.0, "accident_kept": 1.0},
+            {"accident_share": 0.02, "accident_kept": 0.5},
+            {"accident_share": 0.02, "accident_kept": 0.0},
+        )
+    ]
+    low, middle, high = (head.score(wrong.rates, wrong.logits).score for head in heads)
+    assert (middle > low).mean() > 0.9
+    assert (high > middle).mean() > 0.9
+    without = fresh_auroc(fitted(groups(shift=0.1)), 0.1)
+    assert abs(fresh_auroc(heads[1], 0.1) - without) < 0.05
 
 
 def _joined(first: Readings, second: Readings) -> Readings:

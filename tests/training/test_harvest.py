@@ -20,7 +20,7 @@ from training.data import Dataset
 from training.errors import DataError, TwinError, WorkerError
 from training.harvest import SHARD_IMAGES, Job, Orders, Workspace, harvest, plan_jobs
 
-PLAN = {"model": "m", "seed": 0, "recipe": {"levels": True}}
+PLAN = {"model": "m", "seed": 0, "recipe": {"levels": [1.0]}}
 SPLITS = {"fit": np.arange(0, 40), "test": np.arange(40, 60)}
 
 
@@ -241,7 +241,7 @@ def test_a_workspace_of_another_plan_is_refused(
     with pytest.raises(DataError, match="holds work of another seed: give another --work folder"):
         Workspace(orders.workspace, {**PLAN, "seed": 1})
     with pytest.raises(DataError, match="another recipe and seed"):
-        Workspace(orders.workspace, {**PLAN, "seed": 1, "recipe": {"levels": False}})
+        Workspace(orders.workspace, {**PLAN, "seed": 1, "recipe": {"levels": []}})
     (orders.workspace / "plan.json").write_text("{")
     with pytest.raises(DataError, match="another plan"):
         Workspace(orders.workspace, PLAN)

@@ -20,7 +20,7 @@ from training.probes import (
 CLASSES = 4
 TAPS = (
     Tap(name="a", op="Relu", shape=(20, 4, 4)),
-    Tap(name="b", op="Relu", shape=(15, 2, 2), level=0.5),
+    Tap(name="b", op="Relu", shape=(15, 2, 2), levels=(0.0, 0.5)),
     Tap(name="c", op="Relu", shape=(10,)),
 )
 RATES = 20 + 2 * 15 + 10

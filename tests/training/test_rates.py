@@ -17,7 +17,7 @@ from training.rates import StoredRates, decode, encode, places, stored, stored_a
 
 TAPS = (
     Tap(name="a", op="Relu", shape=(3, 32, 32)),
-    Tap(name="b", op="Relu", shape=(2, 15, 17), level=0.5),
+    Tap(name="b", op="Relu", shape=(2, 15, 17), levels=(0.0, 0.5)),
     Tap(name="c", op="Relu", shape=(4,)),
     Tap(name="d", op="Relu", shape=(2, 9, 9), stride=2),
 )

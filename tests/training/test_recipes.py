@@ -50,7 +50,7 @@ def test_json_tells_settings_apart() -> None:
     others = [
         replace(one, attacks=(Portion(PGD(size=4.0, steps=9)),)),
         replace(one, attacks=(Portion(PGD(size=4.0), 0.5),)),
-        replace(one, levels=False),
+        replace(one, levels=()),
         replace(one, test=0.1),
     ]
     texts = {json.dumps(recipe.to_json()) for recipe in (one, *others)}

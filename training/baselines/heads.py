@@ -46,7 +46,7 @@ class Floats(Baseline):
 
     def fit(self, groups: Sequence[Material], context: Context) -> None:
         """Fit a head on means."""
-        taps = [replace(tap, level=0.0) for tap in context.taps]
+        taps = [replace(tap, levels=(0.0,)) for tap in context.taps]
         self.head = fit_head(
             [_with_means(group) for group in groups],
             taps=taps,

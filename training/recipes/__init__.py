@@ -35,7 +35,15 @@ class Portion:
 class Recipe:
     """What to attack, what to leave harmless, how to split and how to fit.
 
-    With `levels`, each tap is also read at a second level: which ReLUs fired hard.
+    Each tap is read at `levels`, multiples of its mean positive value: which ReLUs fired how hard.
+    With none it is read at 0 alone: which fired.
+
+    Measured in 8 x 8 blocks on heads of .8 of the images, mean and worst AUROC of the default
+    recipe's attacks: on ResNet-20 at 0 and 1.5 .951 and .883, at .5 and 2 .959 and .894, at .5, 1.5
+    and 3 .962 and .898, at .5, 1, 2 and 3 .964 and .903; on a plain network for Fashion-MNIST .971
+    and .911 at the first, .983 and .959 at three. Multiples of each channel's own mean are no
+    better. Quantiles of each channel tell an untouched background by its exact value there, which
+    another processor need not give.
     """
 
     name: str
@@ -45,7 +53,7 @@ class Recipe:
     fit: float = 0.60
     calibrate: float = 0.28
     test: float = 0.12
-    levels: bool = True
+    levels: tuple[float, ...] = (0.5, 1.5, 3.0)
 
     def __post_init__(self) -> None:
         names = ["clean", *(p.change.name for p in (*self.attacks, *self.benign))]
@@ -70,7 +78,7 @@ class Recipe:
             "attacks": [portion.to_json() for portion in self.attacks],
             "benign": [portion.to_json() for portion in self.benign],
             "weights": {p.change.name: p.weight for p in (*self.attacks, *self.benign)},
-            "levels": self.levels,
+            "levels": list(self.levels),
             "head": asdict(self.head),
             "splits": {"fit": self.fit, "calibrate": self.calibrate, "test": self.test},
         }
