@@ -88,7 +88,7 @@ class HeadSettings:
     learning_rate: float = 2e-3
     batch: int = 256
     epochs: int = 12
-    benign_share: float = 0.5  # of the weight of all negatives
+    benign_share: float = 0.65  # of the weight of all negatives
     accident_share: float = 0.02  # of the weight of all positives, at most
     accident_kept: float = 0.5  # of what they would weigh as harmless
 
