@@ -23,7 +23,6 @@ from training.case import with_blocks
 __all__ = ["Drawing", "as_fitted", "draw_head", "write_drawn_guard"]
 
 LEVELS = (0.2, 0.5, 0.9)
-_PROBES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +34,7 @@ class Drawing:
         units: of each hidden layer.
         most_columns: rates read, evenly chosen, at most; None for all.
         most_classes: a model of more has neither probes nor the identity of the answer.
+        probes: how many.
         probe_gain: factor on the weights of the probes.
         slope: of the calibration.
         intercept: of the calibration.
@@ -44,6 +44,7 @@ class Drawing:
     units: tuple[int, ...] = (16,)
     most_columns: int | None = None
     most_classes: int = 64
+    probes: int = 2
     probe_gain: float = 1.0
     slope: float = 1.0
     intercept: float = 0.0
@@ -72,8 +73,8 @@ def draw_head(
     count = min(len(of_column), drawing.most_columns or len(of_column))
     columns = np.linspace(0, len(of_column) - 1, count).astype(np.int64)
     classes = logits.shape[1] if logits.shape[1] <= drawing.most_classes else 0
-    outputs = _PROBES * classes
-    width = feature_width(count, classes, _PROBES)
+    outputs = drawing.probes * classes
+    width = feature_width(count, classes, drawing.probes)
     features = FeatureMap(
         columns=columns,
         column_taps=of_column[columns],

@@ -37,7 +37,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], float | None]] = {
         {"binary_search_steps": 4, "steps": 100, "confidence": 0.5},
         None,
     ),
-    "EAD": ("EADAttack", {"binary_search_steps": 3, "steps": 100, "confidence": 0.5}, None),
+    # with fewer searches its weight stays too small, and what found nothing comes back all black
+    "EAD": ("EADAttack", {"binary_search_steps": 9, "steps": 100, "confidence": 0.5}, None),
     "FMN Linf": ("LInfFMNAttack", {"steps": 60}, None),
     "FMN L0": ("L0FMNAttack", {"steps": 60}, None),
     "Gaussian blur": ("GaussianBlurAttack", {}, None),

