@@ -55,6 +55,8 @@ DEFAULT_ATTACKS = (
     "deepfool-l2",
     "fmn-linf",
     "fmn-l2",
+    "fab-l2",
+    "fab-linf",
     "cw-l2",
     "cw-l2-k10",
     "square-linf-8",

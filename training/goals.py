@@ -167,13 +167,12 @@ def _unseen(card: Mapping[str, Any]) -> Iterator[Goal]:
 
 def _minimal(card: Mapping[str, Any]) -> Iterator[Goal]:
     lead = card["baselines"].get("confidence only", {}).get("lead", {}).get("attacks", {})
-    border = next((slug for slug in card["attacks"] if slug.startswith("fab")), "fmn-l2")
     figures = []
-    for slug, least in (("deepfool-l2", 0.95), ("cw-l2", 0.95), (border, 0.96)):
+    for slug, least in (("deepfool-l2", 0.95), ("cw-l2", 0.95), ("fab-l2", 0.96)):
         figures.append(Figure.of(f"{slug} AUROC", _area(card, slug), least=least))
         figures.append(Figure.of(f"{slug} over confidence", lead.get(slug), least=POINTS))
     yield Goal(
-        what="DeepFool, CW-L2, FAB (or FMN)",
+        what="DeepFool, CW-L2, FAB",
         goal="AUROC .95, .95, .96 or more, and 5 points over confidence only",
         anchor="SID .929, .903, .958",
         figures=figures,

@@ -32,6 +32,7 @@ _FAMILIES: Mapping[str, str] = {
     "pgd-l1": "PGD L2 and L1",
     "deepfool": "minimal",
     "fmn": "minimal",
+    "fab": "minimal",
     "cw": "minimal",
     "hopskipjump": "minimal",
     "art-newtonfool": "minimal",

@@ -16,6 +16,7 @@ from training.attacks.base import Attack, AttackResult, Goal
 from training.attacks.budget import Budget
 from training.attacks.carlini import CWL2
 from training.attacks.chance import RandomSearch
+from training.attacks.fab import FAB
 from training.attacks.gradient import BIM, FGSM, MIFGSM, PGD
 from training.attacks.library import FromART
 from training.attacks.minimal import FMN, DeepFool
@@ -32,6 +33,7 @@ __all__ = [
     "ATTACKS",
     "BIM",
     "CWL2",
+    "FAB",
     "FGSM",
     "FMN",
     "MIFGSM",
@@ -80,6 +82,8 @@ _MAKERS: tuple[Callable[[], Attack], ...] = (
     DeepFool,
     lambda: FMN(norm="l2"),
     lambda: FMN(norm="linf"),
+    FAB,
+    lambda: FAB(norm="linf"),
     CWL2,
     lambda: CWL2(confidence=10.0),
     SparsePGD,

@@ -4,10 +4,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
 from training.attacks import (
@@ -15,6 +16,7 @@ from training.attacks import (
     ATTACKS,
     BIM,
     CWL2,
+    FAB,
     FGSM,
     FMN,
     MIFGSM,
@@ -36,6 +38,7 @@ from training.attacks import (
     Victim,
     attack_named,
 )
+from training.attacks.fab import onto_plane
 from training.data import Dataset
 from training.errors import AttackError
 
@@ -56,6 +59,8 @@ TABLE: list[tuple[Attack, float]] = [
     (DeepFool(), 0.9),
     (FMN(norm="l2"), 0.9),
     (FMN(norm="linf"), 0.9),
+    (FAB(norm="l2"), 0.9),
+    (FAB(norm="linf"), 0.9),
     (CWL2(), 0.9),
     (CWL2(confidence=2.0), 0.9),
     (SparsePGD(places=6), 0.4),
@@ -128,12 +133,36 @@ def test_least_changes_are_small(digits: Dataset, digits_victim: Victim) -> None
     args = (digits.images[:40], digits.labels[:40], digits_victim)
     lengths = {
         attack.name: np.median(attack(*args, seed=0).l2)
-        for attack in (DeepFool(), FMN(), CWL2(), CWL2(confidence=2.0))
+        for attack in (DeepFool(), FMN(), FAB(), CWL2(), CWL2(confidence=2.0))
     }
     assert lengths["fmn-l2"] < 1.25 * lengths["cw-l2"]
     assert lengths["cw-l2"] < 1.25 * lengths["fmn-l2"]
+    assert lengths["fab-l2"] < 1.25 * lengths["fmn-l2"]
     assert lengths["deepfool-l2"] < 1.6 * lengths["fmn-l2"]
     assert lengths["cw-l2-k2"] > 1.1 * lengths["cw-l2"]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_onto_a_plane_is_the_nearest_point_of_it(norm: Literal["l2", "linf"]) -> None:
+    """On the plane, in the box, and no point found by chance on it is nearer."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 6, generator=generator)
+    normal = torch.randn(50, 6, generator=generator)
+    inside = torch.rand(50, 6, generator=generator)
+    offset = -(normal * inside).sum(1)  # each plane goes through the box
+    found = onto_plane(x, normal, offset, norm=norm)
+    assert ((found >= 0) & (found <= 1)).all()
+    torch.testing.assert_close((normal * found).sum(1) + offset, torch.zeros(50), atol=1e-4, rtol=0)
+    order = 2 if norm == "l2" else torch.inf
+    nearest = torch.linalg.vector_norm(found - x, order, dim=1)
+    others = torch.rand(2000, 50, 6, generator=generator)
+    height = ((normal * others).sum(2) + offset) / normal.square().sum(1)
+    others = others - height[:, :, None] * normal
+    allowed = ((others >= 0) & (others <= 1)).all(2)
+    distance = torch.linalg.vector_norm(others - x, order, dim=2)
+    distance[~allowed] = torch.inf
+    assert (distance.amin(0) > nearest - 1e-4).all()
+    assert (distance.amin(0) < 1.5 * nearest + 0.2).float().mean() > 0.5  # some came close
 
 
 def test_confidence_is_reached(digits: Dataset, digits_victim: Victim) -> None:
@@ -273,6 +302,8 @@ def test_an_attack_of_another_package(tmp_path: Path, monkeypatch: pytest.Monkey
         (lambda: APGD(loss=cast("Any", "mse")), "expected loss ce or dlr"),
         (lambda: DeepFool(candidates=0), "expected positive steps, candidates and overshoot"),
         (lambda: FMN(norm="l1"), "expected FMN in l2 or linf"),
+        (lambda: FAB(norm="l1"), "expected FAB in l2 or linf"),
+        (lambda: FAB(back=1.0), "back in"),
         (lambda: CWL2(rate=0.0), "expected positive searches, steps, rate and weight"),
         (lambda: CWL2(confidence=-1.0), "expected a confidence of 0 or more, got -1.0"),
         (lambda: SparsePGD(steps=0), "expected positive steps and step"),
