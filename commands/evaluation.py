@@ -23,7 +23,7 @@ def evaluate(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", help="By name or module:Class; may be repeated. [a list of 21 of each kind]"
+            "--attack", help="By name or module:Class; may be repeated. [two dozen of each kind]"
         ),
     ] = None,
     benign: Annotated[
