@@ -32,8 +32,9 @@ from detector.runtime import Guard
 from detector.taps import Tap, find_taps
 from training.case import chunk_of
 from training.data import Dataset, load_data
-from training.fit import HeadSettings, Kind, Readings, fit_head
+from training.fit import HeadSettings, fit_head
 from training.harvest import SHARD_IMAGES, Maker, Orders, Workspace, plan_jobs
+from training.readings import Kind, Readings
 
 MIB = 2**20
 

@@ -23,9 +23,9 @@ from detector.runtime import Reader
 from training.attacks import attack_named
 from training.data import load_data
 from training.errors import DataError
-from training.fit import Kind, Readings
 from training.harvest import Job, Orders, harvest, plan_jobs
 from training.kept import Added, Kept
+from training.readings import Kind, Readings
 
 __all__ = [
     "CAPTURE",

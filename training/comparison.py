@@ -18,11 +18,12 @@ from training.baselines import Baseline, Context, Material
 from training.bootstrap import Drawn, Resampling, interval, word
 from training.case import predict
 from training.errors import AttackError
-from training.fit import HeadSettings, Kind, Readings
+from training.fit import HeadSettings
 from training.harvest import Shard, Workspace
 from training.leave_out import shards_of
 from training.metrics import auroc
 from training.progress import Progress
+from training.readings import Kind, Readings
 
 __all__ = ["Group", "compare", "mean"]
 

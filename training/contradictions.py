@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.head import Head
-from training.fit import Readings
+from training.readings import Readings
 
 __all__ = ["Contradicted", "contradicted"]
 

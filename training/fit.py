@@ -7,7 +7,6 @@ network, so an ensemble costs the graph two products like a single net does.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,65 +15,17 @@ from numpy.typing import NDArray
 from detector.features import FeatureMap
 from detector.head import Head, images_needed
 from detector.taps import Tap
+from training.alarms import false_alarms, weighed
 from training.errors import DataError
 from training.probes import Probes, fit_probes, most_columns, select_columns
 from training.rates import StoredRates
+from training.readings import Readings
 from training.table import KEPT_BYTES, Table
 
-__all__ = ["HeadSettings", "Readings", "calibrate", "fit_head"]
+__all__ = ["HeadSettings", "calibrate", "fit_head"]
 
 Floats = NDArray[np.float32]
 MIN_FOLDS = 6
-
-Kind = Literal["clean", "benign", "attack"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
-    """What the compiled model gave on one kind of images: rates (N, D), logits (N, K) and whence.
-
-    Attributes:
-        name: "clean", or the slug of the attack or benign change.
-        kind: which side it is on: only "attack" is positive.
-        rates: floats, (N, D), or `StoredRates`, which are read when they are indexed.
-        logits: float32, (N, K).
-        sources: int64, (N,). Index of the image it was made from.
-        labels: int64, (N,). True class of the source.
-        weight: how much the group counts among its kind.
-    """
-
-    name: str
-    kind: Kind
-    rates: Any
-    logits: Floats
-    sources: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    weight: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    @property
-    def predictions(self) -> NDArray[np.int64]:
-        """int64, (N,)."""
-        answers: NDArray[np.int64] = self.logits.argmax(axis=1)
-        return answers
-
-    @property
-    def answered_right(self) -> NDArray[np.bool_]:
-        """bool, (N,)."""
-        right: NDArray[np.bool_] = self.predictions == self.labels
-        return right
-
-    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Readings":
-        """Return these rows only."""
-        return replace(
-            self,
-            rates=self.rates[chosen],
-            logits=self.logits[chosen],
-            sources=self.sources[chosen],
-            labels=self.labels[chosen],
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +39,8 @@ class HeadSettings:
     learning_rate: float = 2e-3
     batch: int = 256
     epochs: int = 12
-    benign_share: float = 0.65  # of the weight of all negatives
+    benign_share: float = 0.65  # of the weight of all negatives, before alarms are counted
+    alarms: float = 0.07  # of each harmless change that may be flagged at 5 %; 0 counts none
     accident_share: float = 0.02  # of the weight of all positives, at most
     accident_kept: float = 0.5  # of what they would weigh as harmless
 
@@ -104,7 +56,8 @@ def fit_head(
 ) -> Head:
     """Return a head that tells attacked from clean and benignly changed images, uncalibrated.
 
-    Each member stops early on a fold of source images of its own, at the epoch of least loss.
+    Each member stops early on a fold of source images of its own, at the epoch of least loss. How
+    much each harmless change counts goes by how often a first head flags it (`alarms`).
 
     Args:
         groups: of the fitting sources only; one is "clean", attacks hold successes only.
@@ -122,6 +75,25 @@ def fit_head(
     attacks = [group for group in groups if group.kind == "attack" and len(group)]
     if clean is None or not attacks:
         raise DataError("expected clean images and at least one attack that succeeded on some")
+    once = partial(_fit_weighed, taps=taps, seed=seed, kept_bytes=kept_bytes)
+    if settings.alarms > 0:
+        first = replace(settings, members=1, epochs=-(-settings.epochs // 2))
+        found = false_alarms(groups, partial(once, settings=first, progress=lambda _: None))
+        groups, share = weighed(groups, found, wanted=settings.alarms, share=settings.benign_share)
+        settings = replace(settings, benign_share=share)
+    return once(groups, settings=settings, progress=progress)
+
+
+def _fit_weighed(
+    groups: Sequence[Readings],
+    *,
+    taps: Sequence[Tap],
+    settings: HeadSettings,
+    seed: int,
+    progress: Callable[[float], None],
+    kept_bytes: int,
+) -> Head:
+    """Return a head fitted to groups of these very weights."""
     groups = _with_accidents(groups, settings)
     weights = _weights(groups, settings.benign_share)
     table = Table(

@@ -23,9 +23,9 @@ from detector.model import Production
 from detector.runtime import Guard
 from training.contradictions import Contradicted
 from training.errors import DataError
-from training.fit import Readings
 from training.kept import CLEAN, Kept
 from training.metrics import auroc
+from training.readings import Readings
 
 __all__ = ["GateLimits", "GateResult", "GateRow", "gate", "print_gate"]
 

@@ -27,8 +27,8 @@ from training.attacks.benign import Change as Benign
 from training.case import read_images, source_images
 from training.data import Dataset
 from training.errors import DataError
-from training.fit import Kind, Readings
 from training.rates import StoredRates, decode, places, stored
+from training.readings import Kind, Readings
 from training.twin import load_twin
 
 __all__ = ["Job", "Maker", "Orders", "Shard", "Workspace", "harvest", "plan_jobs"]

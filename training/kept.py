@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from detector.artifact import GuardArtifact
 from detector.lock import hold
 from training.errors import DataError
-from training.fit import HeadSettings, Kind, Readings
+from training.fit import HeadSettings
 from training.harvest import Job, Workspace
+from training.readings import Kind, Readings
 
 __all__ = ["COLUMNS", "Added", "Kept", "column_runs", "hold_kept", "open_kept"]
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from detector.artifact import GuardArtifact
 from detector.head import Head
-from training.fit import HeadSettings, Readings, calibrate, fit_head
+from training.fit import HeadSettings, calibrate, fit_head
 from training.progress import Progress
+from training.readings import Readings
 from training.unit import Unit, add_unit
 
 __all__ = ["Learned", "learn", "refit"]

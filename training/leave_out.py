@@ -13,10 +13,11 @@ import numpy as np
 from detector.artifact import Manifest
 from training.bootstrap import Drawn, Resampling, interval
 from training.errors import DataError
-from training.fit import HeadSettings, Kind, Readings, fit_head
+from training.fit import HeadSettings, fit_head
 from training.harvest import Job, Workspace
 from training.metrics import auroc
 from training.progress import Progress
+from training.readings import Kind, Readings
 
 __all__ = ["LeftOut", "family", "leave_one_out", "left_out_named", "open_fit", "shards_of"]
 

@@ -24,12 +24,13 @@ from training.case import Case, Preprocessing, open_case
 from training.economy import choose_taps
 from training.engine import check_engine
 from training.errors import AttackError, DataError
-from training.fit import Readings, calibrate, fit_head
+from training.fit import calibrate, fit_head
 from training.harvest import Job, Orders, Workspace, harvest, plan_jobs
 from training.html import report_page
 from training.kept import COLUMNS, column_runs
 from training.probes import column_taps
 from training.progress import Progress
+from training.readings import Readings
 from training.recipes import Portion, Recipe, recipe_named
 from training.report import promised_rates, report_card
 

@@ -25,6 +25,7 @@ __all__ = [
     "fit_probes",
     "most_columns",
     "select_columns",
+    "source_folds",
     "standardise",
 ]
 
@@ -65,7 +66,7 @@ class Probes:
             sources: int64, (N,).
         """
         x = np.empty((len(rates), self.features.width), np.float32)
-        of_row = _folds(sources)
+        of_row = source_folds(sources)
         for fold, features in enumerate(self.folds):
             rows = of_row == fold
             if rows.any():
@@ -138,7 +139,7 @@ def fit_probes(
         return Probes(blank, (blank,) * FOLDS)
     share = (weights / weights.mean()).astype(np.float64)
     table = _Standardised(rates, columns, share)
-    of_row = _folds(sources)
+    of_row = source_folds(sources)
     blocks = _blocks(of_column, len(taps))
     solutions = _solve(table, labels, classes, share.astype(np.float32), of_row, blocks)
     some = np.arange(0, len(labels), -(-len(labels) // SHARPNESS_ROWS))
@@ -162,7 +163,7 @@ def fit_probes(
     return Probes(maps[-1], tuple(maps[:-1]))
 
 
-def _folds(sources: NDArray[np.int64]) -> NDArray[np.int64]:
+def source_folds(sources: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the fold of each source image, whatever order the images come in: int64, (N,).
 
     By the number itself, images dealt out class by class would leave whole classes to one fold.

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from detector.features import confidence
 from detector.head import threshold_at
 from detector.runtime import Guard
-from training.fit import Kind, Readings
 from training.harvest import Job, Workspace
 from training.metrics import auroc_interval, rate_above, rate_interval
+from training.readings import Kind, Readings
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -46,12 +46,12 @@ from training.challenger import write_challenger
 from training.contradictions import contradicted
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
-from training.fit import Readings
 from training.gate import GateLimits, GateResult, gate
 from training.harvest import Orders
 from training.kept import CLEAN, WEIGHT, Added, Kept, hold_kept, open_kept
 from training.learned import Learned, learn
 from training.progress import Progress
+from training.readings import Readings
 from training.report import promised_rates
 from training.unit import Unit, without_accidents
 

@@ -27,11 +27,11 @@ from training.case import predict
 from training.challenger import write_challenger
 from training.data import Dataset, load_data, split_sources
 from training.errors import DataError
-from training.fit import Readings
 from training.gate import GateLimits, GateResult, gate
 from training.kept import Added, Kept, hold_kept, open_kept
 from training.learned import refit
 from training.progress import Progress
+from training.readings import Readings
 from training.relaxed import RelaxedGuard
 from training.report import promised_rates
 from training.twin import load_twin

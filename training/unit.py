@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from detector.head import Head
 from training.errors import DataError
-from training.fit import Readings
 from training.metrics import auroc
+from training.readings import Readings
 
 __all__ = ["Unit", "add_unit", "without_accidents"]
 

@@ -8,7 +8,8 @@ import pytest
 from detector.head import Head
 from tests.training.test_fit import SETTINGS, TAPS, group, groups
 from training.contradictions import Contradicted, contradicted
-from training.fit import Kind, Readings, fit_head
+from training.fit import fit_head
+from training.readings import Kind, Readings
 
 
 @pytest.fixture(scope="module")

@@ -217,7 +217,8 @@ def test_another_guards_fit_is_refused(fitted: GuardArtifact, fit_settings: FitS
 def test_lid_never_meets_its_own_reference() -> None:
     """The reference images' sources are in no row that is fitted on."""
     from training.baselines import Context, Material
-    from training.fit import HeadSettings, Readings
+    from training.fit import HeadSettings
+    from training.readings import Readings
 
     rng = np.random.default_rng(0)
 

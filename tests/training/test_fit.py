@@ -13,8 +13,9 @@ from detector.errors import SettingsError
 from detector.head import Head, threshold_at
 from detector.taps import Tap
 from training.errors import DataError
-from training.fit import HeadSettings, Kind, Readings, calibrate, fit_head
+from training.fit import HeadSettings, calibrate, fit_head
 from training.metrics import auroc
+from training.readings import Kind, Readings
 
 TAPS = (Tap(name="a", op="Relu", shape=(8, 4, 4)), Tap(name="b", op="Relu", shape=(6,)))
 RATES, CLASSES = 14, 3
@@ -103,7 +104,7 @@ def with_accidents() -> tuple[list[Readings], Readings]:
 
 def test_accidents_need_not_teach() -> None:
     """With no share on either side, harmless changes answered wrong leave no trace in the head."""
-    settings = replace(SETTINGS, accident_share=0.0, accident_kept=0.0)
+    settings = replace(SETTINGS, accident_share=0.0, accident_kept=0.0, alarms=0.0)
     plain, beside = (
         fit_head(data, taps=TAPS, settings=settings, seed=0).to_arrays()
         for data in (groups(shift=0.1), with_accidents()[0])

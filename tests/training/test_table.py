@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from detector.artifact import write_file
 from detector.taps import Tap
 from training import moments
-from training.fit import HeadSettings, Kind, Readings, fit_head
+from training.fit import HeadSettings, fit_head
 from training.metrics import auroc
 from training.moments import Moments, row_blocks
 from training.rates import StoredRates, places, stored
+from training.readings import Kind, Readings
 
 TAPS = (Tap(name="a", op="Relu", shape=(12, 4, 4)), Tap(name="b", op="Relu", shape=(8, 10, 10)))
 CLASSES = 3

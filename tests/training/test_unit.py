@@ -9,8 +9,9 @@ from numpy.testing import assert_array_equal
 from detector.head import Head
 from tests.training.test_fit import SETTINGS, TAPS, group, groups
 from training.errors import DataError
-from training.fit import Readings, fit_head
+from training.fit import fit_head
 from training.metrics import auroc
+from training.readings import Readings
 from training.unit import add_unit, without_accidents
 
 SOURCES = np.arange(1000, 1120)

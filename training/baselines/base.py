@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from detector.images import Images
 from detector.taps import Tap
 from training.errors import DataError
-from training.fit import HeadSettings, Kind, Readings
+from training.fit import HeadSettings
+from training.readings import Kind, Readings
 
 __all__ = [
     "Baseline",

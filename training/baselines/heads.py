@@ -8,7 +8,8 @@ import numpy as np
 
 from detector.head import Head
 from training.baselines.base import Baseline, Context, Material, Scores
-from training.fit import Readings, fit_head
+from training.fit import fit_head
+from training.readings import Readings
 
 __all__ = ["Bits", "Floats"]
 

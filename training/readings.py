@@ -1,0 +1,60 @@
+"""What a compiled model gave on one kind of images. N images, D rates, K classes."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Kind", "Readings"]
+
+Floats = NDArray[np.float32]
+Kind = Literal["clean", "benign", "attack"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """What the compiled model gave on one kind of images: rates (N, D), logits (N, K) and whence.
+
+    Attributes:
+        name: "clean", or the slug of the attack or benign change.
+        kind: which side it is on: only "attack" is positive.
+        rates: floats, (N, D), or `StoredRates`, which are read when they are indexed.
+        logits: float32, (N, K).
+        sources: int64, (N,). Index of the image it was made from.
+        labels: int64, (N,). True class of the source.
+        weight: how much the group counts among its kind.
+    """
+
+    name: str
+    kind: Kind
+    rates: Any
+    logits: Floats
+    sources: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def predictions(self) -> NDArray[np.int64]:
+        """int64, (N,)."""
+        answers: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return answers
+
+    @property
+    def answered_right(self) -> NDArray[np.bool_]:
+        """bool, (N,)."""
+        right: NDArray[np.bool_] = self.predictions == self.labels
+        return right
+
+    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Readings":
+        """Return these rows only."""
+        return replace(
+            self,
+            rates=self.rates[chosen],
+            logits=self.logits[chosen],
+            sources=self.sources[chosen],
+            labels=self.labels[chosen],
+        )
