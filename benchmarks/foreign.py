@@ -1,10 +1,11 @@
-"""Attacks that another library makes, against a guard that was not fitted on its images.
+"""Attacks that another library makes, and harmless changes, of images the guard never saw.
 
     python benchmarks/foreign.py --model M.onnx --guard G --data FRESH.npz [--images 150]
 
 Foolbox attacks the model through its twin; images are rounded to whole 8-bit pixels and count where
-the answer is then wrong. AUROC is against the clean images that are not attacked, which must be
-fresh: neither the model nor the guard may have been fitted on them.
+the answer is then wrong. AUROC is against the clean images that are not attacked. All must be
+fresh: neither the model nor the guard may have been fitted on them. Of the clean ones and of the
+default recipe's harmless changes of them it says how many are flagged at the guard's own threshold.
 """
 
 import argparse
@@ -15,9 +16,12 @@ import foolbox
 import numpy as np
 import torch
 
+from detector.images import Images
 from detector.runtime import Guard
-from training.data import load_data
+from training.attacks.benign import Change
+from training.data import Labels, load_data
 from training.metrics import auroc, rate_above
+from training.recipes.default import benign
 from training.twin import Twin, load_twin, to_pixels
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], float | None]] = {
@@ -57,6 +61,31 @@ class Scores(torch.nn.Module):
         return self.twin.logits(pixels)
 
 
+def _inspect(guard: Guard, images: Images) -> tuple[Any, Any, Any]:
+    """Return scores, whether they are flagged, and answers, each (N,)."""
+    found = [guard.inspect(images[i : i + 500]) for i in range(0, len(images), 500)]
+    scores, flagged, answers = zip(
+        *((v.score, v.is_adversarial, v.prediction) for v in found), strict=True
+    )
+    return np.concatenate(scores), np.concatenate(flagged), np.concatenate(answers)
+
+
+def _harmless(guard: Guard, images: Images, labels: Labels) -> None:
+    """Print a line for clean images and one per harmless change."""
+    changed = {"clean": images}
+    for portion in benign(1.0):
+        assert isinstance(portion.change, Change)
+        changed[portion.change.name] = portion.change(images, seed=5)
+    for name, some in changed.items():
+        _, flagged, answers = _inspect(guard, some)
+        right = answers == labels
+        print(
+            f"{name:<16} {flagged.mean():.3f} flagged of {len(some)}, {flagged[right].mean():.3f} "
+            f"of the {right.mean():.3f} answered right",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print a line per attack."""
     parser = argparse.ArgumentParser(
@@ -73,9 +102,9 @@ def main() -> None:
     data = load_data(options.data)
     some, rest = data.images[: options.images], data.images[options.images :]
     labels = data.labels[: options.images]
-    clean = np.concatenate(
-        [guard.inspect(rest[i : i + 500]).score for i in range(0, len(rest), 500)]
-    )
+    if not options.attack:
+        _harmless(guard, rest, data.labels[options.images :])
+    clean = _inspect(guard, rest)[0]
     limit = float(np.quantile(clean, 0.95, method="higher"))
     right = guard.inspect(some).prediction == labels
     some, labels = some[right], labels[right]
