@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.networks import NETWORKS, make
 from detector.images import Images
 from detector.model import infer_spec, load_production
 from training.attacks import APGD, CWL2, FMN, PGD, Attack, DeepFool, Square, Victim, open_victim
+from training.attacks.library import TwinModule
 from training.data import Labels, load_data
 from training.twin import Twin, load_twin, to_pixels
 
@@ -190,7 +191,7 @@ def _foolbox(name: str, size: float | None, **settings: Any) -> Library:
         import foolbox
 
         torch.manual_seed(seed)
-        model = foolbox.PyTorchModel(_Pixels(twin).eval(), bounds=(0, 1), device="cpu")
+        model = foolbox.PyTorchModel(TwinModule(twin).eval(), bounds=(0, 1), device="cpu")
         call = getattr(foolbox.attacks, name)(**settings)
         moved = call(model, to_pixels(images), torch.from_numpy(labels), epsilons=size)[1]
         found: NDArray[np.float32] = moved.numpy()
@@ -209,7 +210,7 @@ def _art(name: str, **settings: Any) -> Library:
         with torch.no_grad():
             classes = twin.logits(pixels[:1]).shape[1]
         model = PyTorchClassifier(
-            _Pixels(twin).eval(),
+            TwinModule(twin).eval(),
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(pixels.shape[1:]),
             nb_classes=classes,
@@ -221,17 +222,6 @@ def _art(name: str, **settings: Any) -> Library:
         return found
 
     return attack
-
-
-class _Pixels(nn.Module):
-    """A twin as a module on pixels."""
-
-    def __init__(self, twin: Twin) -> None:
-        super().__init__()
-        self._twin = twin
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self._twin.logits(pixels.float())
 
 
 if __name__ == "__main__":

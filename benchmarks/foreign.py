@@ -19,10 +19,11 @@ import torch
 from detector.images import Images
 from detector.runtime import Guard
 from training.attacks.benign import Change
+from training.attacks.library import TwinModule
 from training.data import Labels, load_data
 from training.metrics import auroc, rate_above
 from training.recipes.default import benign
-from training.twin import Twin, load_twin, to_pixels
+from training.twin import load_twin, to_pixels
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "PGD Linf 2": ("LinfPGD", {"steps": 40}, 2 / 255),
@@ -47,18 +48,6 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "FMN L0": ("L0FMNAttack", {"steps": 60}, None),
     "Gaussian blur": ("GaussianBlurAttack", {}, None),
 }
-
-
-class Scores(torch.nn.Module):
-    """The twin as a torch module."""
-
-    def __init__(self, twin: Twin) -> None:
-        super().__init__()
-        self.twin = twin
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits."""
-        return self.twin.logits(pixels)
 
 
 def _inspect(guard: Guard, images: Images) -> tuple[Any, Any, Any]:
@@ -111,7 +100,7 @@ def main() -> None:
     twin = load_twin(options.model, guard.spec, images=some, device="cpu")
     if twin is None:
         parser.error(f"expected a model with a twin, {options.model} has none")
-    model = foolbox.PyTorchModel(Scores(twin).eval(), bounds=(0, 1), device="cpu")
+    model = foolbox.PyTorchModel(TwinModule(twin).eval(), bounds=(0, 1), device="cpu")
     pixels = to_pixels(some)
     for name in options.attack or SETTINGS:
         kind, settings, size = SETTINGS[name]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from training.attacks.base import Attack, Goal
 from training.attacks.budget import Budget
-from training.attacks.minimal import rounded
+from training.attacks.minimal import CLEARLY, rounded
 from training.attacks.victim import Victim
 from training.errors import AttackError
 from training.twin import Twin
@@ -115,7 +115,7 @@ class CWL2(Attack):
             loss = distance + weight * margin.clamp_min(-0.1)
             (gradient,) = torch.autograd.grad(loss.sum(), pixels)
             length = (whole - clean).detach().square().flatten(1).sum(1).sqrt()
-            better = (margin < -1e-3) & (length < shortest)
+            better = (margin < CLEARLY) & (length < shortest)
             best = torch.where(better[:, None, None, None], whole.detach(), best)
             shortest = torch.where(better, length, shortest)
             pixels = (pixels.detach() - adam.step(gradient)).clamp(0, 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from training.attacks.base import Attack, Goal
 from training.attacks.budget import Budget, Norm
-from training.attacks.minimal import rounded, survive
+from training.attacks.minimal import CLEARLY, boundaries, length_of, rounded, survive
 from training.attacks.victim import Victim
 from training.errors import AttackError
 from training.twin import Twin
@@ -16,7 +16,6 @@ __all__ = ["FAB", "onto_plane"]
 
 _HALVINGS = 30
 _FARTHEST = 64.0  # there all but values of nearly no slope are at the end of their range
-_CLEARLY = -1e-3  # the twin and the ONNX model differ in the last digits of a logit
 
 
 def onto_plane(x: Tensor, normal: Tensor, offset: Tensor, *, norm: Norm) -> Tensor:
@@ -87,15 +86,15 @@ class FAB(Attack):
         for _ in range(self.steps):
             normal, offset = self._nearest_plane(twin, x.reshape(clean.shape), goal)
             here, there = (onto_plane(z, normal, offset, norm=self.norm) for z in (x, start))
-            own, other = self._length(here - x), self._length(there - start)
+            own, other = length_of(here - x, self.norm), length_of(there - start, self.norm)
             share = (own / (own + other).clamp_min(1e-12)).clamp_max(self.pull)[:, None]
             ahead = x + self.overshoot * (here - x)
             x = (1 - share) * ahead + share * (start + self.overshoot * (there - start))
             x = last = x.clamp(0, 1)
             whole = rounded(x).reshape(clean.shape)
             with torch.no_grad():
-                reached = goal.margin(twin.logits(whole)) < _CLEARLY
-            length = self._length(whole.flatten(1) - start)
+                reached = goal.margin(twin.logits(whole)) < CLEARLY
+            length = length_of(whole.flatten(1) - start, self.norm)
             better = reached & (length < shortest)
             best = torch.where(better[:, None], whole.flatten(1), best)
             shortest = torch.where(better, length, shortest)
@@ -109,19 +108,12 @@ class FAB(Attack):
 
     def _nearest_plane(self, twin: Twin, pixels: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """Return normal (N, D) and offset (N,) of the flat boundary that is nearest."""
-        pixels = pixels.detach().requires_grad_()
-        logits = twin.logits(pixels)
-        own = logits.gather(1, goal.labels[:, None]).squeeze(1)
-        others = logits.detach().scatter(1, goal.labels[:, None], -torch.inf)
-        rivals = others.topk(min(self.candidates, logits.shape[1] - 1), dim=1).indices
-        x = pixels.detach().flatten(1)
-        nearest = torch.full_like(own, torch.inf).detach()
+        margin, gaps, slopes = boundaries(twin, pixels, goal, self.candidates)
+        x = pixels.flatten(1)
+        nearest = torch.full_like(margin, torch.inf)
         normal, offset = torch.zeros_like(x), torch.zeros_like(nearest)
-        for k in range(rivals.shape[1]):
-            gap = logits.gather(1, rivals[:, k : k + 1]).squeeze(1) - own
-            kept = k < rivals.shape[1] - 1
-            (slope,) = torch.autograd.grad(gap.sum(), pixels, retain_graph=kept)
-            slope, gap = slope.flatten(1), gap.detach()
+        for gap, steep in zip(gaps, slopes, strict=True):
+            slope = steep.flatten(1)
             dual = slope.abs().sum(1) if self.norm == "linf" else slope.square().sum(1).sqrt()
             distance = gap.abs() / dual.clamp_min(1e-12)
             nearer = distance < nearest
@@ -129,6 +121,3 @@ class FAB(Attack):
             normal = torch.where(nearer[:, None], slope, normal)
             offset = torch.where(nearer, gap - (slope * x).sum(1), offset)
         return normal, offset
-
-    def _length(self, change: Tensor) -> Tensor:
-        return change.abs().amax(1) if self.norm == "linf" else change.square().sum(1).sqrt()

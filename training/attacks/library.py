@@ -13,7 +13,7 @@ from training.attacks.victim import Victim
 from training.errors import AttackError
 from training.twin import Twin
 
-__all__ = ["FromART"]
+__all__ = ["FromART", "TwinModule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class FromART(Attack):
         with torch.no_grad():
             classes = twin.logits(clean[:1]).shape[1]
         classifier = PyTorchClassifier(
-            _Scores(twin),
+            TwinModule(twin),
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(clean.shape[1:]),
             nb_classes=classes,
@@ -85,12 +85,13 @@ class FromART(Attack):
             raise AttackError(f"ART's {self.attack} refuses its arguments: {error}") from error
 
 
-class _Scores(nn.Module):
-    """The twin as ART wants it. No parameter is registered, so ART can't train it."""
+class TwinModule(nn.Module):
+    """A twin as other libraries want it. No parameter is registered, so they can't train it."""
 
     def __init__(self, twin: Twin) -> None:
         super().__init__()
         self._twin = twin
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return class scores, (N, K)."""
         return self._twin.logits(pixels.float())  # some of ART's attacks work in doubles

@@ -17,10 +17,10 @@ from training.attacks.victim import Victim
 from training.errors import AttackError
 from training.twin import Twin
 
-__all__ = ["FMN", "DeepFool", "rounded", "survive"]
+__all__ = ["CLEARLY", "FMN", "DeepFool", "boundaries", "length_of", "rounded", "survive"]
 
 # The twin and the ONNX model differ in the last digits of a logit.
-_CLEARLY = -1e-3
+CLEARLY = -1e-3
 
 
 def rounded(pixels: Tensor) -> Tensor:
@@ -56,11 +56,40 @@ def survive(
         stretched = clean[pending] + scale * (moved - clean)[pending]
         whole = budget.whole(clean[pending], stretched).float() / 255
         with torch.no_grad():
-            reached = goal.take(pending).margin(twin.logits(whole)) < _CLEARLY
+            reached = goal.take(pending).margin(twin.logits(whole)) < CLEARLY
         best[pending[reached]] = whole[reached]
         pending = pending[~reached]
         scale *= growth
     return best
+
+
+def boundaries(
+    twin: Twin, pixels: Tensor, goal: Goal, candidates: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the margin (N,), and to each of the likeliest other classes gap and slope.
+
+    A gap, (N,), is how far that class's score is above the own one's; its slope, (N, C, H, W), the
+    gradient of that.
+    """
+    pixels = pixels.detach().requires_grad_()
+    logits = twin.logits(pixels)
+    own = logits.gather(1, goal.labels[:, None]).squeeze(1)
+    others = logits.detach().scatter(1, goal.labels[:, None], -torch.inf)
+    rivals = others.topk(min(candidates, logits.shape[1] - 1), dim=1).indices
+    gaps, slopes = [], []
+    for k in range(rivals.shape[1]):
+        gap = logits.gather(1, rivals[:, k : k + 1]).squeeze(1) - own
+        kept = k < rivals.shape[1] - 1
+        (slope,) = torch.autograd.grad(gap.sum(), pixels, retain_graph=kept)
+        gaps.append(gap.detach())
+        slopes.append(slope)
+    return goal.margin(logits.detach()), gaps, slopes
+
+
+def length_of(change: Tensor, norm: Norm) -> Tensor:
+    """Return the length in `l2`, or in `linf`: (N,)."""
+    flat = change.flatten(1)
+    return flat.square().sum(1).sqrt() if norm == "l2" else flat.abs().amax(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,26 +140,19 @@ class DeepFool(Attack):
 
     def _step(self, twin: Twin, pixels: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """Return the step to the nearest linear boundary, and which images are still before it."""
-        pixels = pixels.detach().requires_grad_()
-        logits = twin.logits(pixels)
-        own = logits.gather(1, goal.labels[:, None]).squeeze(1)
-        others = logits.detach().scatter(1, goal.labels[:, None], -torch.inf)
-        count = min(self.candidates, logits.shape[1] - 1)
-        rivals = others.topk(count, dim=1).indices
-        best = torch.full_like(own, torch.inf).detach()
+        margin, gaps, slopes = boundaries(twin, pixels, goal, self.candidates)
+        best = torch.full_like(margin, torch.inf)
         step = torch.zeros_like(pixels)
-        for k in range(count):
-            gap = logits.gather(1, rivals[:, k : k + 1]).squeeze(1) - own
-            (slope,) = torch.autograd.grad(gap.sum(), pixels, retain_graph=k < count - 1)
+        for gap, slope in zip(gaps, slopes, strict=True):
             steepness = slope.square().flatten(1).sum(1).clamp_min(1e-12)
-            distance = (gap.detach().abs() + 1e-4) / steepness
+            distance = (gap.abs() + 1e-4) / steepness
             length = distance * steepness.sqrt()
             nearer = length < best
             best = torch.where(nearer, length, best)
             step = torch.where(
                 nearer[:, None, None, None], distance[:, None, None, None] * slope, step
             )
-        return step.detach(), goal.margin(logits.detach()) >= 0
+        return step, margin >= 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +201,8 @@ class FMN(Attack):
             margin = goal.margin(twin.logits(pixels))
             (gradient,) = torch.autograd.grad(-margin.sum(), pixels)
             whole, margin = pixels.detach() - clean, margin.detach()
-            length = self._length(whole)
-            reached = margin < _CLEARLY
+            length = length_of(whole, self.norm)
+            reached = margin < CLEARLY
             better = reached & (length < shortest)
             best = torch.where(better[:, None, None, None], whole, best)
             shortest = torch.where(better, length, shortest)
@@ -207,17 +229,13 @@ class FMN(Attack):
         """Return the next radius: shrunk, grown, or before any success to the linear boundary."""
         flat = gradient.flatten(1)
         slope = flat.square().sum(1).sqrt() if self.norm == "l2" else flat.abs().sum(1)
-        linear = self._length(change) + margin.abs() / slope.clamp_min(1e-12)
+        linear = length_of(change, self.norm) + margin.abs() / slope.clamp_min(1e-12)
         grown = torch.where(torch.isfinite(shortest), reach * (1 + gamma), linear)
         return torch.where(reached, torch.minimum(reach, shortest) * (1 - gamma), grown)
-
-    def _length(self, change: Tensor) -> Tensor:
-        flat = change.flatten(1)
-        return flat.square().sum(1).sqrt() if self.norm == "l2" else flat.abs().amax(1)
 
     def _shrink(self, change: Tensor, reach: Tensor) -> Tensor:
         limit = reach[:, None, None, None]
         if self.norm == "linf":
             return torch.minimum(torch.maximum(change, -limit), limit)
-        length = self._length(change).clamp_min(1e-12)[:, None, None, None]
+        length = length_of(change, self.norm).clamp_min(1e-12)[:, None, None, None]
         return change * torch.clamp(limit / length, max=1.0)

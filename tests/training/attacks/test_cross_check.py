@@ -9,8 +9,9 @@ import torch
 
 from detector.images import InputSpec
 from training.attacks import CWL2, FGSM, PGD, Attack, DeepFool, Victim, open_victim
+from training.attacks.library import TwinModule
 from training.data import Dataset, load_data
-from training.twin import Twin, load_twin, to_pixels
+from training.twin import load_twin, to_pixels
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -32,25 +33,15 @@ def victim(shared: Path, data: Dataset) -> Victim:
     return open_victim(model, spec, twin=twin, threads=1)
 
 
-class Scores(torch.nn.Module):
-    """The twin as a torch module."""
-
-    def __init__(self, twin: Twin) -> None:
-        super().__init__()
-        self.twin = twin
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits."""
-        return self.twin.logits(pixels)
-
-
 def theirs(
     attack: Any, size: float | None, data: Dataset, victim: Victim
 ) -> tuple[float, np.ndarray]:
     """Return foolbox's share of success after rounding, and its L2 norms before."""
     import foolbox
 
-    model = foolbox.PyTorchModel(Scores(victim.differentiable).eval(), bounds=(0, 1), device="cpu")
+    model = foolbox.PyTorchModel(
+        TwinModule(victim.differentiable).eval(), bounds=(0, 1), device="cpu"
+    )
     before = victim.predict(data.images).argmax(axis=1)
     clean = to_pixels(data.images)
     torch.manual_seed(0)
