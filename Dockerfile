@@ -5,7 +5,8 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE reluguard.py ./
+COPY pyproject.toml README.md LICENSE ./
+COPY reluguard ./reluguard
 COPY commands ./commands
 COPY detector ./detector
 COPY service ./service
@@ -19,7 +20,7 @@ RUN /opt/reluguard/bin/pip install --no-cache-dir '.[training]'
 # What runs in production: no torch, no compiler, no source tree, nobody's home directory.
 FROM python:3.11-slim AS service
 COPY --from=build /opt/reluguard /opt/reluguard
-# PYTHONSAFEPATH: our packages have plain names, and a file in the working folder must not shadow them
+# PYTHONSAFEPATH: no file in the working folder is imported in place of a library
 ENV PATH=/opt/reluguard/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.artifact import write_file
-from training.data import Dataset, load_data
-from training.progress import Bars
+from reluguard.detector.artifact import write_file
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.progress import Bars
 
 BATCH = 128
 

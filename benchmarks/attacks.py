@@ -22,12 +22,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.networks import NETWORKS, make
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from training.attacks import APGD, CWL2, FMN, PGD, Attack, DeepFool, Square, Victim, open_victim
-from training.attacks.library import TwinModule
-from training.data import Labels, load_data
-from training.twin import Twin, load_twin, to_pixels
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.training.attacks import (
+    APGD,
+    CWL2,
+    FMN,
+    PGD,
+    Attack,
+    DeepFool,
+    Square,
+    Victim,
+    open_victim,
+)
+from reluguard.training.attacks.library import TwinModule
+from reluguard.training.data.dataset import Labels, load_data
+from reluguard.training.twin.twin import Twin, load_twin, to_pixels
 
 Library = Callable[[Twin, Images, Labels, int], NDArray[np.float32]]
 BATCH = 32

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from benchmarks.load import spread
 from benchmarks.networks import Network
-from detector.runtime import Guard
-from detector.session import open_session
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as own
+from reluguard.detector.runtime import Guard
+from reluguard.detector.session import open_session
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as own
 
 __all__ = ["bare", "export", "inspect_request", "on_cores", "open_inference_request", "tensor_of"]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import Golden, Manifest, write_guard
-from detector.features import FeatureMap, feature_width
-from detector.head import Head, threshold_at
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.runtime import Reader
-from detector.taps import Tap, find_taps
-from training.case import with_blocks
+from reluguard.detector.artifact import Golden, Manifest, write_guard
+from reluguard.detector.features import FeatureMap, feature_width
+from reluguard.detector.head import Head, threshold_at
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.detector.runtime import Reader
+from reluguard.detector.taps import Tap, find_taps
+from reluguard.training.data.case import with_blocks
 
 __all__ = ["Drawing", "as_fitted", "draw_head", "write_drawn_guard"]
 

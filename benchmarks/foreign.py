@@ -16,14 +16,14 @@ import foolbox
 import numpy as np
 import torch
 
-from detector.images import Images
-from detector.runtime import Guard
-from training.attacks.benign import Change
-from training.attacks.library import TwinModule
-from training.data import Labels, load_data
-from training.metrics import auroc, rate_above
-from training.recipes.default import benign
-from training.twin import load_twin, to_pixels
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.training.attacks.library import TwinModule
+from reluguard.training.changes import Change
+from reluguard.training.data.dataset import Labels, load_data
+from reluguard.training.recipes.default import benign
+from reluguard.training.statistics.metrics import auroc, rate_above
+from reluguard.training.twin.twin import load_twin, to_pixels
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "PGD Linf 2": ("LinfPGD", {"steps": 40}, 2 / 255),

@@ -16,7 +16,7 @@ import time
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from training.analysis.similarity import hamming_counts
+from reluguard.training.analysis.similarity import hamming_counts
 
 
 def main() -> None:

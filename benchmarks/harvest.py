@@ -26,15 +26,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.networks import NETWORKS, make
-from detector.artifact import write_file
-from detector.model import infer_spec, load_production
-from detector.runtime import Guard
-from detector.taps import Tap, find_taps
-from training.case import chunk_of
-from training.data import Dataset, load_data
-from training.fit import HeadSettings, fit_head
-from training.harvest import SHARD_IMAGES, Maker, Orders, Workspace, plan_jobs
-from training.readings import Kind, Readings
+from reluguard.detector.artifact import write_file
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.detector.runtime import Guard
+from reluguard.detector.taps import Tap, find_taps
+from reluguard.training.data.case import chunk_of
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.harvest.maker import Maker
+from reluguard.training.harvest.orders import SHARD_IMAGES, Orders, plan_jobs
+from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.head.fit import HeadSettings, fit_head
 
 MIB = 2**20
 

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from benchmarks.drawn import Drawing, write_drawn_guard
-from detector.artifact import write_file
-from detector.images import Images
+from reluguard.detector.artifact import write_file
+from reluguard.detector.images import Images
 
 __all__ = ["NETWORKS", "Network", "make"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
 FPR = 0.05
 _CALIBRATION = 40
-_MAX_COLUMNS = 1400  # as training.probes has it
+_MAX_COLUMNS = 1400  # as reluguard.training.head.probes has it
 _MAX_CLASSES = 64
 
 

@@ -74,18 +74,18 @@ from benchmarks.exercise.production import (  # noqa: E402 - as above
 )
 from benchmarks.faults.pair import Pair  # noqa: E402 - as above
 from benchmarks.faults.process import Process, served  # noqa: E402 - as above
-from detector.artifact import read_guard, write_file  # noqa: E402 - as above
-from detector.runtime import Guard  # noqa: E402 - as above
-from detector.shelf import promote, rollback, shadow  # noqa: E402 - as above
-from service.capture import INDEX, SHARDS  # noqa: E402 - as above
-from service.client import Client  # noqa: E402 - as above
-from service.label import list_captures, set_label  # noqa: E402 - as above
-from service.pb import reluguard_v1 as pb  # noqa: E402 - as above
-from training.attacks import Attack, attack_named  # noqa: E402 - as above
-from training.data import Dataset  # noqa: E402 - as above
-from training.metrics import auroc, rate_above  # noqa: E402 - as above
-from training.progress import Bars  # noqa: E402 - as above
-from training.recipes import Recipe, recipe_named  # noqa: E402 - as above
+from reluguard.detector.artifact import read_guard, write_file  # noqa: E402 - as above
+from reluguard.detector.runtime import Guard  # noqa: E402 - as above
+from reluguard.detector.shelf.shelf import promote, rollback, shadow  # noqa: E402 - as above
+from reluguard.service.captures.capture import INDEX, SHARDS  # noqa: E402 - as above
+from reluguard.service.captures.label import list_captures, set_label  # noqa: E402 - as above
+from reluguard.service.client.client import Client  # noqa: E402 - as above
+from reluguard.service.protocols.pb import reluguard_v1 as pb  # noqa: E402 - as above
+from reluguard.training.attacks import Attack, attack_named  # noqa: E402 - as above
+from reluguard.training.data.dataset import Dataset  # noqa: E402 - as above
+from reluguard.training.progress import Bars  # noqa: E402 - as above
+from reluguard.training.recipes import Recipe, recipe_named  # noqa: E402 - as above
+from reluguard.training.statistics.metrics import auroc, rate_above  # noqa: E402 - as above
 
 Report = dict[str, Any]
 _WHO = "exercise"
@@ -357,7 +357,7 @@ def retrain(
     """Run `reluguard retrain` and return how long it took and what the gate said."""
     words = ["retrain", "--guard", guard, "--model", model, "--new", new, "--out", out, "--json"]
     words += ["--attack", name] if options.generator else []
-    command = [sys.executable, str(ROOT / "reluguard.py"), *map(str, words)]
+    command = [sys.executable, "-m", "reluguard", *map(str, words)]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "label more" in done.stderr:

@@ -30,16 +30,16 @@ from numpy.typing import NDArray
 
 from benchmarks.drawn import Drawing, as_fitted, draw_head
 from benchmarks.networks import NETWORKS, make
-from detector.artifact import write_file
-from detector.compile import compile_guard
-from detector.head import Head
-from detector.images import InputSpec
-from detector.model import Production, load_production
-from detector.session import open_session
-from detector.taps import Tap, find_taps
-from training.fit import HeadSettings
+from reluguard.detector.artifact import write_file
+from reluguard.detector.compile.guarded import compile_guard
+from reluguard.detector.head import Head
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import Production, load_production
+from reluguard.detector.session import open_session
+from reluguard.detector.taps import Tap, find_taps
+from reluguard.training.head.fit import HeadSettings
 
-COLUMNS, CLASSES, PROBES = 1400, 128, 4  # as training.probes has them
+COLUMNS, CLASSES, PROBES = 1400, 128, 4  # as reluguard.training.head.probes has them
 READINGS_DRAWN = 100
 READINGS = ("whole", "blocks", "chosen")
 CHOSEN_UNITS = 48
@@ -47,7 +47,7 @@ WARM_UP = 3
 _CHILD = """
 import sys
 import numpy as np
-from detector.session import open_session
+from reluguard.detector.session import open_session
 
 with open(sys.argv[1], "rb") as model:
     session = open_session(model.read(), threads=1)

@@ -27,10 +27,10 @@ import numpy as np
 from benchmarks.faults.pair import Pair, draw_images, make_pair
 from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding, add_options, given_pair, spread, tell
-from detector.images import Images
-from detector.verdict import Verdicts
-from service.client import AsyncClient, Client
-from service.errors import CallError
+from reluguard.detector.images import Images
+from reluguard.detector.verdict import Verdicts
+from reluguard.service.client.client import AsyncClient, Client
+from reluguard.service.errors import CallError
 
 __all__ = ["run"]
 

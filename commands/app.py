@@ -4,18 +4,18 @@ from typing import Annotated
 
 import typer
 
-from commands.console import fail
-from commands.demo import demo
-from commands.evaluation import evaluate
-from commands.fit import fit
-from commands.guard import bench, export, score
-from commands.label import label
-from commands.network import analyze, explain, harden
-from commands.red_team import redteam
-from commands.retraining import retrain
-from commands.server import health, serve
-from commands.shelf import promote, rollback, shadow
-from commands.status import status
+from reluguard.commands.console import fail
+from reluguard.commands.demo import demo
+from reluguard.commands.evaluation import evaluate
+from reluguard.commands.fit import fit
+from reluguard.commands.guard import bench, export, score
+from reluguard.commands.label import label
+from reluguard.commands.network import analyze, explain, harden
+from reluguard.commands.red_team import redteam
+from reluguard.commands.retraining import retrain
+from reluguard.commands.server import health, serve
+from reluguard.commands.shelf import promote, rollback, shadow
+from reluguard.commands.status import status
 
 __all__ = ["app", "run"]
 
@@ -82,7 +82,7 @@ app.add_typer(label, name="label")
 
 def run() -> None:
     """Run the command line: exit code 0 good, 1 failed with one clear line, 2 wrong usage."""
-    from detector.errors import DetectorError
+    from reluguard.detector.errors import DetectorError
 
     try:
         app()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from training.progress import Progress
+    from reluguard.training.progress import Progress
 
 __all__ = ["fail", "show_progress"]
 
@@ -16,7 +16,7 @@ __all__ = ["fail", "show_progress"]
 @contextlib.contextmanager
 def show_progress(*, quiet: bool) -> Iterator["Progress"]:
     """Give progress bars on standard error, or silence."""
-    from training.progress import Bars, Progress
+    from reluguard.training.progress import Bars, Progress
 
     with Progress() if quiet else Bars() as progress:
         yield progress

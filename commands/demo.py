@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.console import show_progress
-from commands.options import Json, Seed
+from reluguard.commands.console import show_progress
+from reluguard.commands.options import Json, Seed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from detector.runtime import Guard
-    from detector.verdict import Verdicts
+    from reluguard.detector.runtime import Guard
+    from reluguard.detector.verdict import Verdicts
 
 __all__ = ["demo"]
 
@@ -29,7 +29,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Run the whole main job on handwritten digits: train, attack, fit, serve, ask."""
-    from training.demo import print_demo, run_demo
+    from reluguard.training.demo import print_demo, run_demo
 
     with show_progress(quiet=as_json) as progress:
         result = run_demo(out, _ask_server, seed=seed, progress=progress)
@@ -45,8 +45,8 @@ def _ask_server(
     """Serve a guard on free ports, ask it by gRPC, and return verdicts and the metrics page."""
     import urllib.request
 
-    from service.background import running
-    from service.client import Client
+    from reluguard.service.background import running
+    from reluguard.service.client.client import Client
 
     with running(guard) as server, Client(server.address) as client:
         verdicts = [client.inspect(images) for images in batches]

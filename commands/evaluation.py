@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import show_progress
-from commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.console import show_progress
+from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
 
 __all__ = ["evaluate"]
 
@@ -77,9 +77,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Judge a guard on images it never saw: report card, baselines, seen against unseen."""
-    from training.evaluate import evaluate as run_evaluation
-    from training.evaluation_text import print_evaluation
-    from training.leave_out import left_out_named
+    from reluguard.training.evaluate import evaluate as run_evaluation
+    from reluguard.training.evaluation.leave_out import left_out_named
+    from reluguard.training.pages.evaluation_text import print_evaluation
 
     with show_progress(quiet=as_json) as progress:
         card = run_evaluation(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import show_progress
-from commands.options import Data, Json, Model, Seed, Threads
+from reluguard.commands.console import show_progress
+from reluguard.commands.options import Data, Json, Model, Seed, Threads
 
 __all__ = ["fit"]
 
@@ -75,9 +75,9 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a guard: attack clean images, read which ReLUs fire, fit and calibrate a head."""
-    from training.case import Preprocessing
-    from training.pipeline import FitSettings, fit_guard
-    from training.report import print_card
+    from reluguard.training.data.case import Preprocessing
+    from reluguard.training.evaluation.report_card import print_card
+    from reluguard.training.fit import FitSettings, fit_guard
 
     preprocessing = Preprocessing(scale=scale, mean=_floats(mean), std=_floats(std), bgr=bgr)
     settings = FitSettings(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import show_progress
-from commands.options import Data, GuardFolder, Json, Model, Provider, Threads
+from reluguard.commands.console import show_progress
+from reluguard.commands.options import Data, GuardFolder, Json, Model, Provider, Threads
 
 __all__ = ["bench", "export", "score"]
 
@@ -22,7 +22,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Write offline verdicts: prediction, score, likelihood, p_value, is_adversarial, evidence."""
-    from training.score import score_data
+    from reluguard.training.score import score_data
 
     with show_progress(quiet=as_json) as progress:
         summary = score_data(model, guard, data, out, threads=threads, progress=progress)
@@ -44,8 +44,8 @@ def export(
     ] = None,
 ) -> None:
     """Write one self-contained guarded ONNX file, for any ONNX runtime."""
-    from detector.artifact import write_file
-    from detector.runtime import Guard
+    from reluguard.detector.artifact import write_file
+    from reluguard.detector.runtime import Guard
 
     opened = Guard.open(model, guard, fpr=target_fpr)
     write_file(out, opened.compiled.SerializeToString())
@@ -72,7 +72,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time the guarded model against the plain one, run by run in turn."""
-    from detector.bench import bench_guard
+    from reluguard.detector.bench import bench_guard
 
     result = bench_guard(
         model,

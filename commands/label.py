@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import fail
-from commands.options import Json
+from reluguard.commands.console import fail
+from reluguard.commands.options import Json
 
 __all__ = ["label"]
 
@@ -35,7 +35,7 @@ def label_list(
     as_json: Json = False,
 ) -> None:
     """List captured images, the most adversarial first."""
-    from service.label import list_captures
+    from reluguard.service.captures.label import list_captures
 
     with _labels():
         found = list_captures(captures, limit=limit, unlabelled=unlabelled, source=source)
@@ -65,9 +65,9 @@ def label_show(
     as_json: Json = False,
 ) -> None:
     """Show one captured image: what was said of it, each layer's evidence, and its pixels."""
-    from detector.artifact import read_guard
-    from detector.shelf import current
-    from service.show import show_capture, write_image
+    from reluguard.detector.artifact import read_guard
+    from reluguard.detector.shelf.shelf import current
+    from reluguard.service.captures.show import show_capture, write_image
 
     artifact = None if guard is None else current(guard) or read_guard(guard)
     with _labels():
@@ -90,7 +90,7 @@ def label_export(
     out: Annotated[Path, typer.Argument(help="The CSV to write.")], *, captures: Captures
 ) -> None:
     """Write the captures as CSV, for its column `label` to be filled in."""
-    from service.label import export_csv
+    from reluguard.service.captures.label import export_csv
 
     with _labels():
         count = export_csv(captures, out)
@@ -106,7 +106,7 @@ def label_import(
     replace: Replace = False,
 ) -> None:
     """Take the labels of a CSV, all of them or none."""
-    from service.label import import_csv
+    from reluguard.service.captures.label import import_csv
 
     with _labels():
         count = import_csv(captures, file, labeller=labeller, replace=replace)
@@ -123,7 +123,7 @@ def label_set(
     replace: Replace = False,
 ) -> None:
     """Label one captured image."""
-    from service.label import set_label
+    from reluguard.service.captures.label import set_label
 
     with _labels():
         count = set_label(captures, [(name, value)], labeller=labeller, replace=replace)
@@ -133,7 +133,7 @@ def label_set(
 @contextlib.contextmanager
 def _labels() -> Iterator[None]:
     """Turn what is wrong with a label into one clear line."""
-    from service.errors import LabelError
+    from reluguard.service.errors import LabelError
 
     try:
         yield

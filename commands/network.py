@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import show_progress
-from commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.console import show_progress
+from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
 
 __all__ = ["analyze", "explain", "harden"]
 
@@ -35,8 +35,8 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Look into the network: RDMs, Fiedler cuts, maps, graphs and CKA, clean against attacked."""
-    from training.analysis.analyze import AnalysisSettings
-    from training.analysis.analyze import analyze as run_analysis
+    from reluguard.training.analyze import AnalysisSettings
+    from reluguard.training.analyze import analyze as run_analysis
 
     settings = AnalysisSettings(
         limit=limit, pairwise=pairwise, papers=papers, threads=threads, seed=seed
@@ -60,7 +60,7 @@ def explain(
     threads: Threads = None,
 ) -> None:
     """Draw what led to the verdict on one image: taps, channels and nearest clean neighbours."""
-    from training.analysis.explain import explain as draw
+    from reluguard.training.explain import explain as draw
 
     found = draw(model, guard, data, image, out, threads=threads)
     word = "adversarial" if found.verdict.is_adversarial else "clean"
@@ -82,7 +82,7 @@ def harden(
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
-    from training.harden import harden as run_harden
+    from reluguard.training.harden import harden as run_harden
 
     with show_progress(quiet=as_json) as progress:
         report = run_harden(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.console import fail, show_progress
-from commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.console import fail, show_progress
+from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from detector.verdict import Verdicts
-    from training.progress import Progress
-    from training.rounds import Hardened
+    from reluguard.detector.verdict import Verdicts
+    from reluguard.training.progress import Progress
+    from reluguard.training.rounds import Hardened
 
     Card = Mapping[str, Any]
 
@@ -103,9 +103,9 @@ def redteam(
     """Attack your own guard with full knowledge of it, and say how often that gets past."""
     from dataclasses import replace
 
-    from training import redteam as red
-    from training.publication import publish as publish_figures
-    from training.red_text import print_red_team
+    from reluguard.training import redteam as red
+    from reluguard.training.pages.publication import publish as publish_figures
+    from reluguard.training.pages.red_team_text import print_red_team
 
     if (harden > 0) != (hardened is not None):
         raise typer.BadParameter("expected --harden ROUNDS and --hardened FOLDER together")
@@ -141,8 +141,8 @@ def redteam(
         return card
 
     if hardened is not None:
-        from detector.artifact import check_place
-        from training.rounds import SIZES, harden_guard
+        from reluguard.detector.artifact import check_place
+        from reluguard.training.rounds import SIZES, harden_guard
 
         check_place(hardened)  # before hours of attacks, not after
         with show_progress(quiet=as_json) as progress:
@@ -174,9 +174,9 @@ def redteam(
 def _tell_hardening(
     found: "Hardened", before: "Card", after: "Card", out: Path, *, as_json: bool
 ) -> None:
-    from detector.artifact import read_guard, write_file
-    from training.gate import print_gate
-    from training.red_text import print_hardening
+    from reluguard.detector.artifact import read_guard, write_file
+    from reluguard.training.pages.red_team_text import print_hardening
+    from reluguard.training.retraining.gate import print_gate
 
     digest = read_guard(found.guard.path).digest  # what was published since is in it
     about = {"guard": str(found.guard.path), "digest": digest, "gate": found.gate.to_json()}
@@ -200,8 +200,8 @@ def _asking(
         return
     from functools import partial
 
-    from detector.artifact import read_guard
-    from service.client import Client
+    from reluguard.detector.artifact import read_guard
+    from reluguard.service.client.client import Client
 
     with Client(server, token=token or None) as client:
         served, own = client.describe().guard, read_guard(guard).digest

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import show_progress
-from commands.options import GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.console import show_progress
+from reluguard.commands.options import GuardFolder, Json, Model, Seed, Threads
 
 __all__ = ["retrain"]
 
@@ -69,8 +69,8 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Fit a guard on new attacks beside all old ones and judge it: exit code 1 if refused."""
-    from training.gate import GateLimits, print_gate
-    from training.retrain import retrain as run_retrain
+    from reluguard.training.retrain import retrain as run_retrain
+    from reluguard.training.retraining.gate import GateLimits, print_gate
 
     with show_progress(quiet=as_json) as progress:
         found = run_retrain(

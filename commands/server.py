@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import Provider, Threads
+from reluguard.commands.options import Provider, Threads
 
 __all__ = ["health", "serve"]
 
@@ -58,8 +58,8 @@ def serve(
     """Serve the guarded model by gRPC: our own protocol and the Open Inference Protocol."""
     import os
 
-    from service.process import serve as run_server
-    from service.settings import PREFIX, Settings
+    from reluguard.service.process import serve as run_server
+    from reluguard.service.settings import PREFIX, Settings
 
     extra = dict(_assignment(text) for text in more or [])
     named = {PREFIX + name.upper(): value for name, value in extra.items()}
@@ -102,7 +102,7 @@ def health(
     key: Annotated[Path | None, typer.Option("--key", help="PEM private key of that.")] = None,
 ) -> None:
     """Ask a server whether it is SERVING: exit code 0 if so, 1 if not."""
-    from service.client import is_healthy
+    from reluguard.service.client.client import is_healthy
 
     healthy = is_healthy(address, service=name, ca=ca, certificate=certificate, key=key)
     typer.echo("SERVING" if healthy else "not serving")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from commands.options import Json
+from reluguard.commands.options import Json
 
 if TYPE_CHECKING:
-    from detector.shelf import Change
+    from reluguard.detector.shelf.shelf import Change
 
 __all__ = ["promote", "rollback", "shadow"]
 
@@ -42,7 +42,7 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Put a guard on the shelf and make it current, or challenger; a running server follows."""
-    from detector import shelf as shelves
+    from reluguard.detector.shelf import shelf as shelves
 
     if in_shadow and (force or guard is None):
         raise typer.BadParameter("expected --shadow with --guard and without --force")
@@ -74,7 +74,7 @@ def shadow(
     as_json: Json = False,
 ) -> None:
     """Let a guard score beside the current one, counted only, or end that."""
-    from detector import shelf as shelves
+    from reluguard.detector.shelf import shelf as shelves
 
     if clear == (guard is not None):
         raise typer.BadParameter("expected either --guard or --clear")
@@ -88,7 +88,7 @@ def shadow(
 
 def rollback(*, shelf: Shelf, why: Why, who: Who = "", as_json: Json = False) -> None:
     """Make the version current that was so before; again, one further back."""
-    from detector.shelf import rollback as go_back
+    from reluguard.detector.shelf.shelf import rollback as go_back
 
     _tell_change(go_back(shelf, who=who or _user(), why=why), as_json=as_json)
 

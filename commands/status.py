@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from commands.console import fail
-from commands.options import Json
+from reluguard.commands.console import fail
+from reluguard.commands.options import Json
 
 __all__ = ["status"]
 
@@ -43,7 +43,7 @@ def status(
 def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> None:
     from dataclasses import asdict
 
-    from detector.shelf import challenger, current, history, versions
+    from reluguard.detector.shelf.shelf import challenger, current, history, versions
 
     live, rival = current(shelf), challenger(shelf)
     known, changes = versions(shelf), history(shelf)
@@ -92,7 +92,7 @@ def _capture_status(captures: Path, document: dict[str, Any], lines: list[str]) 
     import sqlite3
     from dataclasses import asdict
 
-    from service.snapshot import count_captures
+    from reluguard.service.web.snapshot import count_captures
 
     try:
         found = count_captures(captures)
@@ -105,7 +105,7 @@ def _capture_status(captures: Path, document: dict[str, Any], lines: list[str]) 
 
 
 def _server_status(address: str, document: dict[str, Any], lines: list[str]) -> None:
-    from service.snapshot import fetch_status, in_words
+    from reluguard.service.web.snapshot import fetch_status, in_words
 
     document["server"] = fetch_status(address)
     lines += in_words(document["server"])

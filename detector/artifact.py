@@ -35,10 +35,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import GuardError, GuardFormatError, ModelMismatchError, SettingsError
-from detector.head import Head
-from detector.images import Images, InputSpec
-from detector.taps import Tap
+from reluguard.detector.errors import (
+    GuardError,
+    GuardFormatError,
+    ModelMismatchError,
+    SettingsError,
+)
+from reluguard.detector.head import Head
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.taps import Tap
 
 __all__ = [
     "FORMAT",

@@ -10,14 +10,20 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from detector.artifact import read_guard
-from detector.compile import CHALLENGER_SCORE, EVIDENCE, LIKELIHOOD, SCORE, compile_guard
-from detector.head import Head
-from detector.images import InputSpec
-from detector.model import Production, load_production
-from detector.runtime import Guard
-from detector.session import open_session
-from detector.taps import Tap
+from reluguard.detector.artifact import read_guard
+from reluguard.detector.compile.guarded import (
+    CHALLENGER_SCORE,
+    EVIDENCE,
+    LIKELIHOOD,
+    SCORE,
+    compile_guard,
+)
+from reluguard.detector.head import Head
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import Production, load_production
+from reluguard.detector.runtime import Guard
+from reluguard.detector.session import open_session
+from reluguard.detector.taps import Tap
 
 __all__ = ["bench_guard", "pair_ratio"]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.compile import CHALLENGER_SCORE, EVIDENCE, LIKELIHOOD, SCORE
-from detector.model import OUTPUT_PREFIX
-from detector.runtime import Guard, RawOutputs
-from detector.verdict import Verdicts
+from reluguard.detector.compile.guarded import CHALLENGER_SCORE, EVIDENCE, LIKELIHOOD, SCORE
+from reluguard.detector.model import OUTPUT_PREFIX
+from reluguard.detector.runtime import Guard, RawOutputs
+from reluguard.detector.verdict import Verdicts
 
 __all__ = ["GuardedSession"]
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import GuardError
+from reluguard.detector.errors import GuardError
 
 __all__ = [
     "CONFIDENCE",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import GuardError, SettingsError
-from detector.features import FeatureMap, Floats
+from reluguard.detector.errors import GuardError, SettingsError
+from reluguard.detector.features import FeatureMap, Floats
 
 __all__ = [
     "NO_SCORE",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.errors import ImageError, ImageTooLargeError, SettingsError
+from reluguard.detector.errors import ImageError, ImageTooLargeError, SettingsError
 
 __all__ = ["Images", "InputSpec", "check_images", "decode_image"]
 

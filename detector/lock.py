@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from detector.errors import HeldError
+from reluguard.detector.errors import HeldError
 
 __all__ = ["LOCK", "hold"]
 

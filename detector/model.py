@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from detector.errors import ModelError
-from detector.images import InputSpec
-from detector.session import open_session, run_session
+from reluguard.detector.errors import ModelError
+from reluguard.detector.images import InputSpec
+from reluguard.detector.session import open_session, run_session
 
 __all__ = [
     "OUTPUT_PREFIX",

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from detector.artifact import Golden
-from detector.errors import GuardError
-from detector.verdict import Verdicts
+from reluguard.detector.artifact import Golden
+from reluguard.detector.errors import GuardError
+from reluguard.detector.verdict import Verdicts
 
 __all__ = ["SCORE_TOLERANCE", "check_golden"]
 

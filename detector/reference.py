@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import GuardError
-from detector.taps import Tap
+from reluguard.detector.errors import GuardError
+from reluguard.detector.taps import Tap
 
 __all__ = ["KEY", "Histogram", "Reference", "layer_rates", "read_reference", "reference_of"]
 

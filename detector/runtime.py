@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, check_model, read_guard
-from detector.compile import (
+from reluguard.detector.artifact import GuardArtifact, check_model, read_guard
+from reluguard.detector.compile.guarded import (
     CHALLENGER_SCORE,
     EVIDENCE,
     LIKELIHOOD,
@@ -20,14 +20,14 @@ from detector.compile import (
     compile_guard,
     compile_reader,
 )
-from detector.errors import GuardError, ImageError, ModelError
-from detector.head import conformal_p_values, threshold_at
-from detector.images import Images, InputSpec, check_images, decode_image
-from detector.model import Production, TensorInfo, load_production
-from detector.probe import check_golden
-from detector.session import open_session, run_session
-from detector.taps import Tap
-from detector.verdict import Challenge, Readings, Verdicts
+from reluguard.detector.errors import GuardError, ImageError, ModelError
+from reluguard.detector.head import conformal_p_values, threshold_at
+from reluguard.detector.images import Images, InputSpec, check_images, decode_image
+from reluguard.detector.model import Production, TensorInfo, load_production
+from reluguard.detector.probe import check_golden
+from reluguard.detector.session import open_session, run_session
+from reluguard.detector.taps import Tap
+from reluguard.detector.verdict import Challenge, Readings, Verdicts
 
 __all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
 
@@ -281,7 +281,7 @@ class Guard:
 def _read_signed(folder: Path | str, public_key: Path | str | None) -> GuardArtifact:
     artifact = read_guard(folder)
     if public_key is not None:
-        from detector.signature import verify
+        from reluguard.detector.signature import verify
 
         verify(artifact, Path(public_key))
     return artifact

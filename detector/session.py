@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from detector.errors import ModelError, SettingsError
+from reluguard.detector.errors import ModelError, SettingsError
 
 __all__ = ["available_cores", "check_started", "open_session", "run_session"]
 

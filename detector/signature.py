@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from detector.artifact import GuardArtifact, write_file
-from detector.errors import GuardError, SettingsError
+from reluguard.detector.artifact import GuardArtifact, write_file
+from reluguard.detector.errors import GuardError, SettingsError
 
 __all__ = ["SIGNATURE", "sign", "verify"]
 

@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from detector.errors import ModelError, NoTapsError, SettingsError
-from detector.images import InputSpec
-from detector.model import Production, constants
-from detector.session import open_session, run_session
+from reluguard.detector.errors import ModelError, NoTapsError, SettingsError
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import Production, constants
+from reluguard.detector.session import open_session, run_session
 
 __all__ = ["Tap", "check_taps", "find_taps", "gates", "in_blocks"]
 

@@ -1,4 +1,4 @@
-"""Regenerates service/pb from the .proto files: `python proto/generate.py [FOLDER]`.
+"""Regenerates service/protocols/pb from the .proto files: `python proto/generate.py [FOLDER]`.
 
 The messages live in a private descriptor pool, read from a serialised FileDescriptorSet, so that
 tritonclient, kserve and mlserver, which register the same `inference.*` names in the global pool,
@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 HERE = Path(__file__).parent
+OURS = HERE.parent / "service" / "protocols" / "pb"
 PROTOS = {
     "reluguard_v1": "reluguard/v1/reluguard.proto",
     "open_inference": "open_inference.proto",
@@ -22,7 +23,7 @@ INIT = '"""Made by proto/generate.py. Don\'t edit."""\n'
 MODULE = '''\
 """Made by proto/generate.py from {source}. Don't edit."""
 
-from service.descriptors import message_class
+from reluguard.service.protocols.descriptors import message_class
 
 {names}
 '''
@@ -63,4 +64,4 @@ def _protoc(source: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "service" / "pb")
+    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else OURS)

@@ -7,9 +7,9 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from detector.runtime import Guard
-from service.server import Server
-from service.settings import Settings
+from reluguard.detector.runtime import Guard
+from reluguard.service.server import Server
+from reluguard.service.settings import Settings
 
 __all__ = ["Running", "on_loop", "running"]
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from service.errors import NotReadyError, OverloadedError, RequestError
-from service.metrics import Metrics
-from service.payload import Fields, lift
-from service.rpc_metrics import MethodMetrics
-from service.security import ANYBODY, Caller, Scope, Tokens
-from service.status import INTERNAL, Status, status_of
-from service.tracing import Handler, Tracing
+from reluguard.service.errors import NotReadyError, OverloadedError, RequestError
+from reluguard.service.monitoring.metrics import Metrics
+from reluguard.service.monitoring.rpc_metrics import MethodMetrics
+from reluguard.service.monitoring.tracing import Handler, Tracing
+from reluguard.service.payload import Fields, lift
+from reluguard.service.security import ANYBODY, Caller, Scope, Tokens
+from reluguard.service.status import INTERNAL, Status, status_of
 
 __all__ = ["Call", "Edge", "request_id"]
 

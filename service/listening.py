@@ -5,13 +5,13 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import open_inference, servicers
-from service.descriptors import pool
-from service.errors import StartError
-from service.health import SERVICE as HEALTH
-from service.inspection import Limits
-from service.security import Certificates
-from service.settings import Settings
+from reluguard.service.errors import StartError
+from reluguard.service.protocols import open_inference, servicers
+from reluguard.service.protocols.descriptors import pool
+from reluguard.service.protocols.health import SERVICE as HEALTH
+from reluguard.service.protocols.inspection import Limits
+from reluguard.service.security import Certificates
+from reluguard.service.settings import Settings
 
 __all__ = ["SERVICES", "bind", "bracketed", "certificates", "reflect", "server_options"]
 

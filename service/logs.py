@@ -4,7 +4,7 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from service.edge import request_id
+from reluguard.service.edge import request_id
 
 __all__ = ["JsonFormatter", "set_up"]
 

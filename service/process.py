@@ -7,10 +7,10 @@ import signal
 import sys
 from collections.abc import Callable
 
-from service import logs
-from service.errors import StartError
-from service.server import Server
-from service.settings import Settings
+from reluguard.service import logs
+from reluguard.service.errors import StartError
+from reluguard.service.server import Server
+from reluguard.service.settings import Settings
 
 __all__ = ["serve"]
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from service.errors import ForbiddenError, StartError, UnauthenticatedError
+from reluguard.service.errors import ForbiddenError, StartError, UnauthenticatedError
 
 __all__ = ["ANYBODY", "Caller", "Certificates", "Scope", "Tokens", "token_entry"]
 

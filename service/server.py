@@ -16,20 +16,16 @@ import grpc
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-import service
-from detector.errors import DetectorError
-from detector.images import InputSpec
-from detector.runtime import Guard
-from detector.session import available_cores
-from service import open_inference, servicers
-from service.batching import Batcher
-from service.capture import Capture
-from service.drift import Drift, read_drift
-from service.edge import Edge
-from service.errors import NotFoundError, ReloadError, StartError
-from service.health import Health
-from service.inspection import Inspector, Limits
-from service.listening import (
+from reluguard import service
+from reluguard.detector.errors import DetectorError
+from reluguard.detector.images import InputSpec
+from reluguard.detector.runtime import Guard
+from reluguard.detector.session import available_cores
+from reluguard.service.captures.capture import Capture
+from reluguard.service.captures.drift import Drift, read_drift
+from reluguard.service.edge import Edge
+from reluguard.service.errors import NotFoundError, ReloadError, StartError
+from reluguard.service.listening import (
     SERVICES,
     bind,
     bracketed,
@@ -37,15 +33,19 @@ from service.listening import (
     reflect,
     server_options,
 )
-from service.metrics import Metrics
-from service.models import Model, Repository, Source, Version, sources_in
-from service.policy import Rules
-from service.security import Tokens
-from service.settings import Settings
-from service.slots import Slots
-from service.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
-from service.tracing import Tracing, open_tracing
-from service.web import WebServer
+from reluguard.service.models.batching import Batcher
+from reluguard.service.models.models import Model, Repository, Source, Version, sources_in
+from reluguard.service.models.slots import Slots
+from reluguard.service.monitoring.metrics import Metrics
+from reluguard.service.monitoring.tracing import Tracing, open_tracing
+from reluguard.service.protocols import open_inference, servicers
+from reluguard.service.protocols.health import Health
+from reluguard.service.protocols.inspection import Inspector, Limits
+from reluguard.service.protocols.policy import Rules
+from reluguard.service.security import Tokens
+from reluguard.service.settings import Settings
+from reluguard.service.web.http import WebServer
+from reluguard.service.web.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
 
 __all__ = ["Server"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from detector.errors import SettingsError
+from reluguard.detector.errors import SettingsError
 
 __all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode"]
 

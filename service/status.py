@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from detector import errors as detector
-from service import errors as service
+from reluguard.detector import errors as detector
+from reluguard.service import errors as service
 
 __all__ = ["CODES", "INTERNAL", "Status", "status_of"]
 

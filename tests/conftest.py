@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.drawn import Drawing, draw_head, write_drawn_guard
-from detector.head import Head
-from detector.images import Images
-from detector.taps import Tap
+from reluguard.detector.head import Head
+from reluguard.detector.images import Images
+from reluguard.detector.taps import Tap
 
 SIZE = 8
 CLASSES = 4

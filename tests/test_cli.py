@@ -18,12 +18,12 @@ import pytest
 import typer.main
 
 import reluguard
-from commands.app import app
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.runtime import Guard, Reader
-from detector.taps import find_taps
-from training.data import Dataset, save_dataset
+from reluguard.commands.app import app
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.taps import find_taps
+from reluguard.training.data.dataset import Dataset, save_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_group(app).commands)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.images import Images
-from detector.runtime import Guard
-from detector.verdict import Verdicts
-from service.background import running
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.detector.verdict import Verdicts
+from reluguard.service.background import running
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -24,8 +24,8 @@ def blocks() -> list[tuple[str, str, str]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the reader's model.onnx and images.npz: the demo's digits."""
-    from training.demo import train_and_export
-    from training.progress import Progress
+    from reluguard.training.demo import train_and_export
+    from reluguard.training.progress import Progress
 
     made = tmp_path_factory.mktemp("readme")
     model, images = train_and_export(made, 0, Progress())
@@ -51,7 +51,7 @@ def test_every_command_readme_names_exists() -> None:
     """A command that README mentions is one that --help lists."""
     import typer.main
 
-    from commands.app import app
+    from reluguard.commands.app import app
 
     known = set(typer.main.get_group(app).commands)
     text = (ROOT / "README.md").read_text()

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from commands.app import app
-from detector.artifact import GuardArtifact, read_guard, write_guard
-from detector.shelf import ShelfError, promote, rollback
-from service.background import running
-from service.client import Client
-from service.settings import Settings
+from reluguard.commands.app import app
+from reluguard.detector.artifact import GuardArtifact, read_guard, write_guard
+from reluguard.detector.shelf.shelf import ShelfError, promote, rollback
+from reluguard.service.background import running
+from reluguard.service.client.client import Client
+from reluguard.service.settings import Settings
 
 
 @pytest.fixture

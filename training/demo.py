@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, read_guard, write_file
-from detector.head import threshold_at
-from detector.images import Images
-from detector.model import load_production
-from detector.runtime import Guard
-from detector.session import open_session
-from detector.verdict import Verdicts
-from training.data import Dataset, save_dataset
-from training.metrics import Interval, auroc_interval, rate_above
-from training.pipeline import FitSettings, fit_guard, work_folder
-from training.progress import Progress
+from reluguard.detector.artifact import GuardArtifact, read_guard, write_file
+from reluguard.detector.head import threshold_at
+from reluguard.detector.images import Images
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard
+from reluguard.detector.session import open_session
+from reluguard.detector.verdict import Verdicts
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.progress import Progress
+from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_above
 
 __all__ = ["DemoResult", "digits", "print_demo", "run_demo", "train_classifier"]
 

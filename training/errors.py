@@ -7,7 +7,7 @@ DetectorError
 └── WorkerError  a worker process died
 """
 
-from detector.errors import DetectorError
+from reluguard.detector.errors import DetectorError
 
 __all__ = ["AttackError", "DataError", "TwinError", "WorkerError"]
 

@@ -15,26 +15,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, Manifest, write_file
-from detector.lock import hold
-from detector.model import load_production
-from detector.runtime import Guard, Reader
-from detector.session import available_cores
-from training.attacks import Attack, attack_named
-from training.attacks.benign import BENIGN, Change, benign_named
-from training.baselines import BASELINES, Baseline
-from training.case import predict
-from training.comparison import Group, compare
-from training.data import Dataset, check_labels, load_data
-from training.errors import DataError
-from training.evaluate_html import evaluation_page
-from training.goals import numbers_to_beat
-from training.harvest import Job, Orders, Shard, Workspace, harvest, plan_jobs
-from training.holdout import check_untrained, unseen_rows
-from training.leave_out import LeftOut, leave_one_out, open_fit
-from training.progress import Progress
-from training.scorecard import scorecard
-from training.threats import threat_of
+from reluguard.detector.artifact import GuardArtifact, Manifest, write_file
+from reluguard.detector.lock import hold
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.session import available_cores
+from reluguard.training.attacks import Attack, attack_named
+from reluguard.training.changes import BENIGN, Change, benign_named
+from reluguard.training.data.case import predict
+from reluguard.training.data.dataset import Dataset, check_labels, load_data
+from reluguard.training.data.holdout import check_untrained, unseen_rows
+from reluguard.training.errors import DataError
+from reluguard.training.evaluation.baselines import BASELINES, Baseline
+from reluguard.training.evaluation.comparison import Group, compare
+from reluguard.training.evaluation.goals import numbers_to_beat
+from reluguard.training.evaluation.leave_out import LeftOut, leave_one_out, open_fit
+from reluguard.training.evaluation.scorecard import scorecard
+from reluguard.training.evaluation.threats import threat_of
+from reluguard.training.harvest.harvest import harvest
+from reluguard.training.harvest.orders import Job, Orders, plan_jobs
+from reluguard.training.harvest.workspace import Shard, Workspace
+from reluguard.training.pages.evaluation import evaluation_page
+from reluguard.training.progress import Progress
 
 __all__ = ["DEFAULT_ATTACKS", "evaluate"]
 

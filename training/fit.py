@@ -1,369 +1,355 @@
-"""Fitting and calibrating a head on harvested readings. N images, X features, L taps.
+"""The main job: from a production model and images to a guard on disk."""
 
-The head is a small ensemble of one-hidden-layer networks. Averaging their scores is one wider
-network, so an ensemble costs the graph two products like a single net does.
-"""
-
-from collections.abc import Callable, Sequence
+import datetime as dt
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detector.features import FeatureMap
-from detector.head import Head, images_needed
-from detector.taps import Tap
-from training.alarms import false_alarms, weighed
-from training.errors import DataError
-from training.probes import Probes, fit_probes, most_columns, select_columns
-from training.rates import StoredRates
-from training.readings import Readings
-from training.table import KEPT_BYTES, Table
+from reluguard.detector.artifact import Golden, GuardArtifact, Manifest, check_place, write_guard
+from reluguard.detector.errors import SettingsError
+from reluguard.detector.head import Head
+from reluguard.detector.lock import hold
+from reluguard.detector.reference import KEY as REFERENCE
+from reluguard.detector.reference import reference_of
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.session import available_cores
+from reluguard.training.data.case import Case, Preprocessing, open_case
+from reluguard.training.errors import AttackError, DataError
+from reluguard.training.evaluation.report_card import promised_rates, report_card
+from reluguard.training.harvest.engine import check_engine
+from reluguard.training.harvest.harvest import harvest
+from reluguard.training.harvest.orders import Job, Orders, plan_jobs
+from reluguard.training.harvest.readings import Readings
+from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.head.economy import choose_taps
+from reluguard.training.head.fit import calibrate, fit_head
+from reluguard.training.head.probes import column_taps
+from reluguard.training.pages.report_card import report_page
+from reluguard.training.progress import Progress
+from reluguard.training.recipes import Portion, Recipe, recipe_named
+from reluguard.training.retraining.kept import COLUMNS, column_runs
 
-__all__ = ["HeadSettings", "calibrate", "fit_head"]
+__all__ = ["FitSettings", "fit_guard", "work_folder"]
 
-Floats = NDArray[np.float32]
-MIN_FOLDS = 6
+GOLDEN_BYTES = 200_000
+GOLDEN_IMAGES = 8
+CLEAN = "clean"
+ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadSettings:
-    """How the head is fitted."""
+class FitSettings:
+    """What a fit is asked for. `work` keeps the shards; by default it lies beside the guard."""
 
-    members: int = 2
-    units: int = 64
-    dropout: float = 0.2
-    weight_decay: float = 1.0
-    learning_rate: float = 2e-3
-    batch: int = 256
-    epochs: int = 12
-    benign_share: float = 0.65  # of the weight of all negatives, before alarms are counted
-    alarms: float = 0.07  # of each harmless change that may be flagged at 5 %; 0 counts none
-    accident_share: float = 0.02  # of the weight of all positives, at most
-    accident_kept: float = 0.5  # of what they would weigh as harmless
+    model: Path
+    data: str
+    out: Path
+    recipe: str | Recipe = "default"
+    twin: str = "auto"
+    output: str | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    fpr: float = 0.05
+    prevalence: float = 0.5
+    seed: int = 0
+    threads: int | None = None
+    workers: int | None = None
+    max_overhead: float | None = None
+    work: Path | None = None
+    engine: str = "local"
 
-
-def fit_head(
-    groups: Sequence[Readings],
-    *,
-    taps: Sequence[Tap],
-    settings: HeadSettings,
-    seed: int,
-    progress: Callable[[float], None] = lambda _: None,
-    kept_bytes: int = KEPT_BYTES,
-) -> Head:
-    """Return a head that tells attacked from clean and benignly changed images, uncalibrated.
-
-    Each member stops early on a fold of source images of its own, at the epoch of least loss. How
-    much each harmless change counts goes by how often a first head flags it (`alarms`).
-
-    Args:
-        groups: of the fitting sources only; one is "clean", attacks hold successes only.
-        taps: the taps the rates were read at.
-        settings: of the networks and their optimiser.
-        seed: of folds, initial weights and batches.
-        progress: called with the share done.
-        kept_bytes: features up to so many bytes are made once and kept in memory. Those of more
-            rows are made anew for each pass, and memory stays bounded however many rows there are.
-
-    Raises:
-        DataError: no clean group, or no attack succeeded, or on too few source images.
-    """
-    clean = next((group for group in groups if group.kind == "clean"), None)
-    attacks = [group for group in groups if group.kind == "attack" and len(group)]
-    if clean is None or not attacks:
-        raise DataError("expected clean images and at least one attack that succeeded on some")
-    once = partial(_fit_weighed, taps=taps, seed=seed, kept_bytes=kept_bytes)
-    if settings.alarms > 0:
-        first = replace(settings, members=1, epochs=-(-settings.epochs // 2))
-        found = false_alarms(groups, partial(once, settings=first, progress=lambda _: None))
-        groups, share = weighed(groups, found, wanted=settings.alarms, share=settings.benign_share)
-        settings = replace(settings, benign_share=share)
-    return once(groups, settings=settings, progress=progress)
+    def __post_init__(self) -> None:
+        check_engine(self.engine)
+        if not 0 < self.prevalence < 1:
+            raise SettingsError(f"expected a prevalence between 0 and 1, got {self.prevalence}")
+        if self.seed < 0:
+            raise SettingsError(f"expected a seed of 0 or more, got {self.seed}")
+        if self.workers is not None and self.workers < 1:
+            raise SettingsError(f"expected 1 or more workers, got {self.workers}")
 
 
-def _fit_weighed(
-    groups: Sequence[Readings],
-    *,
-    taps: Sequence[Tap],
-    settings: HeadSettings,
-    seed: int,
-    progress: Callable[[float], None],
-    kept_bytes: int,
-) -> Head:
-    """Return a head fitted to groups of these very weights."""
-    groups = _with_accidents(groups, settings)
-    weights = _weights(groups, settings.benign_share)
-    table = Table(
-        rates=StoredRates.joined([g.rates for g in groups]),
-        logits=np.concatenate([g.logits for g in groups]),
-        sources=np.concatenate([g.sources for g in groups]),
-        attacked=np.concatenate([np.full(len(g), g.kind == "attack") for g in groups]),
-        weights=weights,
-        kept_bytes=kept_bytes,
-    )
-    features = _fit_features(groups, table, taps).features
-    rows = _Rows(table, table.targets, torch.from_numpy(weights))
-    members = []
-    out_of_fold = np.full(len(table), np.nan, np.float32)
-    folds = _folds(table.sources, max(settings.members, MIN_FOLDS), seed)
-    for k in range(settings.members):
-        held = folds == k
-        member = _fit_member(rows, held, settings, seed + k)
-        out_of_fold[held] = _scores(member, rows, held)
-        members.append(member)
-        progress((k + 1) / (settings.members + 1))
-    layers, biases = _join(members)
-    slope, intercept = _fit_logistic(out_of_fold, rows)
-    evidence_weights, evidence_bias = _fit_evidence(features, rows, settings, seed)
-    progress(1.0)
-    return Head(
-        features=features,
-        weights=layers,
-        biases=biases,
-        slope=slope,
-        intercept=intercept,
-        evidence_weights=evidence_weights,
-        evidence_bias=evidence_bias,
-        clean_scores=np.zeros(0, np.float32),
-    )
+def work_folder(settings: FitSettings) -> Path:
+    """Return where the shards lie."""
+    return settings.work or settings.out.with_name(f"{settings.out.name}.work")
 
 
-def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence: float) -> Head:
-    """Return the head with its clean scores and its likelihood at a prevalence.
+def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardArtifact:
+    """Fit a guard, write it to `settings.out` and return it.
 
-    Args:
-        head: as fitted, its likelihood at even odds.
-        clean: readings of clean images that no step of fitting saw.
-        rates: the false-positive rates it must be able to promise.
-        prevalence: the share of attacks among requests that the likelihood assumes, in (0, 1).
+    What the work folder holds already is not made again, so a fit that was killed goes on.
 
     Raises:
-        DataError: too few clean images for the lowest rate; says how many are needed.
+        DataError: the data don't fit the model, or are too few for the rate asked for.
+        TwinError: the twin can't be made, or does not match the model.
+        ModelError: the model can't be read, run or guarded.
+        GuardError: the place holds something else than a guard.
+        HeldError: another process works in the work folder.
+        OSError: the disk is full; nothing half-written is left.
     """
-    needed = images_needed(min(rates))
-    if len(clean) < needed:
-        raise DataError(
-            f"a false-positive rate of {min(rates)} needs {needed} clean calibration images, "
-            f"got {len(clean)}"
-        )
-    scores = np.sort(head.score(clean.rates, clean.logits).score)
-    odds = float(np.log(prevalence / (1 - prevalence)))
-    return replace(head, clean_scores=scores, intercept=head.intercept + odds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The training table with its targets and weights, (N,)."""
-
-    table: Table
-    y: torch.Tensor
-    weight: torch.Tensor
-
-
-def _with_accidents(groups: Sequence[Readings], settings: HeadSettings) -> list[Readings]:
-    """Return the groups, accidents taken from the harmless and put beside the attacks.
-
-    Accidents are harmless changes that the model answers wrong: neither harmless nor attacks. As
-    negatives alone they teach that a wrong answer is fine; as a few positives they are what attacks
-    unlike all those of the fit have in common. So they are some of both, which is one soft target.
-    A row of them never weighs more than an attack's.
-
-    Measured on ResNet-20, 1,500 rows a group: as negatives alone a mean AUROC of .965, and .41 for
-    FGSM 8/255 with one-step attacks left out; as 1 % of the positives .962 and .67; as 2 % and half
-    as negatives .963 and .68, with fewer harmless changes flagged than the latter.
-    """
-    share = settings.accident_share
-    attacks = [group for group in groups if group.kind == "attack" and len(group)]
-    total = sum(group.weight for group in attacks)
-    rows = sum(len(group) for group in attacks)
-    right, wrong = [], []
-    for group in groups:
-        if group.kind != "benign":
-            right.append(group)
-            continue
-        right.append(group.rows(group.answered_right))
-        accident = replace(group.rows(~group.answered_right), name=f"accident-{group.name}")
-        kept = group.weight * settings.accident_kept * len(accident) / max(1, len(group))
-        if kept > 0:
-            right.append(replace(accident, weight=kept))
-        wrong.append(replace(accident, kind="attack"))
-    wrong = [group for group in wrong if len(group) and share > 0]
-    each = total * share / (1 - share) / max(1, len(wrong))
-    accidents = [replace(g, weight=min(each, total * len(g) / rows)) for g in wrong]
-    return [group for group in (*right, *accidents) if len(group)]
-
-
-def _fit_features(groups: Sequence[Readings], table: Table, taps: Sequence[Tap]) -> Probes:
-    """Return probes, and let the table describe its rows as fresh images would be."""
-    clean = next(group for group in groups if group.kind == "clean")
-    columns = select_columns(
-        clean.rates,
-        [group.rates for group in groups if group.kind == "attack"],
-        limit=most_columns(clean.logits.shape[1]),
+    check_place(settings.out)
+    progress = progress or Progress()
+    started = perf_counter()
+    recipe = settings.recipe
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    progress.stage("model and data", 1)
+    case, reader = open_case(
+        settings.model,
+        settings.data,
+        recipe,
+        preprocessing=settings.preprocessing,
+        output=settings.output,
+        fpr=settings.fpr,
+        seed=settings.seed,
+        threads=settings.threads,
     )
-    probes = fit_probes(
-        table.rates,
-        np.concatenate([group.labels for group in groups]),
-        table.sources,
-        table.weights,
-        taps=taps,
-        columns=columns,
-        classes=clean.logits.shape[1],
-    )
-    uncut = replace(probes.features, limit=float(np.finfo(np.float32).max))
-    raw = replace(
-        probes, features=uncut, folds=tuple(replace(f, limit=uncut.limit) for f in probes.folds)
-    )
-    return table.describe(raw, limit=probes.features.limit)
+    recipe = recipe.for_images(case.spec.height, case.spec.width)
+    orders = _orders(case, recipe, settings)
+    progress.advance(1)
+    orders.workspace.mkdir(parents=True, exist_ok=True)
+    with hold(orders.workspace):
+        return _fit_in(case, reader, recipe, orders, settings, progress, started)
 
 
-def _weights(groups: Sequence[Readings], benign_share: float) -> Floats:
-    """Both sides weigh the same; within a side groups count by their own weight."""
-    sides = {
-        kind: sum(group.weight for group in groups if group.kind == kind)
-        for kind in ("clean", "benign", "attack")
+def _fit_in(
+    case: Case,
+    reader: Reader,
+    recipe: Recipe,
+    orders: Orders,
+    settings: FitSettings,
+    progress: Progress,
+    started: float,
+) -> GuardArtifact:
+    """Harvest, fit, judge and write, in a work folder that is ours alone."""
+    workspace = Workspace(orders.workspace, _plan(case, recipe, settings))
+    resumed = any(workspace.folder.glob("*/*.npz"))
+    jobs = _harvest(case, recipe, orders, settings, progress)
+    head = _fit(case, recipe, jobs, workspace, settings, progress)
+    if settings.max_overhead is not None:
+        case, reader = _cheaper(case, head, workspace, settings)
+        head = _fit(case, recipe, jobs, workspace, settings, progress)
+    clean = _readings(case, reader, case.splits["calibrate"])
+    head = calibrate(head, clean, rates=[settings.fpr], prevalence=settings.prevalence)
+    manifest = _manifest(case, head, clean, recipe, settings)
+    if workspace.columns is not None:
+        provenance = {**manifest.provenance, COLUMNS: column_runs(workspace.columns)}
+        manifest = replace(manifest, provenance=provenance)
+    golden = _golden(case, head, reader, jobs, workspace)
+    progress.stage("report card", 1)
+    draft = GuardArtifact(path=settings.out, digest="", manifest=manifest, head=head, golden=golden)
+    guard = Guard(case.production, draft, threads=settings.threads)
+    card = report_card(
+        guard,
+        workspace,
+        {slug: _of_split(made, "test") for slug, made in jobs.items()},
+        thresholds=manifest.thresholds,
+        seed=settings.seed,
+    )
+    card |= {"seconds": perf_counter() - started, "resumed": resumed}
+    progress.advance(1)
+    return write_guard(
+        settings.out,
+        manifest=replace(manifest, metrics=card),
+        head=head,
+        golden=golden,
+        reports={
+            "report.json": json.dumps(card, indent=2).encode(),
+            "report.html": report_page(card, manifest).encode(),
+        },
+    )
+
+
+def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
+    """Everything that a shard's content depends on."""
+    strided = {tap.name: [*tap.strides, tap.pooled] for tap in case.taps if tap.is_strided}
+    return {
+        **({"strides": strided} if strided else {}),
+        "model": case.production.sha256,
+        "data": case.dataset.digest,
+        "input": case.spec.to_json(),
+        "output": case.production.answer,
+        "twin": settings.twin,
+        "recipe": {
+            k: v for k, v in recipe.to_json().items() if k not in {"name", "head", "weights"}
+        },
+        "seed": settings.seed,
     }
-    share = {
-        "attack": 1.0,
-        "clean": 1.0 - benign_share if sides["benign"] else 1.0,
-        "benign": benign_share,
-    }
-    parts = [np.full(len(g), share[g.kind] * g.weight / sides[g.kind] / len(g)) for g in groups]
-    weights = np.concatenate(parts)
-    even: Floats = (weights / weights.mean()).astype(np.float32)
-    return even
 
 
-def _folds(sources: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each row, all rows of one source in the same."""
-    unique, index = np.unique(sources, return_inverse=True)
-    dealt: NDArray[np.int64] = np.random.default_rng(seed).permutation(len(unique))[index] % folds
-    return dealt
-
-
-def _network(inputs: int, settings: HeadSettings, generator: torch.Generator) -> torch.nn.Module:
-    linear = partial(torch.nn.utils.skip_init, torch.nn.Linear)  # it would draw from global state
-    network = torch.nn.Sequential(
-        linear(inputs, settings.units),
-        torch.nn.ReLU(),
-        torch.nn.Dropout(settings.dropout),
-        linear(settings.units, 1),
+def _orders(case: Case, recipe: Recipe, settings: FitSettings) -> Orders:
+    return Orders(
+        model=settings.model,
+        output=case.production.answer,
+        spec=case.spec,
+        taps=case.taps,
+        twin=settings.twin,
+        dataset=case.dataset,
+        changes={
+            portion.change.name: portion.change for portion in (*recipe.attacks, *recipe.benign)
+        },
+        workspace=work_folder(settings),
+        seed=settings.seed,
+        threads=settings.threads,
     )
-    for name, parameter in network.named_parameters():
-        bound = 1 / np.sqrt(inputs if name.startswith("0") else settings.units)
-        torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return network
 
 
-def _fit_member(
-    rows: _Rows, held: NDArray[np.bool_], settings: HeadSettings, seed: int
-) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    network = _network(rows.table.width, settings, generator)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    train = torch.from_numpy(np.flatnonzero(~held))
-    steps = settings.epochs * -(-len(train) // settings.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=settings.learning_rate, total_steps=steps
-    )
-    best, best_state = np.inf, network.state_dict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout draws from global state: lent and given back
-        for _ in range(settings.epochs):
-            network.train()
-            for x, batch in rows.table.batches(train, settings.batch, generator):
-                loss = _loss(network(x)[:, 0], rows, batch)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-            loss_held = _mean_loss(network, rows, held)
-            if loss_held < best:
-                best = loss_held
-                best_state = {key: value.clone() for key, value in network.state_dict().items()}
-    network.load_state_dict(best_state)
-    return network
+def _of_split(jobs: Sequence[Job], split: str) -> list[Job]:
+    return [job for job in jobs if job.split == split]
 
 
-def _loss(logits: torch.Tensor, rows: _Rows, batch: torch.Tensor) -> torch.Tensor:
-    target = rows.y[batch].to(logits.dtype)
-    weight = rows.weight[batch]
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight=weight)
-
-
-def _scores(network: torch.nn.Module, rows: _Rows, held: NDArray[np.bool_]) -> Floats:
-    network.eval()
-    chosen = torch.from_numpy(np.flatnonzero(held))
-    with torch.no_grad():
-        parts = [network(x)[:, 0].numpy() for x, _ in rows.table.blocks(chosen)]
-    scores: Floats = np.concatenate(parts)
-    return scores
-
-
-def _mean_loss(network: torch.nn.Module, rows: _Rows, held: NDArray[np.bool_]) -> float:
-    chosen = torch.from_numpy(np.flatnonzero(held))
-    total = 0.0
-    with torch.no_grad():
-        network.eval()
-        for x, block in rows.table.blocks(chosen):
-            total += float(_loss(network(x)[:, 0], rows, block)) * len(block)
-    return total / len(chosen)
-
-
-def _join(members: Sequence[torch.nn.Module]) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
-    """Return the members' mean score as one network, its large matrix in half precision."""
-    states = [{k: v.numpy() for k, v in member.state_dict().items()} for member in members]
-    first = np.concatenate([s["0.weight"].T for s in states], axis=1)
-    last = np.concatenate([s["3.weight"].T for s in states]) / len(states)
-    bias = np.concatenate([s["0.bias"] for s in states])
-    last_bias = np.mean([s["3.bias"] for s in states], axis=0)
-    rounded = first.astype(np.float16).astype(np.float32)
-    return (rounded, last.astype(np.float32)), (bias, last_bias.astype(np.float32))
-
-
-def _fit_logistic(scores: Floats, rows: _Rows) -> tuple[float, float]:
-    """Return slope and intercept of the likelihood at even odds, from out-of-fold scores.
-
-    Source: Platt 1999, Probabilistic outputs for support vector machines.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    seen = ~np.isnan(scores)  # fewer members than folds leave some rows unscored
-    if len(np.unique(rows.y.numpy()[seen])) < 2:
-        attacked = len(np.unique(rows.table.sources[rows.y.numpy()]))
-        raise DataError(
-            f"expected attacks that succeeded on more source images, got {attacked} of "
-            f"{len(np.unique(rows.table.sources))}: give more images or stronger attacks"
-        )
-    model = LogisticRegression(C=1e6)
-    model.fit(scores[seen, None], rows.y.numpy()[seen], sample_weight=rows.weight.numpy()[seen])
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
-
-
-def _fit_evidence(
-    features: FeatureMap, rows: _Rows, settings: HeadSettings, seed: int
-) -> tuple[Floats, Floats]:
-    """Return one logistic regression per tap over that tap's features, all fitted in one pass."""
-    generator = torch.Generator().manual_seed(seed)
-    by_tap = torch.from_numpy(
-        (features.feature_taps[:, None] == np.arange(features.taps)).astype(np.float32)
-    )
-    weights = torch.zeros(features.width, requires_grad=True)
-    bias = torch.zeros(features.taps, requires_grad=True)
-    optimiser = torch.optim.AdamW([weights, bias], lr=5e-3, weight_decay=1e-2)
-    for _ in range(3):
-        for x, batch in rows.table.batches(torch.arange(len(rows.y)), settings.batch, generator):
-            evidence = (x * weights) @ by_tap + bias
-            target = rows.y[batch].to(evidence.dtype)[:, None].expand_as(evidence)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                evidence, target, weight=rows.weight[batch][:, None]
+def _harvest(
+    case: Case, recipe: Recipe, orders: Orders, settings: FitSettings, progress: Progress
+) -> dict[str, list[Job]]:
+    """Make every shard of the recipe; return the jobs by slug, clean first."""
+    fitted = {split: case.splits[split] for split in ("fit", "test")}
+    jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted)}
+    for index, portion in enumerate(recipe.benign):
+        some = _portion(fitted, portion, settings.seed + index)
+        jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some)
+    # an attack has nothing to do where the model is wrong already
+    right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
+    for split, sources in right.items():
+        if not len(sources):
+            raise DataError(
+                f"the model answers none of the {len(fitted[split])} images of the {split} part "
+                "right: give more images"
             )
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return weights.detach().numpy().copy(), bias.detach().numpy().copy()
+    for index, portion in enumerate(recipe.attacks):
+        if settings.twin == "none" and getattr(portion.change, "needs_gradients", False):
+            continue
+        some = _portion(right, portion, settings.seed + ATTACK_SEEDS + index)
+        jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some)
+    if all(made[0].kind != "attack" for made in jobs.values()):
+        raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
+    every = [job for made in jobs.values() for job in made]
+    progress.stage("attack and read", sum(len(job.sources) for job in every))
+    harvest(
+        every,
+        orders,
+        workers=settings.workers or available_cores(),
+        engine=settings.engine,
+        progress=lambda job: progress.advance(len(job.sources)),
+    )
+    return jobs
+
+
+def _portion(
+    splits: Mapping[str, NDArray[np.int64]], portion: Portion, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Return a share of each split's sources, other ones for each attack."""
+    rng = np.random.default_rng(seed)
+    return {
+        split: np.sort(rng.permutation(sources)[: max(1, round(portion.share * len(sources)))])
+        for split, sources in splits.items()
+    }
+
+
+def _fit(
+    case: Case,
+    recipe: Recipe,
+    jobs: Mapping[str, Sequence[Job]],
+    workspace: Workspace,
+    settings: FitSettings,
+    progress: Progress,
+) -> Head:
+    weights = {p.change.name: p.weight for p in (*recipe.attacks, *recipe.benign)}
+    groups = [
+        replace(workspace.readings(_of_split(made, "fit")), weight=weights.get(slug, 1.0))
+        for slug, made in jobs.items()
+    ]
+    progress.stage("head", 100)
+    done = 0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        progress.advance(round(100 * share) - done)
+        done = round(100 * share)
+
+    return fit_head(
+        groups, taps=case.taps, settings=recipe.head, seed=settings.seed, progress=advance
+    )
+
+
+def _cheaper(
+    case: Case, head: Head, workspace: Workspace, settings: FitSettings
+) -> tuple[Case, Reader]:
+    """Return the case with the taps that fit the budget; the workspace gives their rates alone."""
+    assert settings.max_overhead is not None
+    chosen = choose_taps(
+        case.production, case.spec, case.taps, head, max_overhead=settings.max_overhead
+    )
+    workspace.columns = np.flatnonzero(np.isin(column_taps(case.taps), chosen))
+    taps = tuple(case.taps[i] for i in chosen)
+    reader = Reader(case.production, case.spec, taps, threads=settings.threads)
+    return replace(case, taps=taps), reader
+
+
+def _readings(case: Case, reader: Reader, sources: NDArray[np.int64]) -> Readings:
+    """Return clean readings in full precision, as serving sees them."""
+    parts = [
+        reader.read(case.dataset.images[sources[i : i + 256]]) for i in range(0, len(sources), 256)
+    ]
+    return Readings(
+        name=CLEAN,
+        kind="clean",
+        rates=np.concatenate([rates for rates, _ in parts]),
+        logits=np.concatenate([logits for _, logits in parts]),
+        sources=sources,
+        labels=case.dataset.labels[sources],
+    )
+
+
+def _golden(
+    case: Case,
+    head: Head,
+    reader: Reader,
+    jobs: Mapping[str, Sequence[Job]],
+    workspace: Workspace,
+) -> Golden:
+    """Return a few clean and attacked images with what the guard must say of them."""
+    room = max(1, min(GOLDEN_IMAGES, GOLDEN_BYTES // case.dataset.images[0].nbytes))
+    images = [case.dataset.images[case.splits["calibrate"][: -(-room // 2)]]]
+    attacked = next(made for made in jobs.values() if made[0].kind == "attack")
+    shard = workspace.read(attacked[0])
+    if shard.images is not None:
+        images.append(shard.images[shard.success][: room // 2])
+    chosen = np.concatenate(images)
+    rates, logits = reader.read(chosen)
+    return Golden(
+        images=chosen,
+        rates=rates,
+        score=head.score(rates, logits).score,
+        prediction=logits.argmax(axis=1),
+    )
+
+
+def _manifest(
+    case: Case, head: Head, clean: Readings, recipe: Recipe, settings: FitSettings
+) -> Manifest:
+    packages = ("numpy", "onnxruntime", "torch", "adversarial-robustness-toolbox")
+    return Manifest(
+        model_sha256=case.production.sha256,
+        input=case.spec,
+        answer=case.production.answer,
+        taps=case.taps,
+        fpr=settings.fpr,
+        thresholds=promised_rates(head.clean_scores, settings.fpr),
+        calibration_images=len(head.clean_scores),
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        provenance={
+            "recipe": recipe.to_json(),
+            "seed": settings.seed,
+            "twin": settings.twin,
+            "prevalence": settings.prevalence,
+            "data": {"source": case.dataset.source, "sha256": case.dataset.digest},
+            "images": {split: len(sources) for split, sources in case.splits.items()},
+            "work": str(work_folder(settings).resolve()),
+            REFERENCE: reference_of(clean.rates, clean.logits, case.taps).to_json(),
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+        },
+    )

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detector.artifact import GuardArtifact, read_guard
-from detector.head import conformal_p_values, threshold_at
-from detector.images import Images
-from detector.probe import check_golden
-from detector.signature import verify
-from detector.taps import Tap
-from detector.verdict import Verdicts
-from training.errors import TwinError
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.head import conformal_p_values, threshold_at
+from reluguard.detector.images import Images
+from reluguard.detector.probe import check_golden
+from reluguard.detector.signature import verify
+from reluguard.detector.taps import Tap
+from reluguard.detector.verdict import Verdicts
+from reluguard.training.errors import TwinError
 
 __all__ = ["GuardedModule"]
 

@@ -24,24 +24,24 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from detector.errors import SettingsError
-from detector.images import Images, InputSpec
-from detector.model import Production, infer_spec, load_production
-from detector.taps import find_taps
-from training.analysis.checks import Floats, Ints
-from training.analysis.consistency import twin_cosine
-from training.analysis.errors import AnalysisError
-from training.analysis.intervals import bootstrap, mean_of
-from training.analysis.recording import Recorder, Recording
-from training.attacks.gradient import PGD
-from training.attacks.victim import Victim
-from training.case import Preprocessing
-from training.data import Dataset, load_data, split_sources
-from training.errors import TwinError
-from training.metrics import Interval, auroc_interval, rate_interval
-from training.onnx_torch import OnnxModule
-from training.progress import Progress
-from training.twin import Twin, to_pixels
+from reluguard.detector.errors import SettingsError
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import Production, infer_spec, load_production
+from reluguard.detector.taps import find_taps
+from reluguard.training.analysis.checks import Floats, Ints
+from reluguard.training.analysis.consistency import twin_cosine
+from reluguard.training.analysis.errors import AnalysisError
+from reluguard.training.analysis.recording import Recorder, Recording
+from reluguard.training.attacks.gradient import PGD
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.data.case import Preprocessing
+from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.errors import TwinError
+from reluguard.training.progress import Progress
+from reluguard.training.statistics.intervals import bootstrap, mean_of
+from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_interval
+from reluguard.training.twin.onnx_torch import OnnxModule
+from reluguard.training.twin.twin import Twin, to_pixels
 
 __all__ = ["HardenReport", "HardenSettings", "harden", "harden_images"]
 

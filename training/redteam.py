@@ -16,20 +16,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import write_file
-from detector.lock import hold
-from training.attacks import Attack
-from training.attacks.budget import Norm
-from training.aware import Aware
-from training.aware_attacks import CombinedLogit, Lagrangian, Mimicry, Orthogonal, Selective
-from training.convergence import Ladder, by_steps, checks, climb
-from training.errors import AttackError
-from training.metrics import rate_interval
-from training.progress import Progress
-from training.red_html import red_team_page
-from training.red_target import Ask, Scores, Target, open_target
-from training.score_search import ScoreSearch
-from training.tries import Tries
+from reluguard.detector.artifact import write_file
+from reluguard.detector.lock import hold
+from reluguard.training.attacks import Attack
+from reluguard.training.attacks.budget import Norm
+from reluguard.training.errors import AttackError
+from reluguard.training.pages.red_team import red_team_page
+from reluguard.training.progress import Progress
+from reluguard.training.red_team.aware import Aware
+from reluguard.training.red_team.aware_attacks import (
+    CombinedLogit,
+    Lagrangian,
+    Mimicry,
+    Orthogonal,
+    Selective,
+)
+from reluguard.training.red_team.convergence import Ladder, by_steps, checks, climb
+from reluguard.training.red_team.score_search import ScoreSearch
+from reluguard.training.red_team.target import Ask, Scores, Target, open_target
+from reluguard.training.red_team.tries import Tries
+from reluguard.training.statistics.metrics import rate_interval
 
 __all__ = ["BUDGETS", "IN_PROCESS", "LADDERS", "STANDARD", "Effort", "redteam"]
 

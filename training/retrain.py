@@ -2,7 +2,7 @@
 
 The challenger is the champion with a hidden unit for each new attack, or a head fitted anew on the
 old harvest and the new images. Nothing on disk is attacked again. The challenger goes to a folder
-of its own; putting it into service is another step, `detector.shelf.promote`.
+of its own; putting it into service is another step, `reluguard.detector.shelf.shelf.promote`.
 """
 
 import datetime as dt
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import (
+from reluguard.detector.artifact import (
     Golden,
     GuardArtifact,
     check_model,
@@ -25,13 +25,21 @@ from detector.artifact import (
     read_guard,
     write_file,
 )
-from detector.model import load_production
-from detector.reference import KEY as REFERENCE
-from detector.reference import reference_of
-from detector.runtime import Reader
-from detector.shelf import current
-from detector.taps import Tap
-from training.additions import (
+from reluguard.detector.model import load_production
+from reluguard.detector.reference import KEY as REFERENCE
+from reluguard.detector.reference import reference_of
+from reluguard.detector.runtime import Reader
+from reluguard.detector.shelf.shelf import current
+from reluguard.detector.taps import Tap
+from reluguard.training.data.case import predict
+from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.errors import DataError
+from reluguard.training.evaluation.report_card import promised_rates
+from reluguard.training.harvest.orders import Orders
+from reluguard.training.harvest.readings import Readings
+from reluguard.training.head.unit import Unit, without_accidents
+from reluguard.training.progress import Progress
+from reluguard.training.retraining.additions import (
     CAPTURE,
     FEWEST_CLEAN,
     MOST_PER_SOURCE,
@@ -41,19 +49,11 @@ from training.additions import (
     run_attack,
     store,
 )
-from training.case import predict
-from training.challenger import write_challenger
-from training.contradictions import contradicted
-from training.data import Dataset, load_data, split_sources
-from training.errors import DataError
-from training.gate import GateLimits, GateResult, gate
-from training.harvest import Orders
-from training.kept import CLEAN, WEIGHT, Added, Kept, hold_kept, open_kept
-from training.learned import Learned, learn
-from training.progress import Progress
-from training.readings import Readings
-from training.report import promised_rates
-from training.unit import Unit, without_accidents
+from reluguard.training.retraining.challenger import write_challenger
+from reluguard.training.retraining.contradictions import contradicted
+from reluguard.training.retraining.gate import GateLimits, GateResult, gate
+from reluguard.training.retraining.kept import CLEAN, WEIGHT, Added, Kept, hold_kept, open_kept
+from reluguard.training.retraining.learned import Learned, learn
 
 __all__ = ["Retrained", "retrain"]
 

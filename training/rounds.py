@@ -15,26 +15,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, check_model, check_place, read_guard, write_file
-from detector.head import Head
-from detector.images import Images
-from detector.model import Production, load_production
-from detector.runtime import Reader
-from training.attacks import Victim
-from training.aware import Aware
-from training.aware_attacks import Orthogonal, Selective
-from training.case import predict
-from training.challenger import write_challenger
-from training.data import Dataset, load_data, split_sources
-from training.errors import DataError
-from training.gate import GateLimits, GateResult, gate
-from training.kept import Added, Kept, hold_kept, open_kept
-from training.learned import refit
-from training.progress import Progress
-from training.readings import Readings
-from training.relaxed import RelaxedGuard
-from training.report import promised_rates
-from training.twin import load_twin
+from reluguard.detector.artifact import (
+    GuardArtifact,
+    check_model,
+    check_place,
+    read_guard,
+    write_file,
+)
+from reluguard.detector.head import Head
+from reluguard.detector.images import Images
+from reluguard.detector.model import Production, load_production
+from reluguard.detector.runtime import Reader
+from reluguard.training.attacks import Victim
+from reluguard.training.data.case import predict
+from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.errors import DataError
+from reluguard.training.evaluation.report_card import promised_rates
+from reluguard.training.harvest.readings import Readings
+from reluguard.training.progress import Progress
+from reluguard.training.red_team.aware import Aware
+from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
+from reluguard.training.red_team.relaxed import RelaxedGuard
+from reluguard.training.retraining.challenger import write_challenger
+from reluguard.training.retraining.gate import GateLimits, GateResult, gate
+from reluguard.training.retraining.kept import Added, Kept, hold_kept, open_kept
+from reluguard.training.retraining.learned import refit
+from reluguard.training.twin.twin import load_twin
 
 __all__ = ["SIZES", "Hardened", "harden_guard"]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.artifact import write_file
-from detector.runtime import Guard
-from detector.verdict import Verdicts
-from training.data import load_data
-from training.progress import Progress
+from reluguard.detector.artifact import write_file
+from reluguard.detector.runtime import Guard
+from reluguard.detector.verdict import Verdicts
+from reluguard.training.data.dataset import load_data
+from reluguard.training.progress import Progress
 
 __all__ = ["score_data"]
 

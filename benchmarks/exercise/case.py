@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.artifact import GuardArtifact, read_guard, write_file
-from detector.runtime import Reader
-from training.attacks import Attack, Victim, open_victim
-from training.case import Case, Preprocessing, open_case
-from training.data import Dataset, load_data, save_dataset, split_sources
-from training.demo import train_and_export
-from training.harvest import SHARD_IMAGES
-from training.leave_out import family
-from training.pipeline import FitSettings, fit_guard, work_folder
-from training.progress import Progress
-from training.recipes import Recipe
-from training.twin import load_twin
+from reluguard.detector.artifact import GuardArtifact, read_guard, write_file
+from reluguard.detector.runtime import Reader
+from reluguard.training.attacks import Attack, Victim, open_victim
+from reluguard.training.data.case import Case, Preprocessing, open_case
+from reluguard.training.data.dataset import Dataset, load_data, save_dataset, split_sources
+from reluguard.training.demo import train_and_export
+from reluguard.training.evaluation.leave_out import family
+from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.harvest.orders import SHARD_IMAGES
+from reluguard.training.progress import Progress
+from reluguard.training.recipes import Recipe
+from reluguard.training.twin.twin import load_twin
 
 __all__ = ["Parts", "attack_all", "digits_files", "fit_without", "split_data", "without"]
 

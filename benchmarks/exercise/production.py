@@ -16,9 +16,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.images import Images
-from service.pb import reluguard_v1 as pb
-from service.security import Scope, token_entry
+from reluguard.detector.images import Images
+from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.security import Scope, token_entry
 
 __all__ = [
     "CALLERS",

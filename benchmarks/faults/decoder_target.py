@@ -9,20 +9,29 @@ from collections.abc import Callable
 import atheris
 import numpy as np
 
-with atheris.instrument_imports(include=["service", "detector", "PIL"]):
-    from detector.errors import ImageError
-    from detector.images import InputSpec, decode_image
-    from service.edge import parse
-    from service.errors import RequestError
-    from service.inspection import Encoded, Input, Limits
-    from service.open_inference import _LARGE as LARGE_INFER
-    from service.open_inference import _read_input as read_infer  # what ModelInfer decodes with
-    from service.payload import Fields, lift
-    from service.pb import open_inference as oip
-    from service.pb import reluguard_v1 as pb
-    from service.servicers import _LARGE as LARGE_INSPECT
-    from service.servicers import _read_input as read_inspect  # what Inspect decodes with
-    from service.wire import DATATYPES, read_bytes_elements, read_tensor, write_tensor
+with atheris.instrument_imports(include=["reluguard", "PIL"]):
+    from reluguard.detector.errors import ImageError
+    from reluguard.detector.images import InputSpec, decode_image
+    from reluguard.service.edge import parse
+    from reluguard.service.errors import RequestError
+    from reluguard.service.payload import Fields, lift
+    from reluguard.service.protocols.inspection import Encoded, Input, Limits
+    from reluguard.service.protocols.open_inference import _LARGE as LARGE_INFER
+    from reluguard.service.protocols.open_inference import (
+        _read_input as read_infer,
+    )  # what ModelInfer decodes with
+    from reluguard.service.protocols.pb import open_inference as oip
+    from reluguard.service.protocols.pb import reluguard_v1 as pb
+    from reluguard.service.protocols.servicers import _LARGE as LARGE_INSPECT
+    from reluguard.service.protocols.servicers import (
+        _read_input as read_inspect,
+    )  # what Inspect decodes with
+    from reluguard.service.protocols.wire import (
+        DATATYPES,
+        read_bytes_elements,
+        read_tensor,
+        write_tensor,
+    )
 
 _SPEC = InputSpec(name="image", height=12, width=12, channels=3)
 _LIMITS = Limits(max_rows=64, max_message_bytes=2**24, max_pixels=10_000)

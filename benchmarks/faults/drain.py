@@ -22,9 +22,9 @@ from benchmarks.faults.pair import Pair, make_pair
 from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding, spread
 from benchmarks.faults.traffic import NO_RETRIES, Ask, Kit, code_of
-from detector.images import Images
-from service.client import Client
-from service.errors import CallError
+from reluguard.detector.images import Images
+from reluguard.service.client.client import Client
+from reluguard.service.errors import CallError
 
 __all__ = ["run"]
 

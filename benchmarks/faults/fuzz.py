@@ -23,8 +23,8 @@ from benchmarks.faults.pair import Pair, make_pair
 from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding
 from benchmarks.faults.traffic import INFER, INSPECT, NO_RETRIES, Ask, Kit, code_of
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
 
 __all__ = ["run"]
 

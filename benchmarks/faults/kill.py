@@ -22,12 +22,12 @@ import grpc
 import numpy as np
 
 from benchmarks.faults.pair import Pair, make_guard, make_pair
-from benchmarks.faults.process import ROOT, Process, served
+from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding, spread
 from benchmarks.faults.rotation import Shelf, asking
 from benchmarks.faults.traffic import NO_RETRIES, Callers, Kit
-from detector.shelf import current, promote
-from service.capture import INDEX, SHARDS
+from reluguard.detector.shelf.shelf import current, promote
+from reluguard.service.captures.capture import INDEX, SHARDS
 
 __all__ = ["run"]
 
@@ -114,7 +114,7 @@ def _promotion(folder: Path, *, times: int) -> Finding:
     whole = finished = 0
     for i in range(times):
         guard = make_guard(pair.model, folder / f"g{i}", size=size, seed=10 + i)
-        command = [sys.executable, str(ROOT / "reluguard.py"), "promote", "--shelf", str(shelf),
+        command = [sys.executable, "-m", "reluguard", "promote", "--shelf", str(shelf),
                    "--guard", str(guard), "--why", "exercise", "--force"]  # fmt: skip
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -23,7 +23,7 @@ from benchmarks.faults.pair import Pair, make_pair
 from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding
 from benchmarks.faults.traffic import NO_RETRIES, Ask, Callers, Kit
-from service.settings import Settings
+from reluguard.service.settings import Settings
 
 __all__ = ["run"]
 

@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.drawn import Drawing, write_drawn_guard
-from detector.images import Images
-from detector.runtime import Guard
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
 
 __all__ = ["Pair", "draw_images", "make_guard", "make_pair"]
 

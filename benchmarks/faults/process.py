@@ -116,7 +116,7 @@ def served(
     Args:
         pair: what it serves, under the name "small".
         cpus: the cores it may use; all of ours if None.
-        settings: any setting of `service.settings.Settings`.
+        settings: any setting of `reluguard.service.settings.Settings`.
         patience_s: longest wait for SERVING.
 
     Raises:
@@ -131,7 +131,7 @@ def served(
         with (
             log.open("wb") as stream,
             subprocess.Popen(
-                [sys.executable, str(ROOT / "reluguard.py"), "serve"],
+                [sys.executable, "-m", "reluguard", "serve"],
                 cwd=ROOT, env=environ, stdout=stream, stderr=stream,
             ) as popen,
         ):  # fmt: skip

@@ -22,14 +22,14 @@ from cryptography.hazmat.primitives.serialization import (
 
 from benchmarks.faults.certificates import Authority, replace_file
 from benchmarks.faults.pair import Pair, make_pair
-from benchmarks.faults.process import ROOT, Process, served
+from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding
 from benchmarks.faults.traffic import NO_RETRIES, Ask, Kit, code_of
-from detector.artifact import read_guard
-from detector.signature import sign
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
-from service.security import Scope, token_entry
+from reluguard.detector.artifact import read_guard
+from reluguard.detector.signature import sign
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.security import Scope, token_entry
 
 __all__ = ["run"]
 
@@ -214,7 +214,7 @@ def _start(pair: Pair, settings: Mapping[str, Any]) -> str:
         f"RELUGUARD_{name.upper()}": str(value) for name, value in named.items()
     }
     done = subprocess.run(
-        [sys.executable, str(ROOT / "reluguard.py"), "serve"],
+        [sys.executable, "-m", "reluguard", "serve"],
         env=environ, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     return f"{done.returncode}: {done.stderr.strip().splitlines()[-1]}"

@@ -23,9 +23,9 @@ from benchmarks.faults.pair import Pair, make_guard, make_pair
 from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding, spread
 from benchmarks.faults.traffic import INFER, INSPECT, NO_RETRIES, Callers, Kit
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
-from service.security import Scope, token_entry
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.security import Scope, token_entry
 
 __all__ = ["Shelf", "run"]
 

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.faults.pair import Pair
-from detector.images import Images
-from detector.runtime import Guard
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
-from service.wire import datatype_of, write_tensor
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.protocols.wire import datatype_of, write_tensor
 
 __all__ = ["INFER", "INSPECT", "NO_RETRIES", "Ask", "Callers", "Kit", "code_of"]
 

@@ -27,7 +27,7 @@ from benchmarks.calls import bare, export, open_inference_request, tensor_of
 from benchmarks.load import Load, measure
 from benchmarks.networks import NETWORKS, make
 from benchmarks.peers.servers import INFER, OUTPUTS, PEERS, Served, start
-from service.pb import open_inference as oip
+from reluguard.service.protocols.pb import open_inference as oip
 
 Report = dict[str, Any]
 _TOLERANCE = 1e-3

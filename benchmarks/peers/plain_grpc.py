@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 
-from service.pb import open_inference as pb
+from reluguard.service.protocols.pb import open_inference as pb
 
 
 async def main(path: str, port: str, name: str) -> None:

@@ -27,7 +27,8 @@ OUTPUTS = ("logits", "reluguard_is_adversarial", "reluguard_likelihood", "relugu
 _START_S = 120.0
 _STOP_S = 20.0
 _RELUGUARD = (
-    "import sys\nfrom service.process import serve\nfrom service.settings import Settings\n"
+    "import sys\nfrom reluguard.service.process import serve\n"
+    "from reluguard.service.settings import Settings\n"
     "sys.exit(serve(Settings.from_env()))"
 )
 

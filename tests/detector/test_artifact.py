@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detector.artifact import (
+from reluguard.detector.artifact import (
     GuardArtifact,
     check_model,
     folder_aside,
@@ -25,9 +25,9 @@ from detector.artifact import (
     write_file,
     write_guard,
 )
-from detector.errors import GuardError, GuardFormatError, ModelMismatchError
-from detector.model import load_production
-from detector.runtime import Guard
+from reluguard.detector.errors import GuardError, GuardFormatError, ModelMismatchError
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,7 +207,7 @@ def script(code: str, *args: str) -> "subprocess.Popen[str]":
 REWRITE = """
 import sys
 from pathlib import Path
-from detector.artifact import read_guard, write_guard
+from reluguard.detector.artifact import read_guard, write_guard
 source, target = map(Path, sys.argv[1:3])
 a = read_guard(source)
 """

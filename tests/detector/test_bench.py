@@ -6,8 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from detector.bench import bench_guard
-from detector.errors import ModelMismatchError
+from reluguard.detector.bench import bench_guard
+from reluguard.detector.errors import ModelMismatchError
 
 
 def test_every_batch_size_has_its_ratio(tiny_model: Path, tiny_guard: Path) -> None:

@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from detector.artifact import read_guard, write_guard
-from detector.errors import GuardError, ModelMismatchError, SettingsError
-from detector.images import Images
-from detector.runtime import Guard
-from detector.signature import sign
-from detector.verdict import Verdicts
+from reluguard.detector.artifact import read_guard, write_guard
+from reluguard.detector.errors import GuardError, ModelMismatchError, SettingsError
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.detector.signature import sign
+from reluguard.detector.verdict import Verdicts
 
 
 @pytest.fixture(scope="module")

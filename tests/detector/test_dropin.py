@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 import reluguard
-from detector.dropin import GuardedSession
-from detector.images import Images
-from detector.runtime import Guard
-from detector.verdict import Verdicts
+from reluguard.detector.dropin import GuardedSession
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.detector.verdict import Verdicts
 
 Feed = dict[str, NDArray[Any]]
 

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from detector import errors
-from detector.errors import (
+from reluguard.detector import errors
+from reluguard.detector.errors import (
     DetectorError,
     GuardError,
     GuardFormatError,

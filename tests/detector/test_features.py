@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detector.features import CONFIDENCE, EVIDENCE, IDENTITY, FeatureMap, confidence
-from detector.head import Head
-from detector.taps import Tap
+from reluguard.detector.features import CONFIDENCE, EVIDENCE, IDENTITY, FeatureMap, confidence
+from reluguard.detector.head import Head
+from reluguard.detector.taps import Tap
 
 TAPS = (Tap(name="a", op="Relu", shape=(6, 2, 2)), Tap(name="b", op="Relu", shape=(4,)))
 

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detector.errors import GuardError, SettingsError
-from detector.head import (
+from reluguard.detector.errors import GuardError, SettingsError
+from reluguard.detector.head import (
     NO_SCORE,
     Head,
     conformal_p_values,
     images_needed,
     threshold_at,
 )
-from detector.taps import Tap
+from reluguard.detector.taps import Tap
 
 TAPS = (
     Tap(name="r1", op="Relu", shape=(8, 4, 4)),

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.errors import ImageError, ImageTooLargeError, SettingsError
-from detector.images import Images, InputSpec, check_images, decode_image
+from reluguard.detector.errors import ImageError, ImageTooLargeError, SettingsError
+from reluguard.detector.images import Images, InputSpec, check_images, decode_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -12,14 +12,14 @@ from threading import Timer
 
 import pytest
 
-from detector.errors import HeldError
-from detector.lock import LOCK, hold
+from reluguard.detector.errors import HeldError
+from reluguard.detector.lock import LOCK, hold
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from detector.lock import hold
+from reluguard.detector.lock import hold
 
 with hold(Path(sys.argv[1])):
     print("held", flush=True)

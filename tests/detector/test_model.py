@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from detector.compile import compile_reader
-from detector.errors import ModelError
-from detector.model import constants, infer_spec, load_production
-from detector.taps import find_taps
+from reluguard.detector.compile.guarded import compile_reader
+from reluguard.detector.errors import ModelError
+from reluguard.detector.model import constants, infer_spec, load_production
+from reluguard.detector.taps import find_taps
 
 Network = Callable[..., onnx.ModelProto]
 

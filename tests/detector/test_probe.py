@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detector.artifact import Golden
-from detector.errors import GuardError
-from detector.probe import SCORE_TOLERANCE, check_golden
-from detector.verdict import Verdicts
+from reluguard.detector.artifact import Golden
+from reluguard.detector.errors import GuardError
+from reluguard.detector.probe import SCORE_TOLERANCE, check_golden
+from reluguard.detector.verdict import Verdicts
 
 GOLDEN = Golden(
     images=np.zeros((3, 2, 2, 1), np.uint8),

@@ -3,15 +3,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.errors import GuardError
-from detector.reference import (
+from reluguard.detector.errors import GuardError
+from reluguard.detector.reference import (
     KEY,
     Histogram,
     layer_rates,
     read_reference,
     reference_of,
 )
-from detector.taps import Tap
+from reluguard.detector.taps import Tap
 
 TAPS = (
     Tap(name="a", op="Relu", shape=(3, 4, 4)),

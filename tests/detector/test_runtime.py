@@ -16,15 +16,15 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from detector.artifact import read_guard
-from detector.errors import GuardError, ImageError, ModelError, SettingsError
-from detector.head import conformal_p_values, threshold_at
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.runtime import Guard, Reader, in_batches
-from detector.session import open_session, run_session
-from detector.taps import find_taps
-from detector.verdict import Verdicts
+from reluguard.detector.artifact import read_guard
+from reluguard.detector.errors import GuardError, ImageError, ModelError, SettingsError
+from reluguard.detector.head import conformal_p_values, threshold_at
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.detector.runtime import Guard, Reader, in_batches
+from reluguard.detector.session import open_session, run_session
+from reluguard.detector.taps import find_taps
+from reluguard.detector.verdict import Verdicts
 
 BATCH_TOLERANCE = 1e-4
 

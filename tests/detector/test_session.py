@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from detector.errors import ModelError, SettingsError
-from detector.session import available_cores, check_started, open_session, run_session
+from reluguard.detector.errors import ModelError, SettingsError
+from reluguard.detector.session import available_cores, check_started, open_session, run_session
 
 Network = Callable[..., onnx.ModelProto]
 

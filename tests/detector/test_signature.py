@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from detector.artifact import GuardArtifact, read_guard
-from detector.errors import GuardError, SettingsError
-from detector.shelf import current, promote
-from detector.signature import sign, verify
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.errors import GuardError, SettingsError
+from reluguard.detector.shelf.shelf import current, promote
+from reluguard.detector.signature import sign, verify
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from detector.errors import ModelError, NoTapsError, SettingsError
-from detector.images import InputSpec
-from detector.model import Production, load_production
-from detector.session import open_session, run_session
-from detector.taps import Tap, check_taps, find_taps, gates
+from reluguard.detector.errors import ModelError, NoTapsError, SettingsError
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import Production, load_production
+from reluguard.detector.session import open_session, run_session
+from reluguard.detector.taps import Tap, check_taps, find_taps, gates
 
 SPEC = InputSpec(name="x", height=4, width=4, channels=1)
 

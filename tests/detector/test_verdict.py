@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detector.verdict import Verdict, Verdicts
+from reluguard.detector.verdict import Verdict, Verdicts
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from detector.artifact import Golden, read_guard, write_guard
-from detector.head import threshold_at
-from detector.images import Images
-from detector.model import load_production
-from detector.runtime import Guard, Reader
-from service.background import Running, running
+from reluguard.detector.artifact import Golden, read_guard, write_guard
+from reluguard.detector.head import threshold_at
+from reluguard.detector.images import Images
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.service.background import Running, running
 
 SIZE = 12
 CLASSES = 5

@@ -20,19 +20,19 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from detector.artifact import read_guard
-from detector.errors import GuardError, SettingsError
-from detector.head import NO_SCORE
-from detector.images import Images
-from detector.runtime import Guard
-from detector.shelf import ShelfError, clear, promote, rollback, shadow
-from detector.verdict import Challenge, Verdicts
-from service.background import Running, on_loop, running
-from service.client import Client
-from service.errors import StartError
-from service.pb import open_inference as oip
-from service.settings import Settings
-from service.shadow import Agreement, Shadow, compare
+from reluguard.detector.artifact import read_guard
+from reluguard.detector.errors import GuardError, SettingsError
+from reluguard.detector.head import NO_SCORE
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.detector.shelf.shelf import ShelfError, clear, promote, rollback, shadow
+from reluguard.detector.verdict import Challenge, Verdicts
+from reluguard.service.background import Running, on_loop, running
+from reluguard.service.client.client import Client
+from reluguard.service.errors import StartError
+from reluguard.service.monitoring.shadow import Agreement, Shadow, compare
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.settings import Settings
 
 MODEL = {"model": "m"}
 

@@ -14,16 +14,16 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from detector.runtime import Guard
-from service.background import Running, on_loop, running
-from service.batching import Batcher
-from service.metrics import Metrics
-from service.models import Version
-from service.payload import AT_LEAST, lift
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
-from service.slots import Slots
-from service.wire import read_tensor, write_tensor
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import Running, on_loop, running
+from reluguard.service.models.batching import Batcher
+from reluguard.service.models.models import Version
+from reluguard.service.models.slots import Slots
+from reluguard.service.monitoring.metrics import Metrics
+from reluguard.service.payload import AT_LEAST, lift
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.protocols.wire import read_tensor, write_tensor
 
 LARGE = 24  # rows whose tensor is read in place
 Ask = Callable[[str, NDArray[np.float32]], None]

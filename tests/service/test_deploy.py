@@ -16,10 +16,10 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from service.client import Client, is_healthy
-from service.drift import Drift
-from service.metrics import Metrics
-from service.settings import PREFIX, Settings
+from reluguard.service.captures.drift import Drift
+from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.monitoring.metrics import Metrics
+from reluguard.service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detector.images import Images
-from detector.runtime import Guard
-from detector.shelf import promote, rollback
-from service.background import on_loop, running
-from service.client import Client
-from service.errors import StartError
-from service.settings import Settings
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.detector.shelf.shelf import promote, rollback
+from reluguard.service.background import on_loop, running
+from reluguard.service.client.client import Client
+from reluguard.service.errors import StartError
+from reluguard.service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

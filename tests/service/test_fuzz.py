@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from detector.images import Images
-from detector.runtime import Guard
-from service.background import Running
-from service.client import Client
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import Running
+from reluguard.service.client.client import Client
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
 
 FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 METHODS = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.images import Images
+from reluguard.detector.images import Images
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "deploy" / "README.md"

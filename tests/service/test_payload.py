@@ -8,9 +8,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.payload import AT_LEAST, lift
-from service.pb import open_inference as oip
-from service.pb import reluguard_v1 as pb
+from reluguard.service.payload import AT_LEAST, lift
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
 
 RAW = {7: None}
 INSPECT = {3: 4, 4: 5}

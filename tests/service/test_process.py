@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.images import Images
-from service.client import Client, is_healthy
-from service.errors import CallError
+from reluguard.detector.images import Images
+from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.errors import CallError
 
 ROOT = Path(__file__).parents[2]
 MAIN = """
 import sys
-from service.process import serve
-from service.settings import Settings
+from reluguard.service.process import serve
+from reluguard.service.settings import Settings
 sys.exit(serve(Settings.from_env(), ready=lambda server: print(server.address, flush=True)))
 """
 
@@ -170,8 +170,9 @@ def test_logs_are_json_without_images(pair: Any) -> None:
 def test_importing_the_service_starts_nothing() -> None:
     """No thread, socket or training library comes with the import."""
     code = (
-        "import sys, threading; import service.process, service.background, service.client;"
+        "import sys, threading; import reluguard.service.process, reluguard.service.background;"
+        "import reluguard.service.client.client;"
         "assert threading.active_count() == 1;"
-        "assert not {'torch', 'sklearn', 'training', 'tritonclient'} & set(sys.modules)"
+        "assert not {'torch', 'sklearn', 'reluguard.training', 'tritonclient'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from detector.images import Images
-from detector.runtime import Guard
-from service.background import running
-from service.client import Client, is_healthy
-from service.errors import CallError, ForbiddenError, StartError, UnauthenticatedError
-from service.security import ANYBODY, Scope, Tokens, token_entry
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import running
+from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.errors import CallError, ForbiddenError, StartError, UnauthenticatedError
+from reluguard.service.security import ANYBODY, Scope, Tokens, token_entry
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)
 

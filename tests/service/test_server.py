@@ -14,16 +14,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from detector.errors import SettingsError
-from detector.images import Images
-from detector.runtime import Guard
-from service.background import Running, on_loop, running
-from service.client import Client, is_healthy
-from service.edge import Edge
-from service.errors import CallError, ExpiredError, StartError
-from service.metrics import Metrics
-from service.pb import reluguard_v1 as pb
-from service.settings import Settings
+from reluguard.detector.errors import SettingsError
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import Running, on_loop, running
+from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.edge import Edge
+from reluguard.service.errors import CallError, ExpiredError, StartError
+from reluguard.service.monitoring.metrics import Metrics
+from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.settings import Settings
 
 COLUMNS = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "evidence")
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.errors import SettingsError
-from service.settings import Settings
+from reluguard.detector.errors import SettingsError
+from reluguard.service.settings import Settings
 
 
 def test_every_field_comes_from_the_environment() -> None:

@@ -1,10 +1,10 @@
 import grpc
 import pytest
 
-from detector import errors as detector_errors
-from service import errors as service_errors
-from service.errors import OverloadedError
-from service.status import CODES, INTERNAL, status_of
+from reluguard.detector import errors as detector_errors
+from reluguard.service import errors as service_errors
+from reluguard.service.errors import OverloadedError
+from reluguard.service.status import CODES, INTERNAL, status_of
 
 
 def test_every_error_a_request_can_meet_is_in_the_table() -> None:

@@ -9,9 +9,9 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from detector.images import Images
-from detector.runtime import Guard
-from service.background import Running
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import Running
 
 triton = pytest.importorskip("tritonclient.grpc")
 

@@ -10,16 +10,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from detector.artifact import GuardArtifact
-from detector.images import Images, InputSpec
-from training.attacks import FGSM, PGD, Square, Victim, open_victim
-from training.attacks.benign import GaussianNoise
-from training.attacks.mixture import Mixture
-from training.data import Dataset, save_dataset
-from training.fit import HeadSettings
-from training.pipeline import FitSettings, fit_guard
-from training.recipes import Portion, Recipe
-from training.twin import Twin, load_twin
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.images import Images, InputSpec
+from reluguard.training.attacks import FGSM, PGD, Square, Victim, open_victim
+from reluguard.training.changes import GaussianNoise
+from reluguard.training.changes.mixture import Mixture
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.fit import FitSettings, fit_guard
+from reluguard.training.head.fit import HeadSettings
+from reluguard.training.recipes import Portion, Recipe
+from reluguard.training.twin.twin import Twin, load_twin
 
 SPEC = InputSpec(name="image", height=8, width=8, channels=1)
 

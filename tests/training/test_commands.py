@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commands.app import app
-from detector.artifact import GuardArtifact, read_guard
-from service.background import running
-from training.errors import DataError
-from training.pipeline import FitSettings, work_folder
+from reluguard.commands.app import app
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.service.background import running
+from reluguard.training.errors import DataError
+from reluguard.training.fit import FitSettings, work_folder
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_the_black_box_asks_the_server_that_serves_this_guard(
     fitted: GuardArtifact, fit_settings: FitSettings, guard: Path, tmp_path: Path
 ) -> None:
     """Its questions go by gRPC; a server of another guard is refused before any attack."""
-    from detector.runtime import Guard
-    from training.publication import publish
+    from reluguard.detector.runtime import Guard
+    from reluguard.training.pages.publication import publish
 
     summary = {"evaded": {}, "settings": {}, "images": 0, "median_budget": {}}
     with running(Guard.open(fit_settings.model, fitted.path, threads=1)) as server:

@@ -11,8 +11,8 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import reluguard
-from detector.runtime import Guard
-from training.demo import digits, train_classifier
+from reluguard.detector.runtime import Guard
+from reluguard.training.demo import digits, train_classifier
 
 
 def test_digits_are_whole_grey_images() -> None:

@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.artifact import GuardArtifact
-from detector.runtime import Guard
-from training.baselines import BASELINES, ActivationDetector, LocalDimension, RandomScore
-from training.data import Dataset, save_dataset
-from training.errors import AttackError, DataError
-from training.evaluate import evaluate
-from training.evaluation_text import print_evaluation
-from training.leave_out import family, leave_one_out, open_fit
-from training.pipeline import FitSettings, work_folder
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.runtime import Guard
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.errors import AttackError, DataError
+from reluguard.training.evaluate import evaluate
+from reluguard.training.evaluation.baselines import (
+    BASELINES,
+    ActivationDetector,
+    LocalDimension,
+    RandomScore,
+)
+from reluguard.training.evaluation.leave_out import family, leave_one_out, open_fit
+from reluguard.training.fit import FitSettings, work_folder
+from reluguard.training.pages.evaluation_text import print_evaluation
 
 ATTACKS = ("fgsm-linf-8", "pgd-l2-0.5", "pgd-linf-32-5")
 BENIGN = ("gaussian-8", "brightness-c1", "brightness-c3")
@@ -26,7 +31,10 @@ BENIGN = ("gaussian-8", "brightness-c1", "brightness-c3")
 def strong_attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a user's own attack, for `module:name`."""
     folder = tmp_path_factory.mktemp("attacks")
-    code = "from training.attacks import PGD\ndef strong():\n    return PGD(size=32.0, steps=5)\n"
+    code = (
+        "from reluguard.training.attacks import PGD\n"
+        "def strong():\n    return PGD(size=32.0, steps=5)\n"
+    )
     (folder / "test_evaluate_attacks.py").write_text(code)
     return folder
 
@@ -216,9 +224,9 @@ def test_another_guards_fit_is_refused(fitted: GuardArtifact, fit_settings: FitS
 
 def test_lid_never_meets_its_own_reference() -> None:
     """The reference images' sources are in no row that is fitted on."""
-    from training.baselines import Context, Material
-    from training.fit import HeadSettings
-    from training.readings import Readings
+    from reluguard.training.evaluation.baselines import Context, Material
+    from reluguard.training.harvest.readings import Readings
+    from reluguard.training.head.fit import HeadSettings
 
     rng = np.random.default_rng(0)
 
@@ -234,7 +242,7 @@ def test_lid_never_meets_its_own_reference() -> None:
         )
         return Material(readings=readings, images=np.zeros((60, 2, 2, 1), np.uint8), means=means)
 
-    from detector.taps import Tap
+    from reluguard.detector.taps import Tap
 
     context = Context(
         taps=[Tap(name="a", op="Relu", shape=(4, 2, 2))],

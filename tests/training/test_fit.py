@@ -1,333 +1,472 @@
-"""Fitting and calibrating heads on made-up readings."""
+"""The main job on digits: a guard from a model and images, whatever happens meanwhile."""
 
-from collections.abc import Callable
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from detector.errors import SettingsError
-from detector.head import Head, threshold_at
-from detector.taps import Tap
-from training.errors import DataError
-from training.fit import HeadSettings, calibrate, fit_head
-from training.metrics import auroc
-from training.readings import Kind, Readings
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.errors import GuardError, SettingsError
+from reluguard.detector.head import threshold_at
+from reluguard.detector.runtime import Guard
+from reluguard.training.attacks import FGSM, PGD
+from reluguard.training.data.case import Preprocessing
+from reluguard.training.data.dataset import Dataset, load_data, save_dataset
+from reluguard.training.errors import AttackError, DataError, TwinError
+from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.progress import Progress
+from reluguard.training.recipes import Portion, Recipe
 
-TAPS = (Tap(name="a", op="Relu", shape=(8, 4, 4)), Tap(name="b", op="Relu", shape=(6,)))
-RATES, CLASSES = 14, 3
-SETTINGS = HeadSettings(units=16, epochs=6, batch=64)
-
-Group = Callable[..., Readings]
-
-
-def group(
-    kind: Kind,
-    sources: NDArray[np.int64],
-    *,
-    seed: int,
-    shift: float = 0.0,
-    name: str = "",
-    weight: float = 1.0,
-) -> Readings:
-    """Return noise, its first four rates moved by `shift`."""
-    rng = np.random.default_rng(seed)
-    rates = rng.normal(0.5, 0.1, (len(sources), RATES))
-    rates[:, :4] += shift
-    logits = rng.normal(0, 1, (len(sources), CLASSES))
-    labels = sources % CLASSES
-    if kind == "benign":  # a harmless change leaves the answer right
-        logits[np.arange(len(sources)), labels] = logits.max(axis=1) + 1
-    return Readings(
-        name=name or kind,
-        kind=kind,
-        rates=rates.astype(np.float16),
-        logits=logits.astype(np.float32),
-        sources=sources,
-        labels=labels,
-        weight=weight,
-    )
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def groups(*, shift: float, seed: int = 0, count: int = 300) -> list[Readings]:
-    """Return clean, benign and attacked readings of the same sources."""
-    sources = np.arange(count)
-    return [
-        group("clean", sources, seed=seed),
-        group("benign", sources[::2], seed=seed + 1),
-        group("attack", sources[: count // 2], seed=seed + 2, shift=shift),
-        group("attack", sources[count // 2 :], seed=seed + 3, shift=shift, name="other"),
+def shards(settings: FitSettings) -> dict[tuple[str, str], dict[str, NDArray[np.generic]]]:
+    """Return the arrays of all shards by slug and split."""
+    found: dict[tuple[str, str], list[dict[str, NDArray[np.generic]]]] = {}
+    for file in sorted(work_folder(settings).glob("*/*.npz")):
+        with np.load(file) as arrays:
+            key = (file.parent.name, file.name.split("-")[0])
+            found.setdefault(key, []).append({name: arrays[name] for name in arrays.files})
+    return {
+        key: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for key, parts in found.items()
+    }
+
+
+def head_bits(folder: Path) -> dict[str, NDArray[np.generic]]:
+    with np.load(folder / "head.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def assert_same_head(one: Path, other: Path) -> None:
+    left, right = head_bits(one), head_bits(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert_array_equal(value, right[name], err_msg=name)
+
+
+def test_the_guard_works(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+    """It opens on its model, tells attacked from clean, and its answers are the model's."""
+    guard = Guard.open(fit_settings.model, fit_settings.out, threads=1)
+    tests = {
+        slug: arrays for (slug, split), arrays in shards(fit_settings).items() if split == "test"
+    }
+    clean = guard.inspect(tests["clean"]["images"].astype(np.uint8))
+    assert_array_equal(clean.prediction, tests["clean"]["logits"].argmax(axis=1))
+    kept = tests["fgsm-linf-48"]["success"].astype(np.bool_)
+    attacked = guard.inspect(tests["fgsm-linf-48"]["images"][kept].astype(np.uint8))
+    assert np.mean(attacked.score[:, None] > clean.score) > 0.85
+    assert clean.is_adversarial.mean() < 0.25
+    assert fitted.manifest.fpr == 0.05
+    assert fitted.manifest.calibration_images == len(fitted.head.clean_scores)
+
+
+def test_the_folder_is_small_and_whole(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+    """Its files are those of the format, reports included, under a megabyte, nothing beside."""
+    out = fit_settings.out
+    names = {"manifest.json", "head.npz", "golden.npz", "report.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == names
+    assert sum(file.stat().st_size for file in out.iterdir()) < 1_000_000
+    assert {path.name for path in out.parent.iterdir()} == {"guard", "guard.work"}
+    assert read_guard(out).digest == fitted.digest
+    assert json.loads((out / "report.json").read_text()) == fitted.manifest.metrics
+
+
+def test_no_source_is_in_two_splits(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+    """An attacked twin is where its source is, and calibration images are nowhere else."""
+    seen: dict[str, set[int]] = {"fit": set(), "test": set()}
+    for (slug, split), arrays in shards(fit_settings).items():
+        sources = set(arrays["sources"].tolist())
+        if slug == "clean":
+            seen[split] = sources
+    for (_, split), arrays in shards(fit_settings).items():
+        assert set(arrays["sources"].tolist()) <= seen[split]
+    assert not seen["fit"] & seen["test"]
+    images = fitted.manifest.provenance["images"]
+    assert len(seen["fit"]) == images["fit"]
+    assert len(seen["test"]) == images["test"]
+    assert images["fit"] + images["calibrate"] + images["test"] == 300
+
+
+def test_sources_are_what_they_say(
+    fitted: GuardArtifact, fit_settings: FitSettings, digits: Dataset
+) -> None:
+    """Every attacked image is within its budget of the source it names, in whole pixels."""
+    del fitted
+    budgets = {"fgsm-linf-48": 48, "pgd-linf-24-4": 24, "square-linf-56": 56}
+    found = shards(fit_settings)
+    assert {slug for slug, _ in found} == {*budgets, "clean", "noise"}
+    for (slug, _), arrays in found.items():
+        assert arrays["images"].dtype == np.uint8
+        sources = arrays["sources"].astype(np.int64)
+        assert_array_equal(arrays["labels"], digits.labels[sources])
+        moved = np.abs(arrays["images"].astype(int) - digits.images[sources])
+        if slug in budgets:
+            assert moved.max() == budgets[slug]
+            assert (moved.reshape(len(moved), -1).max(axis=1) > 0).any()
+        if slug == "clean":
+            assert moved.max() == 0
+
+
+def test_attacks_start_where_the_model_is_right(
+    fitted: GuardArtifact, fit_settings: FitSettings
+) -> None:
+    """An image that is answered wrong anyway is not attacked."""
+    del fitted
+    found = shards(fit_settings)
+    for split in ("fit", "test"):
+        clean = found["clean", split]
+        wrong = clean["logits"].argmax(axis=1) != clean["labels"]
+        assert wrong.any()
+        attacked = set(found["fgsm-linf-48", split]["sources"].tolist())
+        assert attacked == set(clean["sources"][~wrong].tolist())
+
+
+def test_calibration_is_on_clean_images_that_nothing_else_saw(
+    fitted: GuardArtifact, fit_settings: FitSettings
+) -> None:
+    """The clean scores are those of exactly the images that are in no shard."""
+    data = load_data(fit_settings.data)
+    used = np.concatenate([arrays["sources"] for arrays in shards(fit_settings).values()])
+    rest = np.setdiff1d(np.arange(len(data)), used)
+    assert len(rest) == fitted.manifest.calibration_images
+    guard = Guard.open(fit_settings.model, fit_settings.out, threads=1)
+    scores = np.sort(guard.inspect(data.images[rest]).score)
+    np.testing.assert_allclose(scores, fitted.head.clean_scores, atol=1e-3)
+    for rate, limit in fitted.manifest.thresholds.items():
+        assert limit == threshold_at(float(rate), fitted.head.clean_scores)
+
+
+def test_the_manifest_says_whence(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+    """Model, data, recipe, seed and versions are on record."""
+    manifest = fitted.manifest
+    assert manifest.model_sha256 == hashlib.sha256(fit_settings.model.read_bytes()).hexdigest()
+    assert manifest.provenance["data"]["sha256"] == load_data(fit_settings.data).digest
+    assert manifest.provenance["seed"] == 0
+    assert [a["slug"] for a in manifest.provenance["recipe"]["attacks"]] == [
+        "fgsm-linf-48",
+        "pgd-linf-24-4",
+        "square-linf-56",
     ]
+    assert {"torch", "numpy", "onnxruntime"} <= manifest.provenance["versions"].keys()
 
 
-def fitted(readings: list[Readings], seed: int = 0) -> Head:
-    return fit_head(readings, taps=TAPS, settings=SETTINGS, seed=seed)
+def test_golden_images_are_of_both_kinds(fitted: GuardArtifact) -> None:
+    """Clean and attacked images are replayed before a guard goes live."""
+    assert len(fitted.golden.images) == 8
+    assert fitted.golden.score[:4].mean() < fitted.golden.score[4:].mean()
 
 
-def fresh_auroc(head: Head, shift: float) -> float:
-    clean, attacked = (
-        group("clean", np.arange(1000), seed=seed, shift=s) for seed, s in ((90, 0.0), (91, shift))
+class Told(Progress):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+        self._current = ""
+
+    def stage(self, title: str, total: int) -> None:
+        """Note a stage."""
+        self._current = title
+        self.totals[title], self.done[title] = total, 0
+
+    def advance(self, units: int) -> None:
+        """Count."""
+        self.done[self._current] += units
+
+
+def test_a_second_fit_goes_on_from_the_shards(
+    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """With the work kept no shard is made anew, bars fill up, and the head is the same bits."""
+    del fitted
+    work = work_folder(fit_settings)
+    stamps = {file: file.stat().st_mtime_ns for file in work.rglob("*.npz")}
+    told = Told()
+    fit_guard(replace(fit_settings, out=tmp_path / "again", work=work), told)
+    assert {file: file.stat().st_mtime_ns for file in work.rglob("*.npz")} == stamps
+    assert told.done == told.totals
+    assert set(told.totals) == {"model and data", "attack and read", "head", "report card"}
+    assert_same_head(fit_settings.out, tmp_path / "again")
+
+
+def test_a_fresh_fit_is_the_same_guard(
+    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """The same settings give the same head from nothing; another seed gives another."""
+    del fitted
+    fit_guard(replace(fit_settings, out=tmp_path / "same"))
+    assert_same_head(fit_settings.out, tmp_path / "same")
+    fit_guard(replace(fit_settings, out=tmp_path / "other", seed=1))
+    assert not np.array_equal(
+        head_bits(fit_settings.out)["weight_0"], head_bits(tmp_path / "other")["weight_0"]
     )
-    scores = [head.score(g.rates, g.logits).score for g in (clean, attacked)]
-    return auroc(*scores)
 
 
-def test_a_seed_repeats_every_bit() -> None:
-    """The same seed gives the same head, another another, and torch's global state stays."""
-    data = groups(shift=0.1, count=120)
-    state = torch.random.get_rng_state()
-    first, again, other = (fitted(data, seed).to_arrays() for seed in (0, 0, 1))
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert first.keys() == again.keys()
-    for name, value in first.items():
-        assert_array_equal(value, again[name], err_msg=name)
-    assert not np.array_equal(first["weight_0"], other["weight_0"])
+def test_a_failed_refit_leaves_the_old_guard(
+    fitted: GuardArtifact,
+    fit_settings: FitSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error on the way leaves the guard that is there as it was."""
+    del fitted
+    settings = replace(fit_settings, out=tmp_path / "g")
+    digest = fit_guard(settings).digest
+    shard = next(work_folder(settings).glob("noise/fit-*.npz"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(DataError, match="is damaged: remove it to make it anew"):
+        fit_guard(settings)
+    assert read_guard(settings.out).digest == digest
+    shard.unlink()
+    monkeypatch.undo()
+    fit_guard(settings)
+    assert_same_head(fit_settings.out, settings.out)
 
 
-def test_separable_readings_are_told_apart() -> None:
-    """Rates that attacks move are found, on images the fit never saw."""
-    head = fitted(groups(shift=0.2))
-    assert fresh_auroc(head, 0.2) > 0.9
-    assert 0.4 < fresh_auroc(head, 0.0) < 0.6
+def test_work_of_another_plan_is_refused(
+    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """Shards of another seed are not mixed in; the message says what differs."""
+    del fitted
+    settings = replace(fit_settings, out=tmp_path / "g", work=work_folder(fit_settings), seed=9)
+    with pytest.raises(DataError, match="holds work of another seed: give another --work folder"):
+        fit_guard(settings)
 
 
-def with_accidents() -> tuple[list[Readings], Readings]:
-    """Return the groups with harmless changes among them that the model answers wrong."""
-    accidents = group("benign", np.arange(100), seed=7, shift=0.3)
-    wrong = replace(accidents, logits=np.roll(accidents.logits, 1, axis=1))
-    data = groups(shift=0.1)
-    return [_joined(g, wrong) if g.kind == "benign" else g for g in data], wrong
-
-
-def test_accidents_need_not_teach() -> None:
-    """With no share on either side, harmless changes answered wrong leave no trace in the head."""
-    settings = replace(SETTINGS, accident_share=0.0, accident_kept=0.0, alarms=0.0)
-    plain, beside = (
-        fit_head(data, taps=TAPS, settings=settings, seed=0).to_arrays()
-        for data in (groups(shift=0.1), with_accidents()[0])
+def test_head_settings_need_no_new_shards(
+    fitted: GuardArtifact, fit_settings: FitSettings, brief_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Another head, weight, rate or prevalence is fitted on the same shards."""
+    del fitted
+    heavier = replace(
+        brief_recipe,
+        attacks=tuple(replace(p, weight=2.0) for p in brief_recipe.attacks[:1])
+        + brief_recipe.attacks[1:],
+        head=replace(brief_recipe.head, units=8),
     )
-    for name, value in plain.items():
-        assert_array_equal(value, beside[name])
-
-
-def test_accidents_teach_a_little() -> None:
-    """The more of them is positive and the less harmless, the higher their like score."""
-    data, wrong = with_accidents()
-    heads = [
-        fit_head(
-            data,
-            taps=TAPS,
-            settings=replace(SETTINGS, accident_share=share, accident_kept=kept),
-            seed=0,
+    artifact = fit_guard(
+        replace(
+            fit_settings,
+            out=tmp_path / "g",
+            work=work_folder(fit_settings),
+            recipe=heavier,
+            fpr=0.1,
+            prevalence=0.01,
         )
-        for share, kept in ((0.0, 1.0), (0.02, 0.5), (0.02, 0.0))
-    ]
-    low, middle, high = (head.score(wrong.rates, wrong.logits).score for head in heads)
-    assert (middle > low).mean() > 0.9
-    assert (high > middle).mean() > 0.9
-    without = fresh_auroc(fitted(groups(shift=0.1)), 0.1)
-    assert abs(fresh_auroc(heads[1], 0.1) - without) < 0.1
-
-
-def _joined(first: Readings, second: Readings) -> Readings:
-    return replace(
-        first,
-        rates=np.concatenate([first.rates, second.rates]),
-        logits=np.concatenate([first.logits, second.logits]),
-        sources=np.concatenate([first.sources, second.sources]),
-        labels=np.concatenate([first.labels, second.labels]),
     )
+    assert artifact.head.weights[0].shape[1] == 16  # two members of eight
+    assert artifact.manifest.fpr == 0.1
+    assert "0.1" in artifact.manifest.metrics["clean"]["false_positive_rate"]
 
 
-def test_noise_is_not_told_apart() -> None:
-    """Where nothing differs, fresh images score by chance and the likelihood stays near a half."""
-    head = fitted(groups(shift=0.0))
-    assert 0.45 < fresh_auroc(head, 0.0) < 0.55
-    unseen = group("clean", np.arange(1000), seed=90)
-    likelihood = head.score(unseen.rates, unseen.logits).likelihood
-    assert 0.4 < likelihood.mean() < 0.6
-    assert likelihood.std() < 0.15
+def test_without_a_twin_black_box_attacks_are_left(
+    fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """`none` fits a guard on what needs no gradients."""
+    settings = replace(fit_settings, out=tmp_path / "g", twin="none")
+    artifact = fit_guard(settings)
+    assert list(artifact.manifest.metrics["attacks"]) == ["square-linf-56"]
+    assert not (work_folder(settings) / "fgsm-linf-48").exists()
 
 
-def learned_by_heart(*, own_sources: bool) -> tuple[float, float]:
-    """Fit on ten equal rows of noise per image, each image on one side only.
-
-    Returns AUROC on those rows and their largest likelihood.
-    """
-    rows = np.repeat(np.random.default_rng(0).permutation(120), 10)
-    noise = np.random.default_rng(1).normal(0.5, 0.1, (120, RATES)).astype(np.float16)
-    kinds: tuple[Kind, Kind] = ("clean", "attack")
-    sides = [
-        Readings(
-            name=kind,
-            kind=kind,
-            rates=noise[part],
-            logits=np.zeros((600, CLASSES), np.float32),
-            sources=np.arange(600) + 600 * index if own_sources else part,
-            labels=part % CLASSES,
-        )
-        for index, (kind, part) in enumerate(zip(kinds, (rows[:600], rows[600:]), strict=True))
-    ]
-    eager = HeadSettings(units=64, epochs=40, batch=64, weight_decay=0.0, dropout=0.0)
-    head = fit_head(sides, taps=TAPS, settings=eager, seed=0)
-    seen = [head.score(side.rates, side.logits) for side in sides]
-    largest = max(float(said.likelihood.max()) for said in seen)
-    return auroc(seen[0].score, seen[1].score), largest
-
-
-def test_rows_of_one_source_stay_in_one_fold() -> None:
-    """Knowing images by heart earns no trust: their other rows are held out with them."""
-    area, likelihood = learned_by_heart(own_sources=True)
-    assert area > 0.95  # this is what a leak looks like
-    assert likelihood > 0.95
-    area, likelihood = learned_by_heart(own_sources=False)
-    assert area < 0.8
-    assert likelihood < 0.8
-
-
-def test_sides_weigh_the_same() -> None:
-    """Ten clean images per attacked one do not lower the likelihood: it is at even odds."""
-    sources = np.arange(600)
-    head = fitted([group("clean", sources, seed=0), group("attack", sources[::10], seed=1)])
-    unseen = group("clean", np.arange(500), seed=90)
-    assert 0.35 < head.score(unseen.rates, unseen.logits).likelihood.mean() < 0.65
-
-
-def test_groups_count_by_weight_not_by_size() -> None:
-    """A heavy group is what the head learns, though a light one is many times as large."""
-    sources = np.arange(400)
-    up, down = np.where(np.arange(RATES) < 4, 0.12, 0.0), np.where(np.arange(RATES) < 4, -0.12, 0.0)
-    clean = group("clean", sources, seed=0)
-
-    def attack(move: NDArray[np.float64], rows: NDArray[np.int64], weight: float) -> Readings:
-        made = group("attack", rows, seed=1, name=f"move {move[0]}", weight=weight)
-        return replace(made, rates=(made.rates + move).astype(np.float16))
-
-    light_up = fitted([clean, attack(up, sources, 0.02), attack(down, sources[:80], 1.0)])
-    unseen = group("clean", np.arange(500), seed=90)
-    risen, fallen = (
-        light_up.score((unseen.rates + move).astype(np.float16), unseen.logits).score.mean()
-        for move in (up, down)
+def test_a_recipe_of_gradients_needs_a_twin(fit_settings: FitSettings, tmp_path: Path) -> None:
+    """Nothing to attack with is an error that names the recipe."""
+    recipe = Recipe(
+        name="white", attacks=(Portion(FGSM(size=8.0)), Portion(PGD(size=8.0))), benign=()
     )
-    assert fallen > risen
+    with pytest.raises(AttackError, match="recipe white has no attack that works without a twin"):
+        fit_guard(replace(fit_settings, out=tmp_path / "g", recipe=recipe, twin="none"))
 
 
-def test_the_scaler_never_sees_attacks() -> None:
-    """Centre and spread of the rates are those of clean and benign rows alone."""
-    data = groups(shift=0.2)
-    head = fitted(data)
-    columns = head.features.columns
-    harmless = np.concatenate([g.rates for g in data if g.kind != "attack"]).astype(np.float32)
-    count = len(columns)
-    np.testing.assert_allclose(
-        head.features.center[:count], harmless[:, columns].mean(axis=0), atol=1e-5
+def test_a_twin_that_disagrees_is_refused(
+    fit_settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No guard is fitted with another model's gradients, and a second try with a good one works."""
+    (tmp_path / "wrong_twin.py").write_text(
+        "import torch\n\ndef make():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     )
-    np.testing.assert_allclose(
-        head.features.spread[:count], harmless[:, columns].std(axis=0), atol=1e-5
-    )
-    everything = np.concatenate([g.rates for g in data]).astype(np.float32)
-    assert np.abs(head.features.center[:4] - everything[:, :4].mean(axis=0)).min() > 0.05
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = replace(fit_settings, out=tmp_path / "g", twin="wrong_twin:make")
+    with pytest.raises(TwinError, match="to answer as the model within"):
+        fit_guard(settings)
+    assert not settings.out.exists()
+    fit_guard(replace(settings, twin="auto"))
 
 
-def test_a_head_is_small_and_points_at_the_tap() -> None:
-    """The large matrix fits half precision, and evidence rises at the tap that attacks move."""
-    head = fitted(groups(shift=0.15))
-    assert head.to_arrays()["weight_0"].dtype == np.float16
-    attacked = group("attack", np.arange(500), seed=91, shift=0.15)
-    clean = group("clean", np.arange(500), seed=90)
-    lead = [
-        head.score(g.rates, g.logits).evidence.mean(axis=0, dtype=np.float64)
-        for g in (attacked, clean)
-    ]
-    moved, still = lead[0] - lead[1]
-    assert moved > 4 * abs(still)
+def test_attacks_that_never_succeed_are_told(
+    fit_settings: FitSettings, brief_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Without one success there is nothing to learn."""
+    weak = replace(brief_recipe, attacks=(Portion(FGSM(size=0.4)),))  # rounds to no change at all
+    with pytest.raises(DataError, match="at least one attack that succeeded"):
+        fit_guard(replace(fit_settings, out=tmp_path / "g", recipe=weak))
+    assert not (tmp_path / "g").exists()
 
 
-def test_progress_ends_at_one() -> None:
-    """The share done rises to one."""
-    told: list[float] = []
-    fit_head(
-        groups(shift=0.1, count=60), taps=TAPS, settings=SETTINGS, seed=0, progress=told.append
-    )
-    assert told == sorted(told)
-    assert told[-1] == 1.0
-
-
-def test_calibration_counts_clean_scores() -> None:
-    """Thresholds are order statistics of the scores of unseen clean images."""
-    head = fitted(groups(shift=0.1))
-    clean = group("clean", np.arange(99), seed=50)
-    done = calibrate(head, clean, rates=[0.05, 0.2], prevalence=0.5)
-    assert_array_equal(done.clean_scores, np.sort(head.score(clean.rates, clean.logits).score))
-    assert done.intercept == head.intercept
-    limit = threshold_at(0.05, done.clean_scores)
-    assert (done.clean_scores > np.float32(limit)).sum() == 4
-
-
-@pytest.mark.parametrize("prevalence", [0.01, 0.5, 0.9])
-def test_prevalence_moves_the_odds(prevalence: float) -> None:
-    """The likelihood's odds are the even ones times those of an attack."""
-    head = replace(fitted(groups(shift=0.1, count=120)), slope=0.5)
-    clean = group("clean", np.arange(60), seed=50)
-    done = calibrate(head, clean, rates=[0.05], prevalence=prevalence)
-    before, after = (h.score(clean.rates, clean.logits).likelihood for h in (head, done))
-    odds = before / (1 - before) * prevalence / (1 - prevalence)
-    np.testing.assert_allclose(after, odds / (1 + odds), rtol=1e-3)
-
-
-@pytest.mark.parametrize(("fpr", "needed"), [(0.05, 19), (0.01, 99), (0.001, 999)])
-def test_too_few_calibration_images_says_how_many(fpr: float, needed: int) -> None:
-    """One image short is refused with the number, and that number suffices."""
-    head = fitted(groups(shift=0.1, count=60))
-    clean = group("clean", np.arange(needed), seed=50)
+def test_too_low_a_rate_is_refused_before_any_attack(
+    fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """The number of images needed is known at once."""
+    settings = replace(fit_settings, out=tmp_path / "g", fpr=0.001)
     with pytest.raises(
-        DataError, match=f"needs {needed} clean calibration images, got {needed - 1}"
+        DataError, match="needs 999 calibration images, which is 3330 images in all"
     ):
-        calibrate(head, clean.rows(np.arange(needed - 1)), rates=[0.5, fpr], prevalence=0.5)
-    done = calibrate(head, clean, rates=[fpr], prevalence=0.5)
-    assert threshold_at(fpr, done.clean_scores) == done.clean_scores[-1]
+        fit_guard(settings)
+    assert not work_folder(settings).exists()
 
 
-def test_a_rate_is_between_zero_and_one() -> None:
-    """No number of images promises a rate of zero."""
-    with pytest.raises(SettingsError, match="between 0 and 1, got 0"):
-        calibrate(
-            fitted(groups(shift=0.1, count=60)),
-            group("clean", np.arange(9), seed=5),
-            rates=[0.0],
-            prevalence=0.5,
+def test_wrong_preprocessing_is_refused_before_any_attack(
+    fit_settings: FitSettings, tmp_path: Path
+) -> None:
+    """A model at chance is not attacked."""
+    settings = replace(fit_settings, out=tmp_path / "g", preprocessing=Preprocessing(mean=(3.0,)))
+    with pytest.raises(DataError, match="See --scale, --mean, --std and --bgr"):
+        fit_guard(settings)
+    assert not work_folder(settings).exists()
+
+
+def test_one_class_is_refused(fit_settings: FitSettings, digits: Dataset, tmp_path: Path) -> None:
+    """Images of one class are no data set."""
+    save_dataset(digits.take(digits.labels == 1), tmp_path / "ones.npz")
+    settings = replace(fit_settings, out=tmp_path / "g", data=str(tmp_path / "ones.npz"))
+    with pytest.raises(DataError, match="at least 2 classes"):
+        fit_guard(settings)
+
+
+def test_a_place_that_is_taken_is_refused_first(fit_settings: FitSettings, tmp_path: Path) -> None:
+    """A folder of other files is not replaced, and no work is done for it."""
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "thesis.tex").write_text("years of work")
+    settings = replace(fit_settings, out=tmp_path / "g")
+    with pytest.raises(GuardError, match="holds other files"):
+        fit_guard(settings)
+    assert not work_folder(settings).exists()
+    assert (tmp_path / "g" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prevalence": 0.0}, "a prevalence between 0 and 1, got 0"),
+        ({"prevalence": 1.0}, "a prevalence between 0 and 1, got 1"),
+        ({"prevalence": float("nan")}, "a prevalence between 0 and 1, got nan"),
+        ({"seed": -1}, "a seed of 0 or more, got -1"),
+        ({"workers": 0}, "1 or more workers, got 0"),
+    ],
+)
+def test_settings_are_checked(
+    fit_settings: FitSettings, wrong: dict[str, float], message: str
+) -> None:
+    """What has no meaning is refused when the settings are made."""
+    with pytest.raises(SettingsError, match=message):
+        replace(fit_settings, **wrong)  # type: ignore[arg-type]  # any field by name
+
+
+# Fits on digits by the brief recipe in a process of its own, as a user's script would.
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from reluguard.training.attacks import FGSM, PGD
+from reluguard.training.changes import GaussianNoise
+from reluguard.training.errors import DataError
+from reluguard.training.head.fit import HeadSettings
+from reluguard.training.fit import FitSettings, fit_guard
+from reluguard.training.recipes import Portion, Recipe
+
+recipe = Recipe(
+    name="small",
+    attacks=(Portion(FGSM(size=48.0)), Portion(PGD(size=24.0, steps=4))),
+    benign=(Portion(GaussianNoise(sigma=9.0)),),
+    head=HeadSettings(units=16, epochs=6),
+    fit=0.5, calibrate=0.3, test=0.2,
+)
+model, data, out, limit = sys.argv[1:]
+settings = FitSettings(
+    model=Path(model), data=data, out=Path(out), recipe=recipe, threads=1, workers=1
+)
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+try:
+    fit_guard(settings)
+except OSError as error:
+    sys.exit(f"{type(error).__name__}: {error.strerror}")
+"""
+
+
+def run_script(settings: FitSettings, out: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(settings.model), settings.data, str(out), str(limit)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("limit", [2_000, 25_000], ids=["a shard", "the guard"])
+def test_a_full_disk_leaves_no_half_guard(
+    fit_settings: FitSettings, tmp_path: Path, limit: int
+) -> None:
+    """Files that can't be written are one clear error, nothing is left half, and a retry works."""
+    out = tmp_path / "g"
+    done = run_script(fit_settings, out, limit)
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["g.work"]
+    assert not list((tmp_path / "g.work").rglob(".*"))
+    done = run_script(fit_settings, out, 0)
+    assert done.returncode == 0, done.stderr
+    read_guard(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_kill_in_the_middle_is_resumed(
+    fit_settings: FitSettings, tmp_path: Path, workers: int
+) -> None:
+    """Killed while it makes shards, a fit leaves no guard and no process; then it ends as usual."""
+    out = tmp_path / "killed"
+
+    def command(folder: Path, *, processes: int) -> list[str]:
+        return [
+            *(sys.executable, "-m", "reluguard", "fit", "--recipe", "digits", "--json"),
+            *("--model", str(fit_settings.model), "--data", fit_settings.data),
+            *("--out", str(folder), "--threads", "1", "--workers", str(processes)),
+        ]
+
+    with subprocess.Popen(
+        command(out, processes=workers), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as fit:
+        work = tmp_path / "killed.work"
+        while fit.poll() is None and len(list(work.glob("*/*.npz"))) < 3:
+            os.sched_yield()
+        os.kill(fit.pid, signal.SIGKILL)
+        fit.communicate(timeout=120)  # ends when the last process that holds the pipe does
+    assert fit.returncode == -signal.SIGKILL
+    assert not out.exists()
+    made = {file: file.stat().st_mtime_ns for file in work.glob("*/*.npz")}
+    assert len(made) >= 3
+    for folder in (out, tmp_path / "whole"):
+        done = subprocess.run(
+            command(folder, processes=1), cwd=ROOT, capture_output=True, text=True, check=False
         )
-
-
-def test_both_sides_are_needed() -> None:
-    """A head needs clean images and attacks that succeeded."""
-    clean, benign, attack, _ = groups(shift=0.1, count=60)
-    for some in ([clean, benign], [benign, attack], [clean, attack.rows(np.zeros(30, np.bool_))]):
-        with pytest.raises(DataError, match="clean images and at least one attack that succeeded"):
-            fitted(some)
-
-
-def test_too_few_successes_are_told() -> None:
-    """A single attacked image can't be held out and learned from."""
-    clean, benign, attack, _ = groups(shift=0.1, count=60)
-    outcomes = []
-    for seed in range(4):
-        try:
-            fitted([clean, benign, attack.rows(np.array([0]))], seed)
-        except DataError as error:
-            outcomes.append(str(error))
-    assert outcomes
-    assert "succeeded on more source images, got 1 of 60" in outcomes[0]
-
-
-def test_rows_of_readings() -> None:
-    """Rows are chosen by mask or index, all columns alike."""
-    readings = group("attack", np.arange(5), seed=0)
-    some = readings.rows(np.array([3, 1]))
-    assert_array_equal(some.sources, [3, 1])
-    assert_array_equal(some.rates, readings.rates[[3, 1]])
-    assert_array_equal(some.predictions, readings.logits[[3, 1]].argmax(axis=1))
-    assert len(readings.rows(readings.sources > 2)) == 2
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["guard"] == str(folder)
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    assert_same_head(out, tmp_path / "whole")

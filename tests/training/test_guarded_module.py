@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import reluguard
-from detector.errors import GuardError
-from detector.images import Images
-from detector.runtime import Guard
-from training.errors import TwinError
-from training.guarded_module import GuardedModule
+from reluguard.detector.errors import GuardError
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.training.errors import TwinError
+from reluguard.training.guarded_module import GuardedModule
 
 SCORE_TOLERANCE = 0.05
 SHAPE = (12, 12, 3)

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from detector.errors import SettingsError
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from training.data import Dataset, save_dataset
-from training.harden import HardenSettings, harden, harden_images
+from reluguard.detector.errors import SettingsError
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.harden import HardenSettings, harden, harden_images
 
 
 @pytest.fixture

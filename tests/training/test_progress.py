@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.progress import Bars, Progress
+from reluguard.training.progress import Bars, Progress
 
 
 def walk(progress: Progress) -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from training.attacks import FGSM, PGD, Attack, Patch, SparsePGD, Varied
-from training.attacks.benign import GaussianNoise
-from training.attacks.mixture import Mixture
-from training.errors import AttackError, DataError
-from training.recipes import Portion, Recipe, recipe_named
+from reluguard.training.attacks import FGSM, PGD, Attack, Patch, SparsePGD, Varied
+from reluguard.training.changes import GaussianNoise
+from reluguard.training.changes.mixture import Mixture
+from reluguard.training.errors import AttackError, DataError
+from reluguard.training.recipes import Portion, Recipe, recipe_named
 
 SHIPPED = ("default", "quick", "digits")
 

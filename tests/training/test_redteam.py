@@ -12,22 +12,29 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from detector.artifact import GuardArtifact
-from detector.model import load_production
-from detector.runtime import Guard
-from training.attacks import Victim
-from training.aware import Aware
-from training.aware_attacks import Bank, CombinedLogit, Lagrangian, Mimicry, Orthogonal, Selective
-from training.convergence import checks
-from training.data import Dataset, load_data
-from training.errors import AttackError, DataError
-from training.holdout import unseen_rows
-from training.pipeline import FitSettings, work_folder
-from training.publication import publish
-from training.red_text import print_red_team
-from training.redteam import Effort, redteam
-from training.relaxed import RelaxedGuard
-from training.twin import to_pixels
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard
+from reluguard.training.attacks import Victim
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.data.holdout import unseen_rows
+from reluguard.training.errors import AttackError, DataError
+from reluguard.training.fit import FitSettings, work_folder
+from reluguard.training.pages.publication import publish
+from reluguard.training.pages.red_team_text import print_red_team
+from reluguard.training.red_team.aware import Aware
+from reluguard.training.red_team.aware_attacks import (
+    Bank,
+    CombinedLogit,
+    Lagrangian,
+    Mimicry,
+    Orthogonal,
+    Selective,
+)
+from reluguard.training.red_team.convergence import checks
+from reluguard.training.red_team.relaxed import RelaxedGuard
+from reluguard.training.redteam import Effort, redteam
+from reluguard.training.twin.twin import to_pixels
 
 EFFORT = Effort(steps=6, restarts=2, queries=20, ladder_steps=6)
 KINDS = (Selective, Orthogonal, CombinedLogit, Lagrangian, Mimicry)

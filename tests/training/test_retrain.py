@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from commands.app import app
-from detector.artifact import GuardArtifact, read_guard, write_guard
-from detector.errors import ModelMismatchError
-from detector.head import Head, threshold_at
-from detector.history import ShelfError
-from detector.images import Images
-from detector.model import load_production
-from detector.runtime import Guard, Reader
-from detector.shelf import current, promote
-from training.additions import read_captured
-from training.attacks import FGSM, PGD, Patch, Victim
-from training.attacks.benign import GaussianNoise
-from training.data import Dataset, save_dataset
-from training.errors import AttackError, DataError
-from training.fit import HeadSettings
-from training.gate import GateLimits, gate, print_gate
-from training.kept import open_kept
-from training.metrics import auroc
-from training.pipeline import FitSettings, fit_guard
-from training.recipes import Portion, Recipe
-from training.retrain import retrain
+from reluguard.commands.app import app
+from reluguard.detector.artifact import GuardArtifact, read_guard, write_guard
+from reluguard.detector.errors import ModelMismatchError
+from reluguard.detector.head import Head, threshold_at
+from reluguard.detector.images import Images
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.shelf.history import ShelfError
+from reluguard.detector.shelf.shelf import current, promote
+from reluguard.training.attacks import FGSM, PGD, Patch, Victim
+from reluguard.training.changes import GaussianNoise
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.errors import AttackError, DataError
+from reluguard.training.fit import FitSettings, fit_guard
+from reluguard.training.head.fit import HeadSettings
+from reluguard.training.recipes import Portion, Recipe
+from reluguard.training.retrain import retrain
+from reluguard.training.retraining.additions import read_captured
+from reluguard.training.retraining.gate import GateLimits, gate, print_gate
+from reluguard.training.retraining.kept import open_kept
+from reluguard.training.statistics.metrics import auroc
 
 RECIPE = Recipe(
     name="small",
@@ -164,7 +164,7 @@ def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
     champion: Champion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What --max-overhead chose is kept; captures of those taps join readings of all of them."""
-    monkeypatch.setattr("training.pipeline.choose_taps", lambda *_, **__: (1,))
+    monkeypatch.setattr("reluguard.training.fit.choose_taps", lambda *_, **__: (1,))
     work = champion.guard.with_name("guard.work")
     cheap = FitSettings(
         model=champion.model,
@@ -272,7 +272,7 @@ def test_a_locked_index_and_a_full_disk_leave_nothing_half_written(
         (image, "attack:patch") for image in champion.patched.images[:60]
     ]
     folder = write_captures(tmp_path / "captured", champion, rows)
-    monkeypatch.setattr("training.additions.LOCK_S", 0.05)
+    monkeypatch.setattr("reluguard.training.retraining.additions.LOCK_S", 0.05)
     lock = sqlite3.connect(folder / "capture.sqlite")
     lock.execute("BEGIN EXCLUSIVE")
     with pytest.raises(DataError, match="can't be read: database is locked"):
@@ -282,7 +282,7 @@ def test_a_locked_index_and_a_full_disk_leave_nothing_half_written(
     def full(file: Path, **_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
-    monkeypatch.setattr("training.additions.write_file", full)
+    monkeypatch.setattr("reluguard.training.retraining.additions.write_file", full)
     with pytest.raises(OSError, match="No space left"):
         retrain(champion.guard, champion.model, [folder], tmp_path / "g2", threads=1)
     assert not (tmp_path / "g2").exists()
@@ -324,7 +324,8 @@ def test_an_attack_of_your_own_is_run_once(
     """module:Class attacks the original sources; its shards are there for the next time."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "ours_x.py").write_text(
-        "from training.attacks import FGSM\n\n\ndef Strong():\n    return FGSM(size=70.0)\n"
+        "from reluguard.training.attacks import FGSM\n\n\n"
+        "def Strong():\n    return FGSM(size=70.0)\n"
     )
     options = {"attacks": ["ours_x:Strong"], "sources": 80, "limits": FAST, "threads": 1}
     found = retrain(champion.guard, champion.model, [], tmp_path / "g2", **options)  # type: ignore[arg-type]  # options of several types

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from commands.app import app
-from detector.artifact import GuardArtifact, read_guard
-from detector.runtime import Guard
-from training.data import Dataset, save_dataset
-from training.errors import DataError
-from training.kept import open_kept
-from training.pipeline import FitSettings, work_folder
-from training.red_text import print_hardening
-from training.rounds import harden_guard
+from reluguard.commands.app import app
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.runtime import Guard
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.errors import DataError
+from reluguard.training.fit import FitSettings, work_folder
+from reluguard.training.pages.red_team_text import print_hardening
+from reluguard.training.retraining.kept import open_kept
+from reluguard.training.rounds import harden_guard
 
 EFFORT = ("--steps", 2, "--restarts", 1, "--queries", 4, "--budget", 48, "--no-ladders")
 

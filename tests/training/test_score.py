@@ -8,13 +8,13 @@ import onnx
 import pytest
 from numpy.testing import assert_array_equal
 
-from detector.errors import ImageError, ModelMismatchError
-from detector.images import Images
-from detector.runtime import Guard
-from training.data import Dataset, save_dataset
-from training.errors import DataError
-from training.progress import Progress
-from training.score import BATCH, score_data
+from reluguard.detector.errors import ImageError, ModelMismatchError
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.errors import DataError
+from reluguard.training.progress import Progress
+from reluguard.training.score import BATCH, score_data
 
 COUNT = 2 * BATCH + 3
 

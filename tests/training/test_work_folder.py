@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from commands.app import app
-from detector.artifact import GuardArtifact
-from detector.errors import HeldError
-from detector.lock import LOCK, hold
-from training.errors import DataError
-from training.evaluate import evaluate
-from training.pipeline import FitSettings, fit_guard, work_folder
-from training.redteam import redteam
+from reluguard.commands.app import app
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.errors import HeldError
+from reluguard.detector.lock import LOCK, hold
+from reluguard.training.errors import DataError
+from reluguard.training.evaluate import evaluate
+from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.redteam import redteam
 
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[[FitSettings, Path, Path], object]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.errors import (
+from reluguard.training.analysis.errors import (
     AnalysisError,
     ConstantError,
     LabelError,

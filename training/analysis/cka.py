@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, check_rows, check_square
-from training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis.checks import Floats, check_rows, check_square
+from reluguard.training.analysis.errors import ConstantError, ShapeError
 
 __all__ = [
     "center_gram",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints, Packed, check_packed, check_rows
-from training.analysis.errors import LabelError, ShapeError
+from reluguard.training.analysis.checks import Floats, Ints, Packed, check_packed, check_rows
+from reluguard.training.analysis.errors import LabelError, ShapeError
 
 __all__ = [
     "class_cosine",

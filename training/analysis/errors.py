@@ -7,7 +7,7 @@ AnalysisError
 └── OutOfMemoryError  the result would not fit: take fewer images
 """
 
-from detector.errors import DetectorError
+from reluguard.detector.errors import DetectorError
 
 __all__ = ["AnalysisError", "ConstantError", "LabelError", "OutOfMemoryError", "ShapeError"]
 

@@ -13,10 +13,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints, check_labels, check_rows, check_square
-from training.analysis.errors import ConstantError, LabelError, ShapeError
-from training.analysis.intervals import class_pair_mean
-from training.metrics import Interval
+from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_rows, check_square
+from reluguard.training.analysis.errors import ConstantError, LabelError, ShapeError
+from reluguard.training.statistics.intervals import class_pair_mean
+from reluguard.training.statistics.metrics import Interval
 
 __all__ = [
     "DENSE",

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.studies.consistency import ConsistencyStudy
-from training.analysis.studies.graphs import GraphStudy
-from training.analysis.studies.maps import MapStudy
-from training.analysis.studies.similarity import SimilarityStudy
-from training.analysis.studies.splits import SplitStudy
-from training.analysis.studies.votes import VoteStudy
+from reluguard.training.analysis.studies.consistency import ConsistencyStudy
+from reluguard.training.analysis.studies.graphs import GraphStudy
+from reluguard.training.analysis.studies.maps import MapStudy
+from reluguard.training.analysis.studies.similarity import SimilarityStudy
+from reluguard.training.analysis.studies.splits import SplitStudy
+from reluguard.training.analysis.studies.votes import VoteStudy
 
 __all__ = ["Findings", "GuardView"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints, check_rows, check_square
-from training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis.checks import Floats, Ints, check_rows, check_square
+from reluguard.training.analysis.errors import ConstantError, ShapeError
 
 __all__ = ["Motifs", "layer_graph", "lsim", "lsim_rows", "lsim_table", "match_layers", "motifs"]
 

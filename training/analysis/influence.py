@@ -11,12 +11,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from detector.images import Images, InputSpec
-from detector.model import Production
-from detector.session import open_session, run_session
-from detector.taps import Tap
-from training.analysis.checks import Ints, check_rows
-from training.analysis.errors import ShapeError
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import Production
+from reluguard.detector.session import open_session, run_session
+from reluguard.detector.taps import Tap
+from reluguard.training.analysis.checks import Ints, check_rows
+from reluguard.training.analysis.errors import ShapeError
 
 __all__ = ["prediction_difference"]
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.images import Images, InputSpec
-from detector.model import Production
-from detector.taps import Tap
-from training.analysis.checks import Ints, check_labels, check_memory
-from training.analysis.rdm import balanced_order
-from training.analysis.recording import Recording
-from training.analysis.similarity import (
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import Production
+from reluguard.detector.taps import Tap
+from reluguard.training.analysis.checks import Ints, check_labels, check_memory
+from reluguard.training.analysis.rdm import balanced_order
+from reluguard.training.analysis.recording import Recording
+from reluguard.training.analysis.similarity import (
     Counts,
     bit_counts,
     hamming_counts,

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from training.analysis.fiedler import GRAPHS
-from training.analysis.intervals import class_pair_mean, mean_of, rank_trend
-from training.analysis.seeds import SeedStudy
-from training.analysis.studies.consistency import ConsistencyStudy
-from training.analysis.studies.maps import MapStudy, depth_trend
-from training.analysis.studies.splits import SplitStudy
-from training.analysis.studies.votes import CLASSIFIERS, VoteStudy
-from training.harden import HardenReport
-from training.metrics import Interval, rate_interval
+from reluguard.training.analysis.fiedler import GRAPHS
+from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.studies.consistency import ConsistencyStudy
+from reluguard.training.analysis.studies.maps import MapStudy, depth_trend
+from reluguard.training.analysis.studies.splits import SplitStudy
+from reluguard.training.analysis.studies.votes import CLASSIFIERS, VoteStudy
+from reluguard.training.harden import HardenReport
+from reluguard.training.statistics.intervals import class_pair_mean, mean_of, rank_trend
+from reluguard.training.statistics.metrics import Interval, rate_interval
 
 __all__ = ["Claim", "Holds", "claims_rows", "judge", "paper_claims"]
 

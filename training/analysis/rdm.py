@@ -6,8 +6,8 @@ Condensed form is the upper triangle row by row, as SciPy's `squareform` has it.
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints, check_labels, check_square
-from training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_square
+from reluguard.training.analysis.errors import ConstantError, ShapeError
 
 __all__ = [
     "balanced_order",

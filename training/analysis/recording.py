@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from detector.images import Images, InputSpec, check_images
-from detector.model import Production
-from detector.pattern import pack
-from detector.runtime import in_batches
-from detector.session import open_session
-from detector.taps import Tap
-from training.analysis.checks import Ints, Packed
-from training.analysis.errors import ShapeError
+from reluguard.detector.images import Images, InputSpec, check_images
+from reluguard.detector.model import Production
+from reluguard.detector.runtime import in_batches
+from reluguard.detector.session import open_session
+from reluguard.detector.taps import Tap
+from reluguard.training.analysis.checks import Ints, Packed
+from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.analysis.pattern import pack
 
 __all__ = ["Recorder", "Recording"]
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.images import Images
-from training.analysis.checks import Floats, Ints, check_labels, check_rows
-from training.analysis.cka import center_gram
-from training.analysis.errors import ShapeError
-from training.analysis.gbs import layer_graph, lsim_table, match_layers
+from reluguard.detector.images import Images
+from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_rows
+from reluguard.training.analysis.cka import center_gram
+from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.analysis.gbs import layer_graph, lsim_table, match_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

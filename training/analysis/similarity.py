@@ -8,7 +8,7 @@ BLAS product of the unpacked bits, which is what weighted similarity still needs
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import (
+from reluguard.training.analysis.checks import (
     Floats,
     Ints,
     Packed,
@@ -17,7 +17,7 @@ from training.analysis.checks import (
     check_packed,
     check_rows,
 )
-from training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis.errors import ConstantError, ShapeError
 
 __all__ = [
     "Counts",

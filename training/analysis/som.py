@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints, check_rows, check_varies
-from training.analysis.errors import ShapeError
+from reluguard.training.analysis.checks import Floats, Ints, check_rows, check_varies
+from reluguard.training.analysis.errors import ShapeError
 
 __all__ = [
     "Som",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints, Packed, check_packed
-from training.analysis.errors import ConstantError, ShapeError
-from training.analysis.similarity import bit_rates
+from reluguard.training.analysis.checks import Floats, Ints, Packed, check_packed
+from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis.similarity import bit_rates
 
 __all__ = ["Voter", "fit_voter", "gather_bits", "name_channels"]
 

@@ -11,22 +11,22 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 
-from training.attacks.auto_pgd import APGD
-from training.attacks.base import Attack, AttackResult, Goal
-from training.attacks.budget import Budget
-from training.attacks.carlini import CWL2
-from training.attacks.chance import RandomSearch
-from training.attacks.fab import FAB
-from training.attacks.gradient import BIM, FGSM, MIFGSM, PGD
-from training.attacks.library import FromART
-from training.attacks.minimal import FMN, DeepFool
-from training.attacks.query import HopSkipJump, Square
-from training.attacks.sparse import Patch, SparsePGD
-from training.attacks.spatial import Spatial
-from training.attacks.transfer import Ensemble, Transfer
-from training.attacks.varied import Varied, VariedQueries
-from training.attacks.victim import Victim, open_victim
-from training.errors import AttackError
+from reluguard.training.attacks.auto_pgd import APGD
+from reluguard.training.attacks.base import Attack, AttackResult, Goal
+from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.carlini import CWL2
+from reluguard.training.attacks.chance import RandomSearch
+from reluguard.training.attacks.fab import FAB
+from reluguard.training.attacks.gradient import BIM, FGSM, MIFGSM, PGD
+from reluguard.training.attacks.library import FromART
+from reluguard.training.attacks.minimal import FMN, DeepFool
+from reluguard.training.attacks.query import HopSkipJump, Square
+from reluguard.training.attacks.sparse import Patch, SparsePGD
+from reluguard.training.attacks.spatial import Spatial
+from reluguard.training.attacks.transfer import Ensemble, Transfer
+from reluguard.training.attacks.varied import Varied, VariedQueries
+from reluguard.training.attacks.victim import Victim, open_victim
+from reluguard.training.errors import AttackError
 
 __all__ = [
     "APGD",

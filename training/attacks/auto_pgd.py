@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget, Norm
-from training.attacks.gradient import ascent, random_start
-from training.attacks.victim import Victim
-from training.errors import AttackError
-from training.twin import Twin
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget, Norm
+from reluguard.training.attacks.gradient import ascent, random_start
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import Twin
 
 __all__ = ["APGD", "ratio_loss"]
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detector.images import Images, check_images
-from training.attacks.budget import Budget, norms
-from training.attacks.victim import Victim
-from training.data import Labels
-from training.errors import AttackError
-from training.twin import from_pixels, to_pixels
+from reluguard.detector.images import Images, check_images
+from reluguard.training.attacks.budget import Budget, norms
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.data.dataset import Labels
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import from_pixels, to_pixels
 
 __all__ = ["Attack", "AttackResult", "Goal"]
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from training.errors import AttackError
+from reluguard.training.errors import AttackError
 
 __all__ = ["Budget", "Norm", "norms"]
 

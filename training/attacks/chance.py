@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget
-from training.attacks.query import ask, square_mask
-from training.attacks.victim import Victim
-from training.errors import AttackError
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.query import ask, square_mask
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
 
 __all__ = ["RandomSearch"]
 

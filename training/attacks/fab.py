@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget, Norm
-from training.attacks.minimal import CLEARLY, boundaries, length_of, rounded, survive
-from training.attacks.victim import Victim
-from training.errors import AttackError
-from training.twin import Twin
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget, Norm
+from reluguard.training.attacks.minimal import CLEARLY, boundaries, length_of, rounded, survive
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import Twin
 
 __all__ = ["FAB", "onto_plane"]
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget, Norm
-from training.attacks.victim import Victim
-from training.errors import AttackError
-from training.twin import Twin
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget, Norm
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import Twin
 
 __all__ = ["BIM", "FGSM", "MIFGSM", "PGD", "ascent", "climb", "random_start"]
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget
-from training.attacks.victim import Victim
-from training.errors import AttackError
-from training.twin import Twin
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import Twin
 
 __all__ = ["FromART", "TwinModule"]
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget
-from training.attacks.victim import Victim
-from training.errors import AttackError
-from training.twin import from_pixels
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import from_pixels
 
 __all__ = ["HopSkipJump", "Square", "ask", "square_mask"]
 

@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget
-from training.attacks.carlini import Adam
-from training.attacks.gradient import MIFGSM
-from training.attacks.victim import Victim
-from training.errors import AttackError
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.carlini import Adam
+from reluguard.training.attacks.gradient import MIFGSM
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
 
 __all__ = ["Ensemble", "Transfer"]
 

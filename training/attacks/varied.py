@@ -9,10 +9,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from training.attacks.base import Attack, Goal
-from training.attacks.budget import Budget
-from training.attacks.victim import Victim
-from training.errors import AttackError
+from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.errors import AttackError
 
 __all__ = ["Varied", "VariedQueries"]
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detector.images import Images, InputSpec
-from detector.model import load_production
-from detector.runtime import in_batches
-from detector.session import open_session
-from training.errors import AttackError
-from training.twin import Twin
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import in_batches
+from reluguard.detector.session import open_session
+from reluguard.training.errors import AttackError
+from reluguard.training.twin.twin import Twin
 
 __all__ = ["Victim", "open_victim"]
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from training.attacks import Attack
-from training.attacks.benign import Change as Benign
-from training.errors import DataError
-from training.fit import HeadSettings
+from reluguard.training.attacks import Attack
+from reluguard.training.changes import Change as Benign
+from reluguard.training.errors import DataError
+from reluguard.training.head.fit import HeadSettings
 
 __all__ = ["Portion", "Recipe", "recipe_named"]
 
@@ -90,9 +90,9 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         DataError: there is none of this name.
     """
-    from training.recipes.default import default
-    from training.recipes.digits import digits
-    from training.recipes.quick import quick
+    from reluguard.training.recipes.default import default
+    from reluguard.training.recipes.digits import digits
+    from reluguard.training.recipes.quick import quick
 
     known: Mapping[str, Callable[[], Recipe]] = {
         "default": default,

@@ -7,7 +7,7 @@ weights of PGD 2/255, L2 .25 and confident CW on the test images of the report c
 raised PGD 2/255 from .956 to .961 and the mean by less than .001.
 """
 
-from training.attacks import (
+from reluguard.training.attacks import (
     APGD,
     CWL2,
     FGSM,
@@ -22,7 +22,7 @@ from training.attacks import (
     Varied,
     VariedQueries,
 )
-from training.attacks.benign import (
+from reluguard.training.changes import (
     JPEG,
     Blur,
     Brightness,
@@ -35,8 +35,8 @@ from training.attacks.benign import (
     SignNoise,
     UniformNoise,
 )
-from training.attacks.mixture import Mixture
-from training.recipes import Portion, Recipe
+from reluguard.training.changes.mixture import Mixture
+from reluguard.training.recipes import Portion, Recipe
 
 __all__ = ["benign", "default"]
 

@@ -3,11 +3,11 @@
 reluguard demo
 """
 
-from training.attacks import FGSM, PGD, DeepFool
-from training.attacks.benign import Brightness, GaussianNoise, SignNoise
-from training.attacks.mixture import Mixture
-from training.fit import HeadSettings
-from training.recipes import Portion, Recipe
+from reluguard.training.attacks import FGSM, PGD, DeepFool
+from reluguard.training.changes import Brightness, GaussianNoise, SignNoise
+from reluguard.training.changes.mixture import Mixture
+from reluguard.training.head.fit import HeadSettings
+from reluguard.training.recipes import Portion, Recipe
 
 __all__ = ["digits"]
 

@@ -3,9 +3,18 @@
 reluguard fit --recipe quick --model MODEL.onnx --data IMAGES.npz --out GUARD
 """
 
-from training.attacks import FGSM, PGD, DeepFool, Patch, RandomSearch, SparsePGD, Spatial, Square
-from training.recipes import Portion, Recipe
-from training.recipes.default import benign
+from reluguard.training.attacks import (
+    FGSM,
+    PGD,
+    DeepFool,
+    Patch,
+    RandomSearch,
+    SparsePGD,
+    Spatial,
+    Square,
+)
+from reluguard.training.recipes import Portion, Recipe
+from reluguard.training.recipes.default import benign
 
 __all__ = ["quick"]
 

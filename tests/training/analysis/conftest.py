@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.taps import find_taps
-from training.analysis.recording import Recorder
-from training.data import Dataset, save_dataset
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.detector.taps import find_taps
+from reluguard.training.analysis.recording import Recorder
+from reluguard.training.data.dataset import Dataset, save_dataset
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn.metrics.pairwise import cosine_similarity
 
-from detector.pattern import pack
-from training.analysis import consistency as con
-from training.analysis.errors import LabelError, ShapeError
+from reluguard.training.analysis import consistency as con
+from reluguard.training.analysis.errors import LabelError, ShapeError
+from reluguard.training.analysis.pattern import pack
 
 
 def test_level_is_one_for_a_class_neuron_and_chance_for_none() -> None:

@@ -5,10 +5,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
 
-from detector.pattern import pack
-from training.analysis import fiedler as fd
-from training.analysis.errors import ConstantError, LabelError, ShapeError
-from training.analysis.similarity import hamming_counts, hamming_similarity
+from reluguard.training.analysis import fiedler as fd
+from reluguard.training.analysis.errors import ConstantError, LabelError, ShapeError
+from reluguard.training.analysis.pattern import pack
+from reluguard.training.analysis.similarity import hamming_counts, hamming_similarity
 
 
 def cliques(first: int, second: int, bridge: float = 1.0) -> np.ndarray:

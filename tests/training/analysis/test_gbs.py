@@ -4,8 +4,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from training.analysis import gbs
-from training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis import gbs
+from reluguard.training.analysis.errors import ConstantError, ShapeError
 
 
 def cosines(features: NDArray[np.float64]) -> NDArray[np.floating]:

@@ -7,12 +7,12 @@ import pytest
 from numpy.testing import assert_allclose
 from onnx import numpy_helper
 
-from detector.images import Images
-from detector.model import infer_spec, load_production
-from detector.taps import find_taps
-from training.analysis.errors import ShapeError
-from training.analysis.influence import prediction_difference
-from training.analysis.recording import Recorder
+from reluguard.detector.images import Images
+from reluguard.detector.model import infer_spec, load_production
+from reluguard.detector.taps import find_taps
+from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.analysis.influence import prediction_difference
+from reluguard.training.analysis.recording import Recorder
 
 
 def test_at_the_last_tap_it_is_weight_times_mean(

@@ -1,7 +1,7 @@
 import pytest
 
-from training.analysis.papers import judge
-from training.metrics import Interval
+from reluguard.training.analysis.papers import judge
+from reluguard.training.statistics.metrics import Interval
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kendalltau, spearmanr
 
-from training.analysis import rdm
-from training.analysis.errors import ConstantError, LabelError, ShapeError
+from reluguard.training.analysis import rdm
+from reluguard.training.analysis.errors import ConstantError, LabelError, ShapeError
 
 
 @given(

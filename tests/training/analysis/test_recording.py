@@ -6,14 +6,14 @@ import onnxruntime as ort
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from detector.errors import ImageError
-from detector.images import Images, InputSpec
-from detector.model import Production, infer_spec, load_production
-from detector.pattern import unpack
-from detector.runtime import Reader
-from detector.taps import Tap, find_taps
-from training.analysis.errors import ShapeError
-from training.analysis.recording import Recorder
+from reluguard.detector.errors import ImageError
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import Production, infer_spec, load_production
+from reluguard.detector.runtime import Reader
+from reluguard.detector.taps import Tap, find_taps
+from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.analysis.pattern import unpack
+from reluguard.training.analysis.recording import Recorder
 
 Opened = tuple[Production, InputSpec, tuple[Tap, ...]]
 

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detector.images import Images
-from training.analysis.errors import LabelError, ShapeError
-from training.analysis.seeds import study_seeds
+from reluguard.detector.images import Images
+from reluguard.training.analysis.errors import LabelError, ShapeError
+from reluguard.training.analysis.seeds import study_seeds
 
 
 def test_twins_are_matched_reproducibly(make_images: Callable[..., Images]) -> None:

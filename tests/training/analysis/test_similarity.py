@@ -9,15 +9,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from detector.pattern import hamming, pack
-from training.analysis import similarity as sim
-from training.analysis.checks import check_memory
-from training.analysis.errors import (
+from reluguard.training.analysis import similarity as sim
+from reluguard.training.analysis.checks import check_memory
+from reluguard.training.analysis.errors import (
     ConstantError,
     LabelError,
     OutOfMemoryError,
     ShapeError,
 )
+from reluguard.training.analysis.pattern import hamming, pack
 
 matrices = st.tuples(st.integers(2, 12), st.integers(1, 70)).flatmap(
     lambda shape: arrays(np.bool_, shape)

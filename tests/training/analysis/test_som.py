@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score
 
-from training.analysis import som as maps
-from training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis import som as maps
+from reluguard.training.analysis.errors import ConstantError, ShapeError
 
 
 def clusters(n: int = 300, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

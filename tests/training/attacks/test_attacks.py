@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from training.attacks import (
+from reluguard.training.attacks import (
     APGD,
     ATTACKS,
     BIM,
@@ -38,9 +38,9 @@ from training.attacks import (
     Victim,
     attack_named,
 )
-from training.attacks.fab import onto_plane
-from training.data import Dataset
-from training.errors import AttackError
+from reluguard.training.attacks.fab import onto_plane
+from reluguard.training.data.dataset import Dataset
+from reluguard.training.errors import AttackError
 
 # On 8 x 8 digits a budget that fools some and not all, so that success can go wrong both ways.
 TABLE: list[tuple[Attack, float]] = [
@@ -226,7 +226,7 @@ def test_spatial_moves_by_whole_pixels_and_turns() -> None:
     """A shift by whole pixels moves them; no turn and no shift change nothing."""
     import torch
 
-    from training.attacks.spatial import turned
+    from reluguard.training.attacks.spatial import turned
 
     image = torch.rand(1, 3, 6, 8)
     torch.testing.assert_close(turned(image, 0, 0, 0), image, atol=1e-5, rtol=0)
@@ -250,7 +250,7 @@ def test_names_are_unique_and_make_what_they_say() -> None:
 def test_an_attack_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`module:Class` finds an attack in the working folder; what is none is refused."""
     (tmp_path / "my_attacks.py").write_text(
-        "from training.attacks import FGSM\n"
+        "from reluguard.training.attacks import FGSM\n"
         "def strong(): return FGSM(size=32.0)\n"
         "def needy(size): return FGSM(size=size)\n"
         "number = 3\n"
@@ -277,7 +277,7 @@ def test_an_attack_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_attack_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package installed beside ours adds attacks through its entry points."""
     (tmp_path / "their_attacks.py").write_text(
-        "from training.attacks import FGSM\ndef make(): return FGSM(size=3.0)\n"
+        "from reluguard.training.attacks import FGSM\ndef make(): return FGSM(size=3.0)\n"
     )
     info = tmp_path / "theirs-1.0.dist-info"
     info.mkdir()
@@ -351,10 +351,10 @@ def test_a_patch_needs_room(digits: Dataset, digits_victim: Victim) -> None:
 @pytest.mark.slow
 def test_ten_steps_on_two_thousand_images_take_a_minute(shared: Path) -> None:
     """PGD is fast enough for fitting: a minute of processor time for 2,000 images of ResNet-20."""
-    from detector.images import InputSpec
-    from training.attacks import open_victim
-    from training.data import load_data
-    from training.twin import load_twin
+    from reluguard.detector.images import InputSpec
+    from reluguard.training.attacks import open_victim
+    from reluguard.training.data.dataset import load_data
+    from reluguard.training.twin.twin import load_twin
 
     data = load_data(str(shared / "data" / "cifar10" / "heldout.npz"))
     model = shared / "models" / "resnet20-cifar10.onnx"

@@ -9,10 +9,10 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import Tensor
 
-from detector.errors import ImageError
-from training.attacks import Attack, Budget, Goal, Victim, attack_named
-from training.data import Dataset
-from training.errors import AttackError
+from reluguard.detector.errors import ImageError
+from reluguard.training.attacks import Attack, Budget, Goal, Victim, attack_named
+from reluguard.training.data.dataset import Dataset
+from reluguard.training.errors import AttackError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.attacks.budget import Budget, Norm, norms
-from training.errors import AttackError
+from reluguard.training.attacks.budget import Budget, Norm, norms
+from reluguard.training.errors import AttackError
 
 # Budgets far smaller than the pixel range, or they would prove nothing.
 BUDGETS = [

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from detector.images import InputSpec
-from training.attacks import CWL2, FGSM, PGD, Attack, DeepFool, Victim, open_victim
-from training.attacks.library import TwinModule
-from training.data import Dataset, load_data
-from training.twin import load_twin, to_pixels
+from reluguard.detector.images import InputSpec
+from reluguard.training.attacks import CWL2, FGSM, PGD, Attack, DeepFool, Victim, open_victim
+from reluguard.training.attacks.library import TwinModule
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.twin.twin import load_twin, to_pixels
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints
-from training.analysis.consistency import (
+from reluguard.training.analysis.checks import Floats, Ints
+from reluguard.training.analysis.consistency import (
     class_cosine,
     class_prototypes,
     distance_ratio,
@@ -14,8 +14,8 @@ from training.analysis.consistency import (
     level_of_consistency,
     twin_cosine,
 )
-from training.analysis.influence import prediction_difference
-from training.analysis.material import Material
+from reluguard.training.analysis.influence import prediction_difference
+from reluguard.training.analysis.material import Material
 
 __all__ = ["ConsistencyStudy", "study_consistency"]
 

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Packed, check_memory
-from training.analysis.cka import center_gram, gram_cka, rbf_gram, unbiased_hsic
-from training.analysis.gbs import layer_graph, lsim, lsim_table, motifs
-from training.analysis.material import Material
-from training.analysis.rdm import balanced_order
-from training.analysis.recording import Recording
-from training.analysis.similarity import bit_counts, cosine_similarity, hamming_counts, overlaps
+from reluguard.training.analysis.checks import Floats, Packed, check_memory
+from reluguard.training.analysis.cka import center_gram, gram_cka, rbf_gram, unbiased_hsic
+from reluguard.training.analysis.gbs import layer_graph, lsim, lsim_table, motifs
+from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.rdm import balanced_order
+from reluguard.training.analysis.recording import Recording
+from reluguard.training.analysis.similarity import (
+    bit_counts,
+    cosine_similarity,
+    hamming_counts,
+    overlaps,
+)
 
 __all__ = ["GraphStudy", "LayerGraphs", "layer_graphs", "minibatch_table", "study_graphs"]
 

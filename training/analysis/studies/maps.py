@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints
-from training.analysis.errors import ConstantError
-from training.analysis.intervals import rank_trend
-from training.analysis.material import Material
-from training.analysis.som import (
+from reluguard.training.analysis.checks import Floats, Ints
+from reluguard.training.analysis.errors import ConstantError
+from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.som import (
     bmu_entropy,
     bmu_map,
     displacement,
@@ -18,7 +17,8 @@ from training.analysis.som import (
     participation_ratio,
     purity,
 )
-from training.metrics import Interval
+from reluguard.training.statistics.intervals import rank_trend
+from reluguard.training.statistics.metrics import Interval
 
 __all__ = ["CODES", "MapStudy", "depth_trend", "study_maps"]
 

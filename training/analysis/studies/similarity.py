@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints
-from training.analysis.errors import ConstantError
-from training.analysis.material import Material
-from training.analysis.rdm import (
+from reluguard.training.analysis.checks import Floats, Ints
+from reluguard.training.analysis.errors import ConstantError
+from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.rdm import (
     balanced_order,
     category_model,
     compare_rdms,
@@ -16,7 +16,11 @@ from training.analysis.rdm import (
     kendall,
     spearman,
 )
-from training.analysis.similarity import class_weights, jaccard_similarity, weighted_similarity
+from reluguard.training.analysis.similarity import (
+    class_weights,
+    jaccard_similarity,
+    weighted_similarity,
+)
 
 __all__ = ["SimilarityStudy", "study_similarity"]
 

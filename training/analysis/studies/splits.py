@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints
-from training.analysis.errors import ConstantError
-from training.analysis.fiedler import (
+from reluguard.training.analysis.checks import Floats, Ints
+from reluguard.training.analysis.errors import ConstantError
+from reluguard.training.analysis.fiedler import (
     GRAPHS,
     fiedler,
     matched_accuracy,
@@ -16,9 +16,9 @@ from training.analysis.fiedler import (
     partition,
     split_accuracy,
 )
-from training.analysis.material import Material, choose_rows
-from training.analysis.similarity import hamming_counts, hamming_similarity
-from training.analysis.som import label_information
+from reluguard.training.analysis.material import Material, choose_rows
+from reluguard.training.analysis.similarity import hamming_counts, hamming_similarity
+from reluguard.training.analysis.som import label_information
 
 __all__ = ["SplitStudy", "study_splits"]
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.analysis.checks import Floats, Ints
-from training.analysis.errors import ConstantError, ShapeError
-from training.analysis.material import Material
-from training.analysis.similarity import bit_rates
-from training.analysis.voting import Voter, fit_voter, gather_bits, name_channels
-from training.metrics import auroc
+from reluguard.training.analysis.checks import Floats, Ints
+from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.similarity import bit_rates
+from reluguard.training.analysis.voting import Voter, fit_voter, gather_bits, name_channels
+from reluguard.training.statistics.metrics import auroc
 
 __all__ = ["CLASSIFIERS", "VoteStudy", "study_votes"]
 

@@ -1,0 +1,1 @@
+"""Captures: a known sample of production, kept for labels, retraining and drift."""

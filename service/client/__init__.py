@@ -1,0 +1,1 @@
+"""The client: a server asked from Python."""

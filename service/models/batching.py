@@ -1,0 +1,372 @@
+"""Merges requests into model runs. N images.
+
+One `Batcher` belongs to one model and one event loop. The model runs in a thread of the executor,
+never on the loop. A request waits in a bounded queue; when a worker is free, as many requests as
+fit go together, in the order they came. What expired or was cancelled meanwhile never runs. If a
+merged run fails, each of its requests runs again alone, so only the guilty one fails.
+
+A request costs one future and a run one hop to a thread and one back: on small models the way to
+the model is longer than the model.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.head import is_scored
+from reluguard.detector.verdict import Verdicts
+from reluguard.service.errors import ExpiredError, NotReadyError, OverloadedError
+from reluguard.service.models.rows import join, take
+from reluguard.service.models.slots import Slots
+from reluguard.service.monitoring.metrics import ModelMetrics
+
+__all__ = ["Answer", "Batcher", "Runner"]
+
+_log = logging.getLogger(__name__)
+_SMOOTHING = 0.2  # weight of the newest run in the measured speed
+_PUSHBACK_S = 0.05  # shortest time we ask a refused caller to wait
+
+
+class Runner(Protocol):
+    """What one version of a model can do. Called from a worker thread."""
+
+    def run(self, tensor: NDArray[Any]) -> Verdicts:
+        """Return the verdicts on this tensor, one per row."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """Verdicts on one request, and the run that gave them.
+
+    `all_scored` is False where that is not known.
+    """
+
+    verdicts: Verdicts
+    queue_s: float
+    model_s: float
+    run_rows: int
+    all_scored: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    tensor: NDArray[Any]
+    rows: int
+    runner: Runner
+    future: asyncio.Future[Answer]
+    deadline: float | None
+    since: float
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One run of the model: what went in, and what came out or went wrong."""
+
+    batch: list[_Item]
+    rows: int
+    started: float = 0.0
+    took: float = 0.0
+    verdicts: Verdicts | None = None
+    all_scored: bool = False
+    error: Exception | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Batcher:
+    """The queue in front of one model.
+
+    Attributes:
+        max_batch: most images in one run; larger requests are split.
+        max_delay_s: how long the first of a batch waits for company.
+        max_queue_rows: most images waiting.
+        max_wait_s: a request that would wait longer than this is refused.
+        executor: runs the model.
+        slots: one per worker, shared by all models.
+        metrics: where batch sizes, waiting and rejections are counted.
+    """
+
+    max_batch: int
+    max_delay_s: float
+    max_queue_rows: int
+    max_wait_s: float
+    executor: Executor
+    slots: Slots
+    metrics: ModelMetrics
+    _queue: deque[_Item] = field(default_factory=deque, init=False)
+    _queued_rows: int = field(default=0, init=False)
+    _running: int = field(default=0, init=False)
+    _running_rows: int = field(default=0, init=False)
+    _row_s: float = field(default=0.0, init=False)
+    _loop: asyncio.AbstractEventLoop = field(init=False)
+    _woken: bool = field(default=False, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _alone: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _closed: bool = field(default=False, init=False)
+
+    def start(self) -> None:
+        """Belong to the running event loop. Call on it, before anything is submitted."""
+        self._loop = asyncio.get_running_loop()
+        self._idle.set()
+        self.metrics.watch_queue(lambda: self._queued_rows)
+
+    async def close(self) -> None:
+        """Refuse what waits, let what runs finish."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._queue:
+            self._fail(self._pop(), NotReadyError("the server is shutting down"))
+        await self._idle.wait()
+
+    @property
+    def queued_rows(self) -> int:
+        """Return how many images wait."""
+        return self._queued_rows
+
+    @property
+    def expected_wait_s(self) -> float:
+        """Return how long a new request would wait, by the speed of the last runs."""
+        return (self._queued_rows + self._running_rows) * self._row_s
+
+    async def submit(
+        self, tensor: NDArray[Any], runner: Runner, *, deadline: float | None = None
+    ) -> Answer:
+        """Return the answer to one request; cancelling this call takes it out of the queue.
+
+        Args:
+            tensor: a checked tensor, one or more rows.
+            runner: the version that answers, whatever is loaded meanwhile.
+            deadline: in the event loop's time; None for none.
+
+        Raises:
+            OverloadedError: the queue is full, or the wait would be too long.
+            ExpiredError: the deadline passed before the model ran.
+            NotReadyError: the batcher is closed.
+        """
+        rows = len(tensor)
+        self._admit(rows, deadline)
+        if rows <= self.max_batch:
+            return await self._answered(self._enqueue(tensor, runner, deadline))
+        items = [
+            self._enqueue(tensor[start : start + self.max_batch], runner, deadline)
+            for start in range(0, rows, self.max_batch)
+        ]
+        try:
+            answers = [await self._answered(item) for item in items]
+        finally:
+            for item in items:
+                self._forget(item)
+        return Answer(
+            join([answer.verdicts for answer in answers]),
+            answers[0].queue_s,
+            sum(answer.model_s for answer in answers),
+            sum(answer.run_rows for answer in answers),
+            all(answer.all_scored for answer in answers),
+        )
+
+    async def _answered(self, item: _Item) -> Answer:
+        try:
+            return await item.future
+        finally:
+            self._forget(item)
+
+    def _admit(self, rows: int, deadline: float | None) -> None:
+        if self._closed:
+            raise NotReadyError("the server is shutting down")
+        wait = self.expected_wait_s
+        if self._queued_rows + rows > self.max_queue_rows:
+            self.metrics.rejected("queue_full")
+            raise OverloadedError(
+                f"expected at most {self.max_queue_rows} images waiting,"
+                f" got {self._queued_rows} and {rows} more",
+                retry_after_s=_retry(wait),
+            )
+        if wait > self.max_wait_s:
+            self.metrics.rejected("wait_too_long")
+            raise OverloadedError(
+                f"expected a wait of at most {self.max_wait_s:g} s, it would be {wait:.3g} s",
+                retry_after_s=_retry(wait),
+            )
+        if deadline is not None:
+            left = deadline - self._loop.time()
+            if left <= 0:
+                self.metrics.rejected("expired")
+                raise ExpiredError("the deadline passed before the model ran")
+            if wait > left:
+                self.metrics.rejected("wait_too_long")
+                raise OverloadedError(
+                    f"the wait would be {wait:.3g} s and the deadline is in {left:.3g} s",
+                    retry_after_s=_retry(wait),
+                )
+
+    def _enqueue(self, tensor: NDArray[Any], runner: Runner, deadline: float | None) -> _Item:
+        loop = self._loop
+        item = _Item(tensor, len(tensor), runner, loop.create_future(), deadline, loop.time())
+        self._queue.append(item)
+        self._queued_rows += item.rows
+        self._wake()
+        return item
+
+    def _forget(self, item: _Item) -> None:
+        """Take a cancelled request out of the queue at once: it must not keep others out."""
+        if item.future.done() and not item.future.cancelled():
+            item.future.exception()  # seen: a sibling part may have failed first
+            return
+        item.future.cancel()
+        if item in self._queue:
+            self._queue.remove(item)
+            self._queued_rows -= item.rows
+            self.metrics.rejected("cancelled")
+
+    def _pop(self) -> _Item:
+        item = self._queue.popleft()
+        self._queued_rows -= item.rows
+        return item
+
+    @staticmethod
+    def _fail(item: _Item, error: BaseException) -> None:
+        if not item.future.done():
+            item.future.set_exception(error)
+
+    def _wake(self) -> None:
+        """Form a batch once the loop has read all that came, so that it goes together."""
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Start as many runs as there are full or ripe batches and free slots."""
+        self._woken = False
+        while self._queue and self._is_ripe() and self.slots.take(self._dispatch):
+            batch = self._form()
+            if batch:
+                self._start(batch)
+            else:
+                self.slots.release()
+
+    def _is_ripe(self) -> bool:
+        """Return whether the batch is full or its first request waited enough; else wait on."""
+        if not self.max_delay_s or self._queued_rows >= self.max_batch:
+            return True
+        left = self._queue[0].since + self.max_delay_s - self._loop.time()
+        if left <= 0:
+            return True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(left, self._dispatch)
+        return False
+
+    def _form(self) -> list[_Item]:
+        """Take the next requests that fit together: same version, in order."""
+        now = self._loop.time()
+        batch: list[_Item] = []
+        rows = 0
+        while self._queue:
+            item = self._queue[0]
+            if item.deadline is not None and item.deadline <= now:
+                self.metrics.rejected("expired")
+                self._fail(self._pop(), ExpiredError("the deadline passed before the model ran"))
+                continue
+            if batch and (item.runner is not batch[0].runner or rows + item.rows > self.max_batch):
+                break
+            batch.append(self._pop())
+            rows += item.rows
+        return batch
+
+    def _start(self, batch: list[_Item]) -> None:
+        run = _Run(batch, sum(item.rows for item in batch))
+        self._running += 1
+        self._running_rows += run.rows
+        self._idle.clear()
+        self.executor.submit(self._work, run)
+
+    def _work(self, run: _Run) -> None:
+        """Run the model, in a thread of the executor."""
+        run.started = self._loop.time()
+        try:
+            run.verdicts = _run_merged(run.batch)
+            run.all_scored = bool(is_scored(run.verdicts.score).all())
+        except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
+            run.error = error
+        run.took = self._loop.time() - run.started
+        self._loop.call_soon_threadsafe(self._finish, run)
+
+    def _finish(self, run: _Run) -> None:
+        if run.error is not None and len(run.batch) > 1:
+            _log.warning("a merged run of %d requests failed; running each alone", len(run.batch))
+            task = self._loop.create_task(self._run_alone(run))
+            self._alone.add(task)
+            task.add_done_callback(self._alone.discard)
+            return
+        self._end(run)  # first, so that the next run goes while this one's answers are written
+        if run.verdicts is None:
+            self._fail(run.batch[0], run.error or RuntimeError("a run without an outcome"))
+            return
+        self._learn(run.took / run.rows)
+        self._observe(run, run.verdicts)
+        start = 0
+        for item in run.batch:
+            stop = start + item.rows
+            whole = len(run.batch) == 1
+            self._answer(item, run, run.verdicts if whole else take(run.verdicts, start, stop))
+            start = stop
+
+    def _end(self, run: _Run) -> None:
+        self._running -= 1
+        self._running_rows -= run.rows
+        if not self._running:
+            self._idle.set()
+        self.slots.release()
+        self._dispatch()
+
+    async def _run_alone(self, run: _Run) -> None:
+        """Run each of these requests by itself, in the slot that they hold together."""
+        try:
+            for item in run.batch:
+                if item.future.done():
+                    continue
+                alone = _Run([item], item.rows, started=self._loop.time())
+                try:
+                    verdicts = await self._loop.run_in_executor(
+                        self.executor, _run_merged, alone.batch
+                    )
+                except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
+                    self._fail(item, error)
+                else:
+                    alone.took = self._loop.time() - alone.started
+                    self._observe(alone, verdicts)
+                    self._answer(item, alone, verdicts)
+        finally:
+            self._end(run)
+
+    def _observe(self, run: _Run, verdicts: Verdicts) -> None:
+        self.metrics.ran(run.rows, run.took)
+        self.metrics.verdicts(verdicts)
+
+    def _answer(self, item: _Item, run: _Run, verdicts: Verdicts) -> None:
+        if not item.future.done():
+            queue_s = run.started - item.since
+            self.metrics.stage("queue", queue_s)
+            item.future.set_result(Answer(verdicts, queue_s, run.took, run.rows, run.all_scored))
+
+    def _learn(self, row_s: float) -> None:
+        self._row_s = (
+            row_s if self._row_s == 0 else (_SMOOTHING * row_s + (1 - _SMOOTHING) * self._row_s)
+        )
+
+
+def _run_merged(batch: Sequence[_Item]) -> Verdicts:
+    tensors = [item.tensor for item in batch]
+    return batch[0].runner.run(tensors[0] if len(tensors) == 1 else np.concatenate(tensors))
+
+
+def _retry(wait_s: float) -> float:
+    return max(_PUSHBACK_S, wait_s / 2)

@@ -1,0 +1,270 @@
+"""What Prometheus sees. Every metric hangs on the registry passed in; no label comes from a caller.
+
+All but the RPC set starts with `reluguard_` and carries the model's configured name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from reluguard.detector.head import is_scored
+from reluguard.detector.verdict import Verdicts
+from reluguard.service.captures.capture import DropReason
+from reluguard.service.captures.drift import STATISTICS, Drift
+from reluguard.service.monitoring.hour import SCORES, Hour
+from reluguard.service.monitoring.live_guards import LiveGuard, LiveGuards
+from reluguard.service.monitoring.rpc_metrics import SECONDS, RpcMetrics
+from reluguard.service.monitoring.shadow import DIRECTIONS, Direction, compare
+from reluguard.service.settings import Policy
+
+__all__ = ["Metrics", "ModelMetrics", "ReloadOutcome", "Stage"]
+
+Stage = Literal["decode", "queue", "model", "encode"]
+Rejection = Literal[
+    "queue_full", "wait_too_long", "expired", "cancelled", "too_many_calls", "draining"
+]
+ReloadOutcome = Literal["swapped", "refused", "challenger_refused"]
+Outcome = Literal["clean", "adversarial", "unscored"]
+
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # `_created` gauges double the number of series and nobody reads them
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library left it bare
+        self.registry = registry
+        self.rpc = RpcMetrics(registry)
+        model = ["model"]
+        self._score = Histogram(
+            "reluguard_score", "Score of each image, log-odds.", model,
+            buckets=SCORES, registry=registry,
+        )  # fmt: skip
+        self._verdicts = Counter(
+            "reluguard_verdicts_total", "Images by verdict and policy.",
+            ["model", "verdict", "policy"], registry=registry,
+        )  # fmt: skip
+        self._stage = Histogram(
+            "reluguard_stage_duration_seconds", "Time per stage: of a request, `model` of a run.",
+            ["model", "stage"], buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._batch = Histogram(
+            "reluguard_batch_size", "Images per model run.", model,
+            buckets=_BATCHES, registry=registry,
+        )  # fmt: skip
+        self._depth = Gauge("reluguard_queue_depth", "Images waiting.", model, registry=registry)
+        self._rejected = Counter(
+            "reluguard_rejected_total", "Requests refused before the model ran, by reason.",
+            ["model", "reason"], registry=registry,
+        )  # fmt: skip
+        self._reloads = Counter(
+            "reluguard_reload_total", "Attempts to take a new guard or model.",
+            ["model", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._refused_calls = Counter(
+            "reluguard_refused_calls_total", "Calls refused before they were read, by reason.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self.in_flight = Gauge("reluguard_in_flight", "Calls being handled.", registry=registry)
+        self.draining = Gauge(
+            "reluguard_draining", "1 while the server shuts down.", registry=registry
+        )
+        self._challenger_score = Histogram(
+            "reluguard_challenger_score", "The challenger's score of each image, log-odds.", model,
+            buckets=SCORES, registry=registry,
+        )  # fmt: skip
+        self._challenger_verdicts = Counter(
+            "reluguard_challenger_verdicts_total", "Images by the challenger's verdict.",
+            ["model", "verdict"], registry=registry,
+        )  # fmt: skip
+        self._disagreements = Counter(
+            "reluguard_challenger_disagreements_total",
+            "Images that only one of champion and challenger calls adversarial.",
+            ["model", "direction"], registry=registry,
+        )  # fmt: skip
+        self._capture_dropped = Counter(
+            "reluguard_capture_dropped_total", "Sampled images that were not kept, by reason.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self._drift = Gauge(
+            "reluguard_drift_statistic", "How far captured traffic is from calibration.",
+            ["model", "statistic"], registry=registry,
+        )  # fmt: skip
+        self._drift_samples = Gauge(
+            "reluguard_drift_samples", "Effective number of images behind each drift statistic.",
+            ["model", "statistic"], registry=registry,
+        )  # fmt: skip
+        self._drift_layer = Gauge(
+            "reluguard_drift_layer_psi", "How far each layer's firing rate is from calibration.",
+            ["model", "layer"], registry=registry,
+        )  # fmt: skip
+        self._guards = LiveGuards()
+        registry.register(self._guards)
+        for reason in ("too_many_calls", "draining"):
+            self._refused_calls.labels(reason)
+        for reason in get_args(DropReason):
+            self._capture_dropped.labels(reason)
+
+    def call_refused(self, reason: Literal["too_many_calls", "draining"]) -> None:
+        """Count a call that was refused before it was read."""
+        self._refused_calls.labels(reason).inc()
+
+    def capture_dropped(self, reason: DropReason, rows: int) -> None:
+        """Count sampled images that were not kept."""
+        self._capture_dropped.labels(reason).inc(rows)
+
+    def drift(self, model: str, drift: Drift) -> None:
+        """Show how far a model's traffic is from calibration; without samples, no statistic."""
+        for name in STATISTICS:
+            self._drift.labels(model, name).set(drift.statistics.get(name, math.nan))
+            self._drift_samples.labels(model, name).set(drift.sizes.get(name, 0.0))
+        for layer, value in drift.layers.items():
+            self._drift_layer.labels(model, layer).set(value)
+        for advice in ("recalibrate", "retrain"):
+            self._drift.labels(model, advice).set(drift.advice == advice)
+            self._drift_samples.labels(model, advice).set(drift.samples)
+
+    def model(self, name: str, policy: Policy) -> "ModelMetrics":
+        """Return the metrics of one configured model."""
+        return ModelMetrics(
+            name=name,
+            hour=Hour(),
+            _score=self._score.labels(name),
+            _verdicts={
+                outcome: self._verdicts.labels(name, outcome, policy)
+                for outcome in get_args(Outcome)
+            },
+            _challenger_score=self._challenger_score.labels(name),
+            _challenger_verdicts={
+                outcome: self._challenger_verdicts.labels(name, outcome)
+                for outcome in get_args(Outcome)
+            },
+            _disagreements={
+                direction: self._disagreements.labels(name, direction) for direction in DIRECTIONS
+            },
+            _stages={stage: self._stage.labels(name, stage) for stage in get_args(Stage)},
+            _batch=self._batch.labels(name),
+            _depth=self._depth.labels(name),
+            _rejected={
+                reason: self._rejected.labels(name, reason) for reason in get_args(Rejection)[:4]
+            },
+            _reloads={
+                outcome: self._reloads.labels(name, outcome) for outcome in get_args(ReloadOutcome)
+            },
+            _guards=self._guards,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelMetrics:
+    """The metrics of one model. Safe to call from any thread."""
+
+    name: str
+    hour: Hour
+    _score: Histogram
+    _verdicts: dict[Outcome, Counter]
+    _challenger_score: Histogram
+    _challenger_verdicts: dict[Outcome, Counter]
+    _disagreements: dict[Direction, Counter]
+    _stages: dict[Stage, Histogram]
+    _batch: Histogram
+    _depth: Gauge
+    _rejected: dict[Rejection, Counter]
+    _reloads: dict[ReloadOutcome, Counter]
+    _guards: LiveGuards
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """Record how long one stage took."""
+        self._stages[stage].observe(seconds)
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """Record one model run."""
+        self._batch.observe(rows)
+        self.stage("model", seconds)
+
+    def watch_queue(self, rows: Callable[[], int]) -> None:
+        """Ask this for how many images wait, whenever somebody looks."""
+        self._depth.set_function(rows)
+
+    def rejected(self, reason: Rejection) -> None:
+        """Count one refused request."""
+        self._rejected[reason].inc()
+
+    def reloaded(self, outcome: ReloadOutcome) -> None:
+        """Count one attempt to take a new guard."""
+        self._reloads[outcome].inc()
+
+    def guard(
+        self,
+        digest: str,
+        model_sha256: str,
+        created: float,
+        threshold: float,
+        challenger: str = "",
+        challenger_threshold: float = math.nan,
+        challenger_refused: bool = False,
+    ) -> None:
+        """Show which guard is live, and which challenger if there is one or should be."""
+        self._guards.show(
+            self.name,
+            LiveGuard(
+                digest=digest,
+                model_sha256=model_sha256,
+                created=created,
+                threshold=threshold,
+                challenger=challenger,
+                challenger_threshold=challenger_threshold,
+                challenger_refused=challenger_refused,
+            ),
+        )
+
+    def unloaded(self) -> None:
+        """Show that no guard is live."""
+        self._guards.hide(self.name)
+
+    def verdicts(self, verdicts: Verdicts) -> None:
+        """Count the verdicts on one request, and the challenger's."""
+        counts = _observe(verdicts.score, verdicts.is_adversarial, self._score, self._verdicts)
+        scored = verdicts.score[is_scored(verdicts.score)].tolist()
+        self.hour.add(scored, adversarial=counts["adversarial"], unscored=counts["unscored"])
+        theirs = verdicts.challenge
+        if theirs is not None:
+            _observe(
+                theirs.score,
+                theirs.is_adversarial,
+                self._challenger_score,
+                self._challenger_verdicts,
+            )
+            agreement = compare(verdicts)
+            for direction in DIRECTIONS:
+                self._disagreements[direction].inc(getattr(agreement, direction))
+
+
+def _observe(
+    score: NDArray[np.float32],
+    is_adversarial: NDArray[np.bool_],
+    histogram: Histogram,
+    counters: Mapping[Outcome, Counter],
+) -> dict[Outcome, int]:
+    """Count one guard's verdicts on one request and return how many of each there were."""
+    scored = is_scored(score)
+    for value in score[scored].tolist():
+        histogram.observe(value)
+    unscored = int((~scored).sum())
+    adversarial = int((is_adversarial & scored).sum())
+    counts: dict[Outcome, int] = {
+        "clean": len(score) - unscored - adversarial,
+        "adversarial": adversarial,
+        "unscored": unscored,
+    }
+    for outcome, count in counts.items():
+        if count:
+            counters[outcome].inc(count)
+    return counts

@@ -1,0 +1,1 @@
+"""Protocols: our own and the Open Inference Protocol, over one way through the server."""

@@ -1,0 +1,210 @@
+"""One request's way through the server, whatever its protocol: decode, queue, model, policy."""
+
+import asyncio
+import io
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from reluguard.detector.errors import ImageTooLargeError
+from reluguard.detector.images import InputSpec, decode_image
+from reluguard.service.captures.capture import Capture, Raw
+from reluguard.service.edge import Call, request_id
+from reluguard.service.errors import RequestError
+from reluguard.service.models.models import Model, Version
+from reluguard.service.monitoring.tracing import Tracing
+from reluguard.service.protocols.policy import Rules, View
+from reluguard.service.security import Scope
+
+__all__ = ["Encoded", "Inspection", "Inspector", "Limits", "PixelArray", "TensorArray"]
+
+_INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
+_INLINE_TENSOR_BYTES = 1024 * 1024  # the same where nothing is to be done but to look at it
+
+
+@dataclass(frozen=True, slots=True)
+class TensorArray:
+    """The model's own input tensor."""
+
+    array: NDArray[Any]
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.array) if self.array.ndim else 0
+
+    def tensor(self, spec: InputSpec) -> NDArray[Any]:
+        """Return the checked tensor."""
+        spec.check_tensor(self.array)
+        return self.array
+
+
+@dataclass(frozen=True, slots=True)
+class PixelArray:
+    """Images as uint8 (N, H, W, C)."""
+
+    array: NDArray[Any]
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.array) if self.array.ndim else 0
+
+    def tensor(self, spec: InputSpec) -> NDArray[Any]:
+        """Return the model's tensor for these pixels."""
+        return spec.to_tensor(self.array)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Whole JPEG or PNG files."""
+
+    images: Sequence[bytes]
+
+    @property
+    def rows(self) -> int:
+        """Images."""
+        return len(self.images)
+
+    def decode(self, spec: InputSpec, limits: "Limits") -> PixelArray:
+        """Return the pixels of these files in the size the model wants.
+
+        `max_pixels` is for all of them together: a few kilobytes of PNG can claim megapixels each,
+        and decoding them costs what they claim.
+        """
+        left = limits.max_pixels
+        decoded = []
+        for image in self.images:
+            left -= _claimed_pixels(image)
+            if left < 0:
+                raise ImageTooLargeError(
+                    f"expected at most {limits.max_pixels} pixels in one request's images, got more"
+                )
+            decoded.append(decode_image(image, spec, max_pixels=limits.max_pixels))
+        return PixelArray(np.stack(decoded))
+
+
+Input = TensorArray | PixelArray | Encoded
+
+
+def _claimed_pixels(image: bytes) -> int:
+    """Return how many pixels the file's header claims; 0 where there is none to read."""
+    try:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            return opened.width * opened.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0  # decoding it says what is wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may bring."""
+
+    max_rows: int
+    max_message_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What the caller may see, who answered, and where the time went."""
+
+    view: View
+    version: Version
+    decode_s: float
+    queue_s: float
+    model_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspector:
+    """Takes requests to the models.
+
+    Attributes:
+        decoder: a thread pool for what is too slow for the event loop.
+        limits: of one request.
+        rules: the server's policy.
+        capture: what keeps a sample of the traffic; None for nothing.
+        tracing: what writes spans; None for nothing.
+    """
+
+    decoder: Executor
+    limits: Limits
+    rules: Rules
+    capture: Capture | None = None
+    tracing: Tracing | None = None
+
+    async def inspect(
+        self, model: Model, call: Call, given: Input, *, rules: Rules | None = None
+    ) -> Inspection:
+        """Return one request's answer.
+
+        Raises:
+            ImageError: the images don't fit the model.
+            ImageTooLargeError: too many of them.
+            OverloadedError, ExpiredError, NotReadyError: as `Batcher.submit`.
+        """
+        version = model.version
+        if given.rows > self.limits.max_rows:
+            raise ImageTooLargeError(
+                f"expected at most {self.limits.max_rows} images in one request, got {given.rows}"
+            )
+        if given.rows == 0:
+            raise RequestError("expected at least one image, got an empty batch")
+        started = time.perf_counter()
+        tensor, raw = await self._tensor(given, version.guard.spec)
+        decode_s = time.perf_counter() - started
+        model.metrics.stage("decode", decode_s)
+        asked = time.time_ns()
+        answer = await model.batcher.submit(tensor, version, deadline=call.deadline)
+        if self.tracing is not None:
+            self.tracing.inspected(
+                decode_s=decode_s, asked=asked, model=model.name, rows=given.rows, timing=answer
+            )
+        if version.shadow is not None:
+            version.shadow.add(answer.verdicts)
+        if self.capture is not None:
+            kind: Raw = "images" if isinstance(raw, PixelArray) else "tensors"
+            self.capture.offer(
+                answer.verdicts,
+                version.guard,
+                request=request_id.get(),
+                source=call.caller.name,
+                raw=raw.array,
+                kind=kind,
+            )
+        view = (rules or self.rules).view(
+            answer.verdicts,
+            privileged=call.caller.may(Scope.PRIVILEGED),
+            all_scored=answer.all_scored,
+        )
+        return Inspection(
+            view=view,
+            version=version,
+            decode_s=decode_s,
+            queue_s=answer.queue_s,
+            model_s=answer.model_s,
+        )
+
+    async def _tensor(
+        self, given: Input, spec: InputSpec
+    ) -> tuple[NDArray[Any], PixelArray | TensorArray]:
+        """Return the model's tensor, and what it was made from once it is decoded."""
+        limit = _INLINE_TENSOR_BYTES if isinstance(given, TensorArray) else _INLINE_BYTES
+        if not isinstance(given, Encoded) and given.array.nbytes <= limit:
+            return given.tensor(spec), given
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.decoder, _prepare, given, spec, self.limits)
+
+
+def _prepare(
+    given: Input, spec: InputSpec, limits: Limits
+) -> tuple[NDArray[Any], PixelArray | TensorArray]:
+    plain = given.decode(spec, limits) if isinstance(given, Encoded) else given
+    return plain.tensor(spec), plain

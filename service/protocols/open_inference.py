@@ -1,0 +1,461 @@
+"""The Open Inference Protocol: an existing caller changes the address and nothing else.
+
+A request that lists no outputs gets the production outputs only, so no caller is surprised by a
+tensor it doesn't know; the verdict rides along as response parameters. `reluguard_is_adversarial`,
+`reluguard_likelihood` and, for privileged callers, `reluguard_score`, `reluguard_p_value` and
+`reluguard_evidence` are outputs a request may list.
+
+Where the protocol leaves room: a model has one version, "1"; a version that is a number but another
+one is NOT_FOUND, one that is no number is INVALID_ARGUMENT; an empty batch is INVALID_ARGUMENT.
+Answers are always raw, because clients read nothing else. N images, L taps.
+"""
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard import service
+from reluguard.service.edge import Call, Edge
+from reluguard.service.errors import (
+    DisabledError,
+    ForbiddenError,
+    NotFoundError,
+    RejectedError,
+    RequestError,
+)
+from reluguard.service.models.models import VERSION, Model, Repository
+from reluguard.service.protocols.health import Health
+from reluguard.service.protocols.inspection import (
+    Encoded,
+    Input,
+    Inspector,
+    PixelArray,
+    TensorArray,
+)
+from reluguard.service.protocols.pb import open_inference as pb
+from reluguard.service.protocols.policy import Detail, Rules, View
+from reluguard.service.protocols.wire import (
+    Data,
+    check_shape,
+    datatype_of,
+    read_bytes_elements,
+    read_tensor,
+    write_tensor,
+)
+from reluguard.service.security import Scope
+
+__all__ = ["SERVICE", "OpenInferenceServicer", "RepositoryControl"]
+
+SERVICE = "inference.GRPCInferenceService"
+_PLATFORM = "onnx_onnxv1"
+_LARGE = {pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER: None}
+_MAX_INPUTS = 64
+_FRAMES = 256  # kinds of answer whose beginning is kept
+_TYPED = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+# what each detail allows to be asked for, with datatype and the shape after N
+_EXTRAS: dict[Detail, dict[str, tuple[str, tuple[int, ...]]]] = {
+    Detail.NONE: {},
+    Detail.COARSE: {
+        "reluguard_is_adversarial": ("BOOL", ()),
+        "reluguard_likelihood": ("FP32", ()),
+    },
+    Detail.FULL: {
+        "reluguard_is_adversarial": ("BOOL", ()),
+        "reluguard_likelihood": ("FP32", ()),
+        "reluguard_score": ("FP32", ()),
+        "reluguard_p_value": ("FP64", ()),
+        "reluguard_evidence": ("FP32", (-1,)),
+    },
+}
+
+
+class RepositoryControl:
+    """Loads and unloads models on an admin's word."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Awaitable[None]],
+        unload: Callable[[str], Awaitable[None]],
+        *,
+        enabled: bool,
+    ) -> None:
+        self.load = load
+        self.unload = unload
+        self.enabled = enabled
+
+
+class OpenInferenceServicer:
+    """Answers `inference.GRPCInferenceService`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        inspector: Inspector,
+        health: Health,
+        control: RepositoryControl,
+    ) -> None:
+        self._repository = repository
+        self._inspector = inspector
+        self._health = health
+        self._control = control
+
+    def handlers(self, edge: Edge) -> grpc.GenericRpcHandler:
+        """Return this service for a gRPC server."""
+        rows: list[tuple[str, Any, Any, Scope | None]] = [
+            ("ServerLive", pb.ServerLiveRequest, self._server_live, None),
+            ("ServerReady", pb.ServerReadyRequest, self._server_ready, None),
+            ("ModelReady", pb.ModelReadyRequest, self._model_ready, Scope.INFER),
+            ("ServerMetadata", pb.ServerMetadataRequest, self._server_metadata, Scope.INFER),
+            ("ModelMetadata", pb.ModelMetadataRequest, self._model_metadata, Scope.INFER),
+            ("ModelInfer", pb.ModelInferRequest, self._infer, Scope.INFER),
+            ("RepositoryIndex", pb.RepositoryIndexRequest, self._index, Scope.INFER),
+            ("RepositoryModelLoad", pb.RepositoryModelLoadRequest, self._load, Scope.INFER),
+            ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self._unload, Scope.INFER),
+        ]
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: edge.unary(
+                    (SERVICE, name),
+                    request,
+                    method,
+                    scope=scope,
+                    large=_LARGE if name == "ModelInfer" else None,
+                )
+                for name, request, method, scope in rows
+            },
+        )
+
+    async def _server_live(self, _: Call, __: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, _: Call, __: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._health.is_serving)
+
+    async def _model_ready(self, _: Call, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        try:
+            model = self._model(request.name, request.version)
+        except NotFoundError:  # as Triton answers: not an error, just not ready
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=model.is_ready and self._health.is_serving)
+
+    async def _server_metadata(
+        self, _: Call, __: pb.ServerMetadataRequest
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(
+            name="reluguard", version=service.version(), extensions=["model_repository"]
+        )
+
+    async def _model_metadata(
+        self, call: Call, request: pb.ModelMetadataRequest
+    ) -> pb.ModelMetadataResponse:
+        model = self._model(request.name, request.version)
+        guard = model.version.guard
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        extras = self._extras(call, self._inspector.rules)
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=[VERSION],
+            platform=_PLATFORM,
+            inputs=[
+                tensor(name=info.name, datatype=datatype_of(info.dtype), shape=_open(info.shape))
+                for info in guard.production_inputs
+            ],
+            outputs=[
+                *(
+                    tensor(
+                        name=info.name, datatype=datatype_of(info.dtype), shape=_open(info.shape)
+                    )
+                    for info in guard.production_outputs
+                ),
+                *(
+                    tensor(name=name, datatype=datatype, shape=[-1, *rest])
+                    for name, (datatype, rest) in extras.items()
+                ),
+            ],
+            properties={
+                "reluguard_guard": guard.artifact.digest,
+                "reluguard_model_sha256": guard.artifact.manifest.model_sha256,
+                "reluguard_policy": self._inspector.rules.policy,
+            },
+        )
+
+    async def _index(
+        self, _: Call, request: pb.RepositoryIndexRequest
+    ) -> pb.RepositoryIndexResponse:
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=model.name,
+                    version=VERSION,
+                    state="READY" if model.is_ready else "UNAVAILABLE",
+                    reason=model.reason,
+                )
+                for model in self._repository
+                if model.is_ready or not request.ready
+            ]
+        )
+
+    async def _load(
+        self, call: Call, request: pb.RepositoryModelLoadRequest
+    ) -> pb.RepositoryModelLoadResponse:
+        self._may_control(call)
+        if request.parameters:
+            raise RequestError("expected no parameters: files and settings don't come from callers")
+        await self._control.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(
+        self, call: Call, request: pb.RepositoryModelUnloadRequest
+    ) -> pb.RepositoryModelUnloadResponse:
+        self._may_control(call)
+        await self._control.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _may_control(self, call: Call) -> None:
+        if not self._control.enabled:
+            raise DisabledError("this server does not load or unload models on request")
+        call.caller.require(Scope.ADMIN)
+
+    def _model(self, name: str, version: str) -> Model:
+        if not name:
+            raise RequestError("expected the name of a model, got none")
+        model = self._repository.get(name)
+        if version and not (version.isascii() and version.isdigit()):
+            raise RequestError(f"expected a version number, got {version[:32]!r}")
+        if version not in {"", VERSION}:
+            raise NotFoundError(
+                f"unknown version {version[:32]!r} of the model {name!r}: it has {VERSION!r}"
+            )
+        return model
+
+    @staticmethod
+    def _extras(call: Call, rules: Rules) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        return _EXTRAS[rules.detail(privileged=call.caller.may(Scope.PRIVILEGED))]
+
+    async def _infer(
+        self, call: Call, request: pb.ModelInferRequest, payload: memoryview | None = None
+    ) -> bytes:
+        model = self._model(request.model_name, request.model_version)
+        guard = model.version.guard
+        rules = self._rules(request.parameters)
+        production = [info.name for info in guard.production_outputs]
+        wanted = self._wanted(call, request.outputs, production, rules)
+        raw = request.raw_input_contents if payload is None else [payload]
+        given = _read_input(request, raw, guard.spec.name, datatype_of(guard.spec.dtype))
+        inspection = await self._inspector.inspect(
+            model, _sooner(call, request.parameters), given, rules=rules
+        )
+        started = time.perf_counter()
+        view = inspection.view
+        if view.withheld.any():
+            rows = np.flatnonzero(view.withheld)
+            some = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
+            raise RejectedError(f"{len(rows)} of {len(view.withheld)} images look adversarial:"
+                                f" rows {some}")  # fmt: skip
+        response = _response(request, model, inspection.version.digest, view, wanted or production)
+        model.metrics.stage("encode", time.perf_counter() - started)
+        return response
+
+    def _wanted(
+        self, call: Call, outputs: Iterable[Any], production: list[str], rules: Rules
+    ) -> list[str]:
+        allowed = [*production, *self._extras(call, rules)]
+        names = []
+        for output in outputs:
+            if output.name not in allowed:
+                if rules.policy != "shadow" and output.name in _EXTRAS[Detail.FULL]:
+                    raise ForbiddenError(
+                        f"the output {output.name!r} needs a token with the scope"
+                        f" {Scope.PRIVILEGED.value!r}"
+                    )
+                raise RequestError(
+                    f"expected outputs of {', '.join(allowed)}, got {output.name[:64]!r}"
+                )
+            if output.name in names:
+                raise RequestError(f"the output {output.name!r} is asked for twice")
+            _refuse(output.parameters, f"output {output.name!r}")
+            names.append(output.name)
+        return names
+
+    def _rules(self, parameters: Mapping[str, Any]) -> Rules:
+        """Return the server's rules, made stricter if the request says so."""
+        rules = self._inspector.rules
+        if "policy" not in parameters:
+            return rules
+        policy = parameters["policy"].string_param
+        if policy == rules.policy:
+            return rules
+        if policy != "reject" or rules.policy == "shadow":
+            raise RequestError(
+                f"expected the parameter 'policy' to be {rules.policy!r}"
+                f"{'' if rules.policy == 'shadow' else ' or reject'}, got {policy[:32]!r}"
+            )
+        return dataclasses.replace(rules, policy="reject")
+
+
+def _sooner(call: Call, parameters: Mapping[str, Any]) -> Call:
+    """Return the call with the request's own `timeout`, in microseconds, if that ends sooner."""
+    if "timeout" not in parameters:
+        return call
+    parameter = parameters["timeout"]
+    microseconds = parameter.int64_param or parameter.uint64_param
+    if microseconds <= 0:
+        return call
+    ends = asyncio.get_running_loop().time() + microseconds / 1e6
+    return dataclasses.replace(call, deadline=min(ends, call.deadline or math.inf))
+
+
+def _read_input(
+    request: pb.ModelInferRequest, raw: Sequence[Data], name: str, datatype: str
+) -> Input:
+    names = [tensor.name for tensor in request.inputs[:_MAX_INPUTS]]
+    if len(names) > 1 and len(set(names)) < len(names):
+        raise RequestError("the same input is given twice")
+    if names != [name]:
+        got = ", ".join(repr(other[:64]) for other in names[:4]) or "none"
+        raise RequestError(f"expected one input named {name!r}, got {got}")
+    (tensor,) = request.inputs
+    typed = tensor.HasField("contents") and tensor.contents.ByteSize() > 0
+    _refuse(tensor.parameters, f"input {name!r}")
+    if raw and typed:
+        raise RequestError(f"expected raw or typed contents for {name!r}, got both")
+    if raw and len(raw) != 1:
+        raise RequestError(f"expected one raw entry for one input, got {len(raw)}")
+    count = check_shape(tensor.shape, name=name)
+    shape = tuple(tensor.shape)
+    if tensor.datatype not in {datatype, "UINT8", "BYTES"}:
+        raise RequestError(
+            f"expected {datatype} for {name!r} (or UINT8 pixels, or BYTES of encoded images),"
+            f" got {tensor.datatype[:32]!r}"
+        )
+    if tensor.datatype == "BYTES":
+        if len(shape) not in {1, 2} or (len(shape) == 2 and shape[1] != 1):
+            raise RequestError(
+                f"expected shape [N] or [N, 1] for encoded images, got {list(shape)}"
+            )
+        return Encoded(_elements(tensor, raw, name=name, count=count))
+    if raw:
+        array = read_tensor(raw[0], name=name, datatype=tensor.datatype, shape=shape)
+    elif typed:
+        array = _read_typed(tensor.contents, name=name, datatype=tensor.datatype, shape=shape)
+    else:
+        raise RequestError(f"expected data for the input {name!r}, got none")
+    return TensorArray(array) if tensor.datatype == datatype else PixelArray(array)
+
+
+def _elements(tensor: Any, raw: Sequence[Data], *, name: str, count: int) -> list[bytes]:
+    if raw:
+        return read_bytes_elements(raw[0], name=name, count=count)
+    elements = list(tensor.contents.bytes_contents)
+    if len(elements) != count:
+        raise RequestError(f"expected {count} elements for {name!r}, got {len(elements)}")
+    return elements
+
+
+def _read_typed(contents: Any, *, name: str, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    field = _TYPED.get(datatype)
+    if field is None:
+        raise RequestError(f"expected raw contents for {datatype}, got typed")
+    filled = [descriptor.name for descriptor, _ in contents.ListFields()]
+    if filled != [field]:
+        raise RequestError(f"expected {field} for {name!r}, got {', '.join(filled)}")
+    values = getattr(contents, field)
+    count = check_shape(shape, name=name)
+    if len(values) != count:
+        raise RequestError(f"expected {count} elements for {name!r}, got {len(values)}")
+    try:
+        return np.array(values, np.dtype(_numpy_name(datatype))).reshape(shape)
+    except OverflowError as error:
+        raise RequestError(f"expected values of {datatype} for {name!r}: {error}") from error
+
+
+def _numpy_name(datatype: str) -> str:
+    return {"FP32": "float32", "FP64": "float64"}.get(datatype, datatype.lower())
+
+
+def _refuse(parameters: Mapping[str, Any], what: str) -> None:
+    """Refuse what would change the answer's meaning if it were passed over."""
+    for key in parameters:
+        if key.startswith("shared_memory") or key == "classification":
+            raise RequestError(f"the parameter {key!r} of the {what} is not offered")
+
+
+def _response(
+    request: pb.ModelInferRequest, model: Model, digest: str, view: View, names: list[str]
+) -> bytes:
+    """Return the serialised answer.
+
+    Serialised messages put one behind the other are one message, so what one kind of request always
+    gets is serialised once.
+    """
+    verdicts = view.verdicts
+    arrays: dict[str, NDArray[Any]] = {
+        **verdicts.outputs,
+        "reluguard_is_adversarial": verdicts.is_adversarial,
+        "reluguard_likelihood": verdicts.likelihood,
+        "reluguard_score": verdicts.score,
+        "reluguard_p_value": verdicts.p_value,
+        "reluguard_evidence": verdicts.evidence,
+    }
+    chosen = [arrays[name] for name in names]
+    tensors = tuple(
+        (name, datatype_of(array.dtype), array.shape)
+        for name, array in zip(names, chosen, strict=True)
+    )
+    parameters = {}
+    if view.detail is not Detail.NONE:
+        adversarial, unscored = (
+            int(np.count_nonzero(flags)) for flags in (verdicts.is_adversarial, view.unscored)
+        )
+        parameters = {
+            "reluguard_adversarial": pb.InferParameter(int64_param=adversarial),
+            "reluguard_unscored": pb.InferParameter(int64_param=unscored),
+        }
+    own = pb.ModelInferResponse(
+        id=request.id,
+        parameters=parameters,
+        raw_output_contents=[write_tensor(array) for array in chosen],
+    )
+    return _frame(model.name, digest, tensors) + own.SerializeToString()
+
+
+@lru_cache(maxsize=_FRAMES)
+def _frame(model: str, digest: str, tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+    """Return what all answers with these tensors begin with: name, datatype and shape of each."""
+    message = pb.ModelInferResponse(
+        model_name=model,
+        model_version=VERSION,
+        parameters={"reluguard_guard": pb.InferParameter(string_param=digest)},
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
+            for name, datatype, shape in tensors
+        ],
+    )
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+def _open(shape: tuple[int | None, ...]) -> list[int]:
+    return [-1 if size is None else size for size in shape]

@@ -1,0 +1,25 @@
+"""Made by proto/generate.py from open_inference.proto. Don't edit."""
+
+from reluguard.service.protocols.descriptors import message_class
+
+ServerLiveRequest = message_class("inference.ServerLiveRequest")
+ServerLiveResponse = message_class("inference.ServerLiveResponse")
+ServerReadyRequest = message_class("inference.ServerReadyRequest")
+ServerReadyResponse = message_class("inference.ServerReadyResponse")
+ModelReadyRequest = message_class("inference.ModelReadyRequest")
+ModelReadyResponse = message_class("inference.ModelReadyResponse")
+ServerMetadataRequest = message_class("inference.ServerMetadataRequest")
+ServerMetadataResponse = message_class("inference.ServerMetadataResponse")
+ModelMetadataRequest = message_class("inference.ModelMetadataRequest")
+ModelMetadataResponse = message_class("inference.ModelMetadataResponse")
+ModelInferRequest = message_class("inference.ModelInferRequest")
+ModelInferResponse = message_class("inference.ModelInferResponse")
+InferParameter = message_class("inference.InferParameter")
+InferTensorContents = message_class("inference.InferTensorContents")
+ModelRepositoryParameter = message_class("inference.ModelRepositoryParameter")
+RepositoryIndexRequest = message_class("inference.RepositoryIndexRequest")
+RepositoryIndexResponse = message_class("inference.RepositoryIndexResponse")
+RepositoryModelLoadRequest = message_class("inference.RepositoryModelLoadRequest")
+RepositoryModelLoadResponse = message_class("inference.RepositoryModelLoadResponse")
+RepositoryModelUnloadRequest = message_class("inference.RepositoryModelUnloadRequest")
+RepositoryModelUnloadResponse = message_class("inference.RepositoryModelUnloadResponse")

@@ -1,0 +1,1 @@
+"""The HTTP side: metrics, the status page and its JSON."""

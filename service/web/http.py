@@ -1,0 +1,102 @@
+"""The HTTP side: /metrics for Prometheus, the status page for people, its JSON for machines."""
+
+import json
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from reluguard.service.errors import StartError
+from reluguard.service.web.page import page
+from reluguard.service.web.snapshot import ServerStatus
+
+__all__ = ["WebServer"]
+
+_TIMEOUT_S = 5.0
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class WebServer:
+    """Serves /metrics, / and /status.json on a thread of its own.
+
+    Raises:
+        StartError: the port is in use.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        status: Callable[[], ServerStatus],
+    ) -> None:
+        try:
+            self._server = _Server((host, port), _handler(registry, status))
+        except OSError as error:
+            raise StartError(f"the metrics port {host}:{port} can't be used: {error}") from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True
+        )
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Pass over callers that went away; the base class prints a trace for each."""
+
+
+def _handler(
+    registry: CollectorRegistry, status: Callable[[], ServerStatus]
+) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _TIMEOUT_S
+        server_version = "reluguard"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._send(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+            elif path == "/":
+                self._send(page(status()).encode(), "text/html; charset=utf-8")
+            elif path == "/status.json":
+                self._send(json.dumps(status().to_json()).encode(), "application/json")
+            else:
+                self._send(b"not found\n", "text/plain", HTTPStatus.NOT_FOUND)
+
+        def _send(self, body: bytes, kind: str, code: HTTPStatus = HTTPStatus.OK) -> None:
+            self.send_response(code)
+            for name, value in {"Content-Type": kind, **_HEADERS}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Stay quiet: a scrape every few seconds is no news."""
+
+    return Handler

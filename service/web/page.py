@@ -1,0 +1,306 @@
+"""The status page: one HTML document without script or anything from elsewhere."""
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from reluguard.service.captures.drift import Drift
+from reluguard.service.web.snapshot import (
+    CaptureStatus,
+    ChallengerStatus,
+    ChangeStatus,
+    GuardStatus,
+    HourStatus,
+    ModelStatus,
+    ServerStatus,
+)
+
+__all__ = ["page"]
+
+_LAYERS = 3  # shown: those that moved furthest
+_SHORT = 16
+_DAY_S = 86_400
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2330; --soft: #5a6474; --line: #dde2ea; --card: #fff;
+  --page: #f4f6f9; --clean: #2f6fb5; --flagged: #c2410c; --mixed: #b08a2e; --ok: #17703a;
+  --bad: #b42318; --wait: #8a6100 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf0; --soft: #9ba6b6; --line: #333b48;
+  --card: #1b2029; --page: #12161c; --clean: #6ba6e8; --flagged: #f08a4b; --mixed: #d8b45c;
+  --ok: #5cc98a; --bad: #ff8a80; --wait: #e0b040 } }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem;
+  padding: 1.5rem 1rem 3rem; color: var(--ink); background: var(--page) }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.25rem; margin: 2rem 0 .75rem }
+h3 { font-size: .95rem; margin: 0 0 .5rem; color: var(--soft); font-weight: 600 }
+header { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: baseline }
+header p { margin: 0; color: var(--soft) }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)) }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  padding: 1rem; overflow-x: auto }
+.wide { grid-column: 1 / -1 }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .2rem .75rem .2rem 0; border-top: 1px solid var(--line);
+  vertical-align: top; font-weight: 400 } tr > th:first-child { white-space: nowrap }
+tr:first-child > * { border-top: 0 } th { color: var(--soft) } .number { text-align: right }
+code { font: .85em ui-monospace, monospace }
+.pill { border: 1px solid; border-radius: 1rem; padding: 0 .6rem; font-size: .85rem;
+  font-weight: 600; white-space: nowrap }
+.ok { color: var(--ok) } .bad { color: var(--bad) } .wait { color: var(--wait) }
+.soft { color: var(--soft) }
+.figures { display: flex; flex-wrap: wrap; gap: .5rem 1.75rem; margin: 0 0 .75rem }
+.figures div { line-height: 1.2 } .figures b { display: block; font-size: 1.5rem }
+svg { display: block; width: 100%; height: auto }
+svg text { fill: var(--soft); font: 10px system-ui, sans-serif }
+.clean { fill: var(--clean) } .flagged { fill: var(--flagged) } .mixed { fill: var(--mixed) }
+.axis { stroke: var(--line) } .limit { stroke: var(--ink); stroke-dasharray: 3 3 }
+.key { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .35em }
+.key.clean { background: var(--clean) } .key.flagged { background: var(--flagged) }
+.key.mixed { background: var(--mixed) }
+"""
+_ACTIONS = {
+    "promote": "promoted",
+    "rollback": "rolled back to",
+    "shadow": "put in shadow",
+    "clear": "taken out of shadow",
+}
+_ADVICE = {
+    "wait": ("wait", "too few to tell"),
+    "none": ("ok", "as calibrated"),
+    "recalibrate": ("bad", "clean inputs moved: recalibrate"),
+    "retrain": ("bad", "something new is above the threshold: label and retrain"),
+}
+_text = html.escape
+
+
+def page(status: ServerStatus) -> str:
+    """Return the status page."""
+    mood = "ok" if status.state == "serving" else "bad"
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'><meta http-equiv=refresh content=10>",
+        f"<title>reluguard: {_text(status.state)}</title><style>{_STYLE}</style>",
+        "<header><h1>reluguard</h1>",
+        f"<span class='pill {mood}' id=state>{_text(status.state)}</span>",
+        f"<p>version {_text(status.version)}, at {_text(_moment(status.when))} UTC</p>",
+        "<p><a href=/metrics>metrics</a> <a href=/status.json>JSON</a></p></header>",
+        *map(_section, status.models),
+        "</html>",
+    ]
+    return "\n".join(parts)
+
+
+def _section(model: ModelStatus) -> str:
+    mood = "ok" if model.is_ready else "bad"
+    title = f"{_text(model.name)} <span class='pill {mood}'>{_text(model.state)}</span>"
+    cards = [
+        _guard(model),
+        _hour(model.hour),
+        _scores("Scores of the last hour", model.hour.histogram, model.guard),
+        *_challenger(model),
+        *([] if model.captured is None else [_captured(model.captured)]),
+        *([] if model.drift is None else [_drift(model.drift)]),
+        *([] if not model.changes else [_changes(model.changes)]),
+    ]
+    return f"<section><h2>{title}</h2><div class=cards>{''.join(cards)}</div></section>"
+
+
+def _card(title: str, body: str, *, wide: bool = False) -> str:
+    return f"<div class='card{' wide' if wide else ''}'><h3>{title}</h3>{body}</div>"
+
+
+def _rows(rows: dict[str, str]) -> str:
+    return "".join(f"<tr><th>{name}<td>{value}" for name, value in rows.items())
+
+
+def _guard(model: ModelStatus) -> str:
+    guard = model.guard
+    if guard is None:
+        return _card("Guard", "<p class=bad>none is live")
+    rows = _facts(guard) | {"Policy": _text(model.policy)}
+    return _card("Guard", f"<table>{_rows(rows)}</table>")
+
+
+def _facts(guard: GuardStatus) -> dict[str, str]:
+    return {
+        "Digest": f"<code>{_text(guard.digest[:_SHORT])}</code>",
+        "Fitted": f"{_text(_moment(guard.created_at))}{_age(guard.created_at)}",
+        "Threshold": f"score above {guard.threshold:.3f}",
+        "Stands for": f"{guard.target_fpr:.2%} false positives",
+    }
+
+
+def _moment(stamp: str) -> str:
+    return stamp[:19].replace("T", " ")
+
+
+def _age(stamp: str) -> str:
+    try:
+        then = datetime.fromisoformat(stamp)
+    except ValueError:
+        return ""
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    days = (datetime.now(UTC) - then).total_seconds() / _DAY_S
+    return f" <span class=soft>({max(days, 0):.0f} days ago)</span>"
+
+
+def _figures(values: dict[str, str]) -> str:
+    cells = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in values.items())
+    return f"<div class=figures>{cells}</div>"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "-"
+
+
+def _hour(hour: HourStatus) -> str:
+    clean = [images - flagged for images, flagged in hour.minutes]
+    flagged = [flagged for _, flagged in hour.minutes]
+    figures = {
+        "images": f"{hour.images:,}",
+        f"adversarial ({hour.adversarial:,})": _share(hour.adversarial, hour.images),
+        "unscored": f"{hour.unscored:,}",
+    }
+    chart = _columns(
+        [("clean", clean), ("flagged", flagged)],
+        marks={0: "60 min ago", 59: "now"},
+        label="Images per minute over the last hour, flagged ones on top",
+    )
+    return _card("Last hour", _figures(figures) + chart)
+
+
+def _scores(title: str, histogram: Sequence[tuple[float, int]], guard: GuardStatus | None) -> str:
+    bounds, counts = [bound for bound, _ in histogram], [count for _, count in histogram]
+    lows = [-math.inf, *bounds[:-1]]
+    limit = math.nan if guard is None else guard.threshold
+    sides = [
+        "clean" if high <= limit or math.isnan(limit) else "flagged" if low >= limit else "mixed"
+        for low, high in zip(lows, bounds, strict=True)
+    ]
+    parts = [
+        (side, [count if side == own else 0 for count, own in zip(counts, sides, strict=True)])
+        for side in ("clean", "mixed", "flagged")
+    ]
+    marks = {i: f"{bound:g}" for i, bound in enumerate(bounds) if i % 2 == 0 and bound < math.inf}
+    chart = _columns(parts, marks=marks, label=f"{title}: images by upper bound of the score")
+    key = "".join(
+        f"<span class='key {side}'></span>{words} &ensp;"
+        for side, words in (
+            ("clean", "below the threshold"),
+            ("mixed", "around it"),
+            ("flagged", "above"),
+        )
+    )
+    return _card(title, f"{chart}<p class=soft style='margin:.5rem 0 0'>{key}</p>")
+
+
+def _columns(
+    parts: Sequence[tuple[str, Sequence[int]]], *, marks: dict[int, str], label: str
+) -> str:
+    """Draw stacked columns: (class, values) from bottom to top, `marks` below some of them."""
+    width, height, base = 340.0, 150.0, 132.0
+    columns = len(parts[0][1])
+    totals = [sum(values[i] for _, values in parts) for i in range(columns)]
+    most, step = max([1, *totals]), width / columns
+    shapes = []
+    for i in range(columns):
+        top = base
+        for kind, values in parts:
+            tall = (base - 14) * values[i] / most
+            if values[i]:
+                tall = max(tall, 1.0)  # one image among thousands still shows
+                top -= tall
+                shapes.append(
+                    f"<rect class={kind} x='{i * step + 1:.1f}' y='{top:.1f}'"
+                    f" width='{step - 2:.1f}' height='{tall:.1f}'><title>{values[i]:,}</title>"
+                    "</rect>"
+                )
+    ticks = (
+        f"<text x='{min(max((i + 0.5) * step, 3 * len(word)), width - 3 * len(word)):.1f}' y='146'"
+        f" text-anchor=middle>{_text(word)}</text>"
+        for i, word in marks.items()
+    )
+    return (
+        f"<svg viewBox='0 0 {width:.0f} {height:.0f}' role=img aria-label='{_text(label)}'>"
+        f"<line class=axis x1=0 x2={width:.0f} y1={base} y2={base} />"
+        f"<text x=0 y=10>{max([0, *totals]):,} at most</text>"
+        f"{''.join(shapes)}{''.join(ticks)}</svg>"
+    )
+
+
+def _challenger(model: ModelStatus) -> Iterator[str]:
+    if model.challenger_refused:
+        words = "refused: the guard serves without one, the server's log says why"
+        yield _card("Challenger in shadow", f"<p class=bad>{words}")
+    if model.challenger is not None:
+        yield _shadow(model.challenger)
+        yield _scores("Challenger's scores", model.challenger.histogram, model.challenger.guard)
+
+
+def _shadow(challenger: ChallengerStatus) -> str:
+    found = challenger.agreement
+    figures = {
+        "images": f"{found.images:,}",
+        f"disagreements ({found.disagreements:,})": _share(found.disagreements, found.scored),
+    }
+    table = (
+        "<table><tr><th><th class=number>champion flags<th class=number>champion passes"
+        f"<tr><th>challenger flags<td class=number>{found.both:,}"
+        f"<td class=number>{found.challenger_only:,}"
+        f"<tr><th>challenger passes<td class=number>{found.champion_only:,}"
+        f"<td class=number>{found.neither:,}</table>"
+    )
+    facts = _rows(_facts(challenger.guard) | {"Since": f"{_text(_moment(challenger.since))} UTC"})
+    body = f"{_figures(figures)}{table}<table style='margin-top:.75rem'>{facts}</table>"
+    return _card("Challenger in shadow", body)
+
+
+def _captured(captured: CaptureStatus) -> str:
+    waiting = sum(captured.waiting.values())
+    figures = {"captured": f"{captured.images:,}", "wait for labels": f"{waiting:,}"}
+    strata = {"above": "above the threshold", "band": "just below", "uniform": "sample of the rest"}
+    rows = {
+        f"Waiting, {strata.get(name, _text(name))}": f"{count:,}"
+        for name, count in captured.waiting.items()
+    }
+    rows |= {f"Labelled {_text(name)}": f"{count:,}" for name, count in captured.labels.items()}
+    return _card("Captured", f"{_figures(figures)}<table>{_rows(rows)}</table>")
+
+
+def _drift(drift: Drift) -> str:
+    mood, words = _ADVICE[drift.advice]
+    rows = {
+        _text(name).replace("_", " "): f"{value:.3f} <span class=soft>of"
+        f" {drift.sizes.get(name, drift.samples):,.0f} images</span>"
+        for name, value in drift.statistics.items()
+    }
+    if drift.suspect:
+        rows |= {"unlike calibration": _text(drift.suspect)}
+    furthest = sorted(drift.layers, key=lambda name: -drift.layers[name])[:_LAYERS]
+    rows |= {f"layer <code>{_text(name)}</code>": f"{drift.layers[name]:.3f}" for name in furthest}
+    return _card(
+        "Drift",
+        f"<p class={mood} style='margin:0 0 .5rem'>{words} <span class=soft>(as much as"
+        f" {drift.samples:,.0f} images say)</span><table>{_rows(rows)}</table>",
+    )
+
+
+def _changes(changes: Sequence[ChangeStatus]) -> str:
+    rows = "".join(
+        f"<tr><td class=number>{change.number}<td>{_text(_moment(change.when))}"
+        f"<td>{_ACTIONS.get(change.action, _text(change.action))}"
+        f" <code>{_text(change.guard[:_SHORT])}</code><td>{_text(change.who)}"
+        f"<td>{_text(change.why)}<td>{_gate(change)}"
+        for change in changes
+    )
+    head = "<tr><th class=number>No.<th>When<th>What<th>Who<th>Why<th>Gate"
+    return _card("Last changes", f"<table>{head}{rows}</table>", wide=True)
+
+
+def _gate(change: ChangeStatus) -> str:
+    forced = " <span class='pill wait'>forced</span>" if change.forced else ""
+    if change.passed is None:
+        return f"<span class=soft>not judged</span>{forced}"
+    if change.passed:
+        return f"<span class=ok>passed</span>{forced}"
+    return f"<span class=bad>refused: {_text('; '.join(change.reasons))}</span>{forced}"

@@ -1,0 +1,374 @@
+import errno
+import io
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+from PIL import Image
+
+from reluguard.detector.images import Images
+from reluguard.detector.reference import layer_rates
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import running
+from reluguard.service.captures.capture import INDEX, SHARDS, Capture, DropReason, index, sample
+from reluguard.service.client.client import Client
+from reluguard.service.errors import StartError
+from reluguard.service.settings import Settings
+
+KEY = bytes(32)
+Make = Callable[..., Capture]
+
+
+@pytest.fixture(scope="module")
+def reading(pair: Any) -> Guard:
+    return Guard.open(pair.model, pair.guard, threads=1, readings=True)
+
+
+@pytest.fixture
+def dropped() -> list[tuple[DropReason, int]]:
+    return []
+
+
+@pytest.fixture
+def make(tmp_path: Path, dropped: list[tuple[DropReason, int]]) -> Make:
+    def open_capture(**changes: Any) -> Capture:
+        options = {"share": 1.0, "max_bytes": 10**8, "ttl_s": 3600.0, "with_images": False}
+        return Capture(
+            tmp_path, **(options | changes), dropped=lambda why, rows: dropped.append((why, rows))
+        )
+
+    return open_capture
+
+
+def rows_of(folder: Path, what: str = "*") -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(folder / INDEX)
+    try:
+        return connection.execute(f"SELECT {what} FROM captures ORDER BY 1").fetchall()
+    finally:
+        connection.close()
+
+
+def offer(capture: Capture, guard: Guard, images: Images, request: str = "r") -> None:
+    verdicts = guard.inspect(images)
+    capture.offer(verdicts, guard, request=request, source="me", raw=images)
+
+
+def test_sampling_weights_count_the_whole_traffic() -> None:
+    """The weights of what is kept sum, in expectation, to what came; and retries agree."""
+    p = np.random.default_rng(0).uniform(0, 1, 20_000)
+    ids = [f"request-{i}" for i in range(len(p))]
+    strata, weights = sample(ids, p, fpr=0.05, share=0.1, key=KEY)
+    assert (weights[p <= 0.1] == 1).all()
+    assert set(strata[p <= 0.05]) == {"above"}
+    assert set(strata[(p > 0.05) & (p <= 0.1)]) == {"band"}
+    assert abs(weights.sum() / len(p) - 1) < 0.05
+    assert_array_equal(weights, sample(ids, p, fpr=0.05, share=0.1, key=KEY)[1])
+    assert (weights != sample(ids, p, fpr=0.05, share=0.1, key=b"other")[1]).any()
+
+
+def test_a_served_request_is_captured_with_what_the_head_read(
+    pair: Any, mixed: Images, reading: Guard, tmp_path: Path
+) -> None:
+    """By gRPC: rows, strata and weights in the index, rates, logits and pixels in the shard."""
+    settings = Settings(
+        model=pair.model,
+        guard=pair.guard,
+        port=0,
+        metrics_port=None,
+        capture=tmp_path,
+        capture_share=1.0,
+        capture_images=True,
+    )
+    with running(settings) as server, Client(server.address) as client:
+        served = client.inspect(mixed)
+    direct = reading.inspect(mixed)
+    assert direct.readings is not None
+    found = rows_of(tmp_path, "row, score, p_value, prediction, stratum, model, source, shard")
+    assert len(found) == len(mixed)
+    for row, score, p_value, prediction, stratum, model, source, _ in found:
+        assert score == pytest.approx(float(direct.score[row]), abs=1e-3)
+        assert p_value == pytest.approx(float(direct.p_value[row]), abs=1e-2)
+        assert prediction == direct.prediction[row]
+        assert (stratum == "above") == served.is_adversarial[row]
+        assert model == reading.artifact.manifest.model_sha256
+        assert source == "anybody"
+    (shard,) = {row[-1] for row in found}
+    with np.load(tmp_path / SHARDS / shard) as arrays:
+        assert_array_equal(arrays["images"], mixed)
+        assert arrays["rates"].dtype == np.float16
+        np.testing.assert_allclose(arrays["rates"], direct.readings.rates, atol=1e-3)
+        np.testing.assert_allclose(arrays["logits"], direct.readings.logits, atol=1e-4)
+
+
+def test_raw_input_is_kept_as_it_came_and_only_where_asked_for(
+    pair: Any, mixed: Images, tensor: NDArray[np.float32], tmp_path: Path
+) -> None:
+    """Files as the pixels they decode to, tensors as they are; by default neither."""
+    for asked in (True, False):
+        folder = tmp_path / str(asked)
+        settings = Settings(
+            model=pair.model,
+            guard=pair.guard,
+            port=0,
+            metrics_port=None,
+            capture=folder,
+            capture_share=1.0,
+            capture_images=asked,
+        )
+        with running(settings) as server, Client(server.address) as client:
+            client.inspect_encoded([png(image) for image in mixed[:3]])
+            client.inspect_tensor(tensor[:2])
+        kept: dict[str, list[NDArray[Any]]] = {"images": [], "tensors": []}
+        for file in (folder / SHARDS).iterdir():
+            with np.load(file) as arrays:
+                for name in set(kept) & set(arrays.files):
+                    kept[name].append(arrays[name])
+        if asked:
+            assert_array_equal(np.concatenate(kept["images"]), mixed[:3])
+            assert_array_equal(np.concatenate(kept["tensors"]), tensor[:2])
+        assert any(kept.values()) == asked
+
+
+def png(image: Images) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_each_row_has_the_layers_rates(make: Make, reading: Guard, clean: Images) -> None:
+    """What drift reads lies in the index; an index of before it was kept gets the column."""
+    capture = make()
+    with index(capture.folder) as connection:
+        connection.execute("ALTER TABLE captures DROP COLUMN layers")
+    capture.close()
+    capture = make()
+    offer(capture, reading, clean)
+    capture.close()
+    read = reading.inspect(clean).readings
+    assert read is not None
+    expected = layer_rates(read.rates, reading.artifact.manifest.taps)
+    for row, layers in rows_of(capture.folder, "row, layers"):
+        np.testing.assert_allclose(np.frombuffer(layers, "<f4"), expected[row], atol=1e-3)
+
+
+def test_a_full_disk_loses_rows_and_says_so(
+    make: Make,
+    dropped: list[tuple[DropReason, int]],
+    reading: Guard,
+    clean: Images,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither row nor shard is left, and what comes once there is room again is kept."""
+
+    def full(file: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    capture = make()
+    monkeypatch.setattr("reluguard.service.captures.capture.write_file", full)
+    offer(capture, reading, clean, "lost")
+    capture.close()
+    monkeypatch.undo()
+    assert dropped == [("disk", len(clean))]
+    assert list((capture.folder / SHARDS).iterdir()) == []
+    capture = make()
+    offer(capture, reading, clean, "kept")
+    capture.close()
+    assert {row[0].partition(":")[0] for row in rows_of(capture.folder, "id")} == {"kept"}
+
+
+def test_a_clock_that_goes_backwards_changes_no_order(
+    make: Make, reading: Guard, clean: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing expires early, and a later shard sorts later, in a later process too."""
+    names: list[str] = []
+    for step in range(3):
+        monkeypatch.setattr("time.time_ns", lambda step=step: 10**18 - step)
+        capture = make(clock=lambda step=step: 1e9 - 3600 * step, ttl_s=60.0)
+        offer(capture, reading, clean[:2], f"r{step}")
+        capture.close()
+        (name,) = {row[0] for row in rows_of(capture.folder, "shard")} - set(names)
+        names.append(name)
+    assert names == sorted(names)
+    assert len(rows_of(capture.folder)) == 6
+
+
+def test_a_retried_request_is_kept_once(
+    make: Make, dropped: list[tuple[DropReason, int]], reading: Guard, clean: Images
+) -> None:
+    """The second time is counted as a duplicate."""
+    for _ in range(2):
+        capture = make()
+        offer(capture, reading, clean)
+        capture.close()
+    assert len(rows_of(capture.folder)) == len(clean)
+    assert dropped == [("duplicate", len(clean))]
+    assert len(list((capture.folder / SHARDS).iterdir())) == 1
+
+
+def test_a_locked_index_loses_rows_and_says_so(
+    make: Make,
+    dropped: list[tuple[DropReason, int]],
+    reading: Guard,
+    clean: Images,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The writer goes on, and no shard is left without rows."""
+    monkeypatch.setattr("reluguard.service.captures.capture._LOCK_S", 0.05)
+    capture = make()
+    lock = sqlite3.connect(capture.folder / INDEX)
+    lock.execute("BEGIN EXCLUSIVE")
+    offer(capture, reading, clean)
+    capture.close()
+    lock.close()
+    assert dropped == [("index", len(clean))]
+    assert list((capture.folder / SHARDS).iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_cleaned(make: Make, reading: Guard, clean: Images) -> None:
+    """A shard whose rows never came is removed at the next start; the others stay."""
+    first = make()
+    offer(first, reading, clean)
+    first.close()
+    (kept,) = (first.folder / SHARDS).iterdir()
+    (first.folder / SHARDS / "123-1-1.npz").write_bytes(b"half a sh")
+    (first.folder / SHARDS / ".124-1-1.npz.9.9").write_bytes(b"aside")
+    make().close()
+    assert list((first.folder / SHARDS).iterdir()) == [kept]
+
+
+def test_old_captures_go_and_labelled_ones_lose_their_images(
+    make: Make, reading: Guard, clean: Images
+) -> None:
+    """Past the time-to-live only what has a label stays, without its pixels."""
+    capture = make(with_images=True)
+    offer(capture, reading, clean[:5], "labelled")
+    capture.close()
+    capture = make(with_images=True)
+    offer(capture, reading, clean[5:9], "plain")
+    capture.close()
+    connection = sqlite3.connect(capture.folder / INDEX)
+    connection.execute("UPDATE captures SET label = 'clean' WHERE id = 'labelled:0'")
+    connection.commit()
+    connection.close()
+    late = make(ttl_s=1e-9)
+    offer(late, reading, clean[9:10], "new")
+    late.close()
+    names = {row[0] for row in rows_of(capture.folder, "id")}
+    assert names == {*(f"labelled:{i}" for i in range(5)), "new:0"}
+    (shard,) = {row[1] for row in rows_of(capture.folder, "id, shard") if row[0] != "new:0"}
+    with np.load(capture.folder / SHARDS / shard) as arrays:
+        assert sorted(arrays) == ["logits", "rates"]
+
+
+def test_the_size_cap_holds(make: Make, reading: Guard, clean: Images) -> None:
+    """The oldest shards make room, rows first."""
+    for i in range(4):
+        capture = make(max_bytes=4000)
+        offer(capture, reading, clean, f"r{i}")
+        capture.close()
+    shards = list((capture.folder / SHARDS).iterdir())
+    assert {row[0] for row in rows_of(capture.folder, "shard")} == {file.name for file in shards}
+    assert 1 <= len(shards) < 4
+
+
+def test_a_folder_that_is_no_index_is_refused(tmp_path: Path, make: Make) -> None:
+    """Start fails with one clear line."""
+    (tmp_path / INDEX).write_bytes(b"not a database, but long enough to be looked at" * 50)
+    before = threading.active_count()
+    with pytest.raises(StartError, match=r"the capture folder .* can't be used"):
+        make()
+    assert threading.active_count() == before
+
+
+def test_a_guard_without_readings_can_not_capture(guard: Guard, tmp_path: Path) -> None:
+    """Handing one over is refused, not passed over."""
+    with (
+        pytest.raises(StartError, match="opened with readings=True"),
+        running(guard, capture=tmp_path),
+    ):
+        pass
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from reluguard.detector.runtime import Guard
+from reluguard.service.captures.capture import Capture
+model, guard, folder = map(Path, sys.argv[1:])
+guard = Guard.open(model, guard, threads=1, readings=True)
+shape = (64, guard.spec.height, guard.spec.width, guard.spec.channels)
+images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+capture = Capture(folder, share=1.0, max_bytes=10**9, ttl_s=1e6, with_images=True,
+                  dropped=lambda *_: None)
+print("ready", flush=True)
+verdicts = guard.inspect(images)
+for i in range(10**6):
+    capture.offer(verdicts, guard, request=f"{os.getpid()}-{i}", source="me", raw=images)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment_leaves_no_row_without_its_shard(
+    pair: Any, tmp_path: Path, make: Make
+) -> None:
+    """Five kills at other moments: the index opens, and every row's shard reads."""
+    root = Path(__file__).resolve().parents[3]
+    for i in range(5):
+        command = [sys.executable, "-c", WRITER, str(pair.model), str(pair.guard), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(0.4 + 0.07 * i)
+            writer.kill()
+    make(max_bytes=10**9, ttl_s=1e6).close()
+    rows = rows_of(tmp_path, "DISTINCT shard")
+    assert rows
+    for (name,) in rows:
+        with np.load(tmp_path / SHARDS / name) as arrays:
+            assert len(arrays["rates"]) == len(arrays["logits"]) == len(arrays["images"])
+    assert len(list((tmp_path / SHARDS).iterdir())) == len(rows)
+
+
+def test_a_server_whose_index_is_locked_answers_on(
+    pair: Any, clean: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are answered, the lost rows are counted, and capture goes on afterwards."""
+    monkeypatch.setattr("reluguard.service.captures.capture._LOCK_S", 0.05)
+    settings = Settings(
+        model=pair.model,
+        guard=pair.guard,
+        port=0,
+        metrics_port=0,
+        capture=tmp_path,
+        capture_share=1.0,
+        drift_s=0.05,
+    )
+    lost = 'reluguard_capture_dropped_total{reason="index"}'
+    with running(settings) as server, Client(server.address) as client:
+        lock = sqlite3.connect(tmp_path / INDEX)
+        lock.execute("BEGIN EXCLUSIVE")
+        assert len(client.inspect(clean)) == len(clean)
+        url = f"http://{server.metrics_address}/metrics"
+        patience = time.monotonic() + 30
+        while time.monotonic() < patience:
+            with urllib.request.urlopen(url, timeout=10) as reply:
+                if f"{lost} {float(len(clean))}" in reply.read().decode():
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the lost rows are not counted")
+        lock.close()
+        assert len(client.inspect(clean)) == len(clean)
+    assert len(rows_of(tmp_path)) == len(clean)

@@ -1,0 +1,67 @@
+import re
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table
+from reluguard.training.pages.plots import BLUE, Line, bars, canvas, depth_lines, heat_map, svg
+
+
+@pytest.fixture
+def drawing() -> str:
+    """A figure with lines, a heat map and bars."""
+    with canvas(9, 3, 1, 3) as (figure, grid):
+        line = Line(
+            label="a < b", values=np.arange(4.0), color=BLUE, low=np.zeros(4), high=np.ones(4)
+        )
+        depth_lines(grid[0, 0], [line, line], title="t", unit="u", chance=(0.5, "chance"))
+        heat_map(figure, grid[0, 1], np.eye(3), title="t", unit="u", names=list("xyz"), digits=2)
+        bars(grid[0, 2], {"a": [(1, 0.5, 2)]}, ["row"], [BLUE], title="t", unit="u", mark=(1, "m"))
+        return svg(figure, 'what "it" shows')
+
+
+def test_ink_is_the_pages_own(drawing: str) -> None:
+    """Text and rules take the page's colours, so the same drawing suits light and dark."""
+    assert "currentColor" in drawing
+    assert "var(--rule)" in drawing
+    assert not re.search(r"fill: #000000|#1a1f26|#8b939d", drawing)
+
+
+def test_a_drawing_is_xml_that_fetches_nothing(drawing: str) -> None:
+    """It parses, says what it shows, and refers to nothing outside itself."""
+    root = ET.fromstring(drawing)
+    assert root.get("aria-label") == 'what "it" shows'
+    links = re.findall(r'(?:href|src)="([^"]*)"', drawing)
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "a &lt; b" in drawing
+
+
+def test_the_same_figure_gives_the_same_bytes() -> None:
+    """No date, no random identifier."""
+    drawn = []
+    for _ in range(2):
+        with canvas(3, 2) as (figure, grid):
+            grid[0, 0].plot([1, 2])
+            drawn.append(svg(figure, "line"))
+    assert drawn[0] == drawn[1]
+
+
+def test_text_is_escaped_and_sections_are_linked() -> None:
+    """Words can't break the page, and every chapter is in the table of contents."""
+    sections = [Section(title="One & two", body=paragraph("<b>"))]
+    text = page("T <1>", "s", bullet_list(["a & b"]), sections)
+    assert "<b>" not in text
+    assert "&lt;b&gt;" in text
+    assert 'href="#one---two"' in text
+    assert 'id="one---two"' in text
+    assert "T &lt;1&gt;" in text
+    assert "<script" not in text
+
+
+def test_verdicts_are_marked_and_tables_fold() -> None:
+    """Yes, no and unclear have their own class; a folded table hides behind a line."""
+    text = table(["a", "holds?"], [["x", "yes"], ["y", "no"], ["z", "unclear"]], folded="more")
+    for kind, word in (("yes", "yes"), ("no", "no"), ("open", "unclear")):
+        assert f'<td class="{kind}">{word}</td>' in text
+    assert text.startswith("<details><summary>more</summary>")

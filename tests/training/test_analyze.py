@@ -1,0 +1,209 @@
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from reluguard.detector.errors import SettingsError
+from reluguard.training.analysis.errors import AnalysisError, LabelError, OutOfMemoryError
+from reluguard.training.analysis.material import choose_rows
+from reluguard.training.analyze import AnalysisSettings, analyze
+from reluguard.training.data.dataset import Dataset, load_data, save_dataset
+from reluguard.training.errors import TwinError
+from reluguard.training.progress import Progress
+
+SETTINGS = AnalysisSettings(limit=180, pairwise=90, attacks=("pgd-l1-12",), seed=1)
+
+
+class Counting(Progress):
+    """Counts units per stage."""
+
+    def __init__(self) -> None:
+        self.stages: list[list[int]] = []
+
+    def stage(self, title: str, total: int) -> None:
+        """A stage begins."""
+        del title
+        self.stages.append([total, 0])
+
+    def advance(self, units: int) -> None:
+        """Units are done."""
+        self.stages[-1][1] += units
+
+
+@pytest.fixture(scope="module")
+def progress() -> Counting:
+    """What the analysis told of itself."""
+    return Counting()
+
+
+@pytest.fixture(scope="module")
+def folder(
+    lively_model: Path,
+    lively_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    progress: Counting,
+) -> Path:
+    """The outcome of one analysis of the tiny network, against itself as the other."""
+    out = tmp_path_factory.mktemp("analysis")
+    analyze(
+        lively_model,
+        str(lively_data),
+        out,
+        other=lively_model,
+        settings=SETTINGS,
+        progress=progress,
+    )
+    return out
+
+
+def test_three_files_and_nothing_else(folder: Path) -> None:
+    """Report, figures and arrays are there, and no working file is left."""
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["analysis.json", "arrays.npz", "report.html"]
+
+
+def test_the_report_fetches_nothing_and_is_well_formed(folder: Path) -> None:
+    """Tags close in order, there is no script, and no address outside the page."""
+    text = (folder / "report.html").read_text()
+    links = re.findall(r'(?:href|src)="([^"]*)"', text)
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "<script" not in text
+    assert not re.search(r"url\((?!#)", text)
+    open_tags: list[str] = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            del attrs
+            if tag not in {"meta", "path", "use", "rect", "image", "line"}:
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            if tag not in {"path", "use", "rect", "image", "line"}:
+                assert open_tags.pop() == tag
+
+    Checker().feed(text)
+    assert open_tags == []
+
+
+def test_figures_are_plain_and_claims_are_measured(folder: Path) -> None:
+    """The JSON is strict, its rates are shares, and what needs training says so."""
+    found = json.loads((folder / "analysis.json").read_text())
+    assert found["accuracy"]["value"] == 1
+    assert len(found["taps"]) == 2
+    for tap in found["taps"]:
+        assert 0.5 <= tap["fiedler_accuracy"]["value"] <= 1
+    verdicts = {claim["holds"] for claim in found["claims"]}
+    assert "not measured" in verdicts
+    assert verdicts <= {"yes", "no", "unclear", "not measured"}
+    assert all(c["ours"] is None for c in found["claims"] if c["holds"] == "not measured")
+
+
+def test_arrays_obey_their_laws(folder: Path) -> None:
+    """Similarities are largest on the diagonal, RDMs are symmetric, a network matches itself."""
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        for name in ("graphs/lsim", "graphs/lsim_near", "graphs/cka", "similarity/layer_spearman"):
+            table = arrays[name]
+            assert np.allclose(np.diagonal(table), 1, atol=1e-3), name
+            assert np.allclose(table, table.T, atol=1e-5), name
+        rdms = arrays["similarity/rdm_clean"]
+        assert (rdms == rdms.transpose(0, 2, 1)).all()
+        assert np.allclose(arrays["graphs/other_cka"], arrays["graphs/cka"], atol=1e-4)
+        flips = arrays["consistency/flips"]
+        assert np.nanmax(flips) <= 1
+        assert np.nanmin(flips) >= 0
+
+
+def test_every_stage_is_done_to_its_end(folder: Path, progress: Counting) -> None:
+    """Progress counts exactly what it announced."""
+    assert folder.is_dir()
+    assert progress.stages
+    assert all(total == done for total, done in progress.stages)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_arrays(
+    folder: Path, lively_model: Path, lively_data: Path, tmp_path: Path
+) -> None:
+    """Nothing depends on anything but the seed."""
+    analyze(lively_model, str(lively_data), tmp_path, other=lively_model, settings=SETTINGS)
+    with np.load(folder / "arrays.npz") as a, np.load(tmp_path / "arrays.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            assert np.allclose(a[name], b[name], equal_nan=True), name
+
+
+def test_rows_are_balanced_and_in_order() -> None:
+    """The pairwise images hold as many of each of the most frequent classes."""
+    labels = np.repeat([4, 1, 9], [50, 30, 2])
+    rows = choose_rows(labels, 20, classes=2)
+    assert (labels[rows] == np.repeat([1, 4], 10)).all()
+
+
+def test_one_class_is_refused(lively_model: Path, lively_data: Path, tmp_path: Path) -> None:
+    """Two classes can't be asked of a one-class set."""
+    data = load_data(str(lively_data))
+    file = tmp_path / "one.npz"
+    save_dataset(data.take(data.labels == data.labels[0]), file)
+    with pytest.raises(LabelError, match=r"2 or more classes, got 1"):
+        analyze(lively_model, str(file), tmp_path / "out", settings=SETTINGS)
+
+
+def test_too_little_memory_is_told_before_work(
+    lively_model: Path, lively_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would not fit is refused before anything is written."""
+    monkeypatch.setattr("reluguard.training.analysis.checks.free_bytes", lambda: 2**20)
+    with pytest.raises(OutOfMemoryError, match="an analysis of 180 images, 90 of them pairwise"):
+        analyze(lively_model, str(lively_data), tmp_path / "out", settings=SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dead_tap_is_named(
+    make_network: Callable[..., onnx.ModelProto], lively_data: Path, tmp_path: Path
+) -> None:
+    """A layer that says the same of every image stops the analysis with its name."""
+    model = make_network(classes=3, seed=12)
+    bias = next(item for item in model.graph.initializer if item.name == "b2")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(12, -1e6, np.float32), "b2"))
+    onnx.save(model, tmp_path / "dead.onnx")
+    with pytest.raises(AnalysisError, match="the tap r2 is constant: it says the same of all 180"):
+        analyze(tmp_path / "dead.onnx", str(lively_data), tmp_path / "out", settings=SETTINGS)
+
+
+def test_settings_and_needs_are_checked(
+    lively_model: Path, lively_data: Path, tmp_path: Path
+) -> None:
+    """Senseless settings, attacks without what they need and wrong names are refused."""
+    with pytest.raises(SettingsError, match="20 or more images, got 5 and 1000"):
+        AnalysisSettings(limit=5)
+    with pytest.raises(SettingsError, match="one or more attacks"):
+        AnalysisSettings(attacks=())
+    run = (lively_model, str(lively_data), tmp_path / "out")
+    with pytest.raises(SettingsError, match="need another model: give `other`"):
+        analyze(*run, settings=replace(SETTINGS, attacks=("ensemble-targeted",)))
+    with pytest.raises(SettingsError, match="expected 3 class names, got 1"):
+        analyze(*run, settings=replace(SETTINGS, class_names=("a",)))
+    with pytest.raises(TwinError):
+        analyze(*run, settings=replace(SETTINGS, twin="nonsense"))
+
+
+@pytest.mark.slow
+def test_fiedler_target_on_resnet20(shared: Path, tmp_path: Path) -> None:
+    """At ResNet-20's last ReLU two classes are told apart at .98 or better, mean over 45 pairs."""
+    data = load_data(str(shared / "data/cifar10/heldout.npz"))
+    part = Dataset(images=data.images[:2000], labels=data.labels[:2000], source="held out")
+    save_dataset(part, tmp_path / "part.npz")
+    found = analyze(
+        shared / "models/resnet20-cifar10.onnx",
+        str(tmp_path / "part.npz"),
+        tmp_path / "out",
+        settings=AnalysisSettings(limit=2000, pairwise=1000, attacks=("fgsm-linf-8",)),
+    )
+    assert found["taps"][-1]["fiedler_accuracy"]["value"] >= 0.98

@@ -1,0 +1,429 @@
+"""`reluguard analyze`: read a network's bits, run every study, write the report. N images, P rows.
+
+What is on disk afterwards: `report.html` (one file, nothing is fetched), `analysis.json` (settings,
+figures per tap, claims) and `arrays.npz` (every array of every study).
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.errors import SettingsError
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import Production, infer_spec, load_production
+from reluguard.detector.runtime import Guard
+from reluguard.detector.taps import Tap, find_taps
+from reluguard.training.analysis.checks import Ints, check_labels, check_memory, check_varies
+from reluguard.training.analysis.errors import AnalysisError
+from reluguard.training.analysis.findings import Findings, GuardView
+from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
+from reluguard.training.analysis.papers import Claim, paper_claims
+from reluguard.training.analysis.recording import Recorder, Recording
+from reluguard.training.analysis.seeds import SeedStudy, study_seeds
+from reluguard.training.analysis.studies.consistency import study_consistency
+from reluguard.training.analysis.studies.graphs import study_graphs
+from reluguard.training.analysis.studies.maps import study_maps
+from reluguard.training.analysis.studies.similarity import study_similarity
+from reluguard.training.analysis.studies.splits import study_splits
+from reluguard.training.analysis.studies.votes import study_votes
+from reluguard.training.attacks import attack_named
+from reluguard.training.attacks.victim import Victim
+from reluguard.training.data.case import Preprocessing
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.data.dataset import check_labels as check_label_range
+from reluguard.training.harden import HardenReport, HardenSettings, harden_images
+from reluguard.training.pages.analysis.report import report_page, summary
+from reluguard.training.progress import Progress
+from reluguard.training.twin.twin import Twin, load_twin
+
+__all__ = ["AnalysisSettings", "analyze"]
+
+_STUDIES = 6
+_Study = TypeVar("_Study")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisSettings:
+    """What to look at and how much of it.
+
+    Attributes:
+        limit: images read, at most.
+        pairwise: images attacked and compared with one another, at most; distances take
+            12 bytes * taps * pairwise^2.
+        attacks: slugs; the first is the one every study looks at.
+        twin: as `load_twin` takes it.
+        papers: also train what the papers' claims need: networks of several seeds and a hardened
+            network. Adds some minutes.
+        class_names: one per class, for the plots.
+        preprocessing: from pixels to the model's input.
+        output: which output holds the class scores.
+        threads: of ONNX Runtime.
+        seed: of every random choice.
+    """
+
+    limit: int = 2000
+    pairwise: int = 1000
+    attacks: tuple[str, ...] = ("pgd-linf-8", "pgd-linf-2")
+    twin: str = "auto"
+    papers: bool = False
+    class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    output: str | None = None
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit < 20 or self.pairwise < 20:
+            raise SettingsError(
+                f"expected a limit and a pairwise of 20 or more images, "
+                f"got {self.limit} and {self.pairwise}"
+            )
+        if not self.attacks:
+            raise SettingsError("expected one or more attacks, got none")
+
+
+def analyze(
+    model: Path,
+    data: str,
+    out: Path,
+    *,
+    guard: Path | None = None,
+    other: Path | None = None,
+    train: str | None = None,
+    settings: AnalysisSettings | None = None,
+    progress: Progress | None = None,
+) -> Mapping[str, Any]:
+    """Write `report.html`, `analysis.json` and `arrays.npz` to `out`; return what the JSON holds.
+
+    Args:
+        model: the production ONNX file.
+        data: labelled images it was not trained on, as `load_data` takes them.
+        out: a folder. Each file is written aside and then renamed.
+        guard: a guard fitted to this model, to see its scores and evidence on the same images.
+        other: another ONNX classifier of the same images, to compare layers with.
+        train: labelled images to train the papers' networks on; by default those images of `data`
+            that no study attacks.
+        settings: what to look at.
+        progress: told of stages and steps.
+
+    Raises:
+        DataError: the images can't be read, or labels don't fit the model.
+        LabelError: images of one class only.
+        ConstantError: a tap says the same of every image.
+        OutOfMemoryError: the settings ask for more than is free.
+        ModelError: the model can't be read or run, or images of this size don't fit it.
+        TwinError: the model can't be attacked for lack of a twin.
+    """
+    settings, progress = settings or AnalysisSettings(), progress or Progress()
+    started = time.perf_counter()
+    production = load_production(model, output=settings.output)
+    dataset = _sample(load_data(data, size=_size(production)), settings)
+    spec = _spec(production, dataset, settings.preprocessing)
+    taps = find_taps(production, spec)
+    rows = choose_rows(dataset.labels, settings.pairwise, seed=settings.seed)
+    _check_budget(taps, len(dataset), len(rows), len(settings.attacks))
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
+        material = _material(
+            model, production, spec, taps, dataset, rows, settings, other, Path(work), progress
+        )
+        findings = _study(material, other, guard, model, settings, progress)
+        seeds, hardening = None, None
+        if settings.papers:
+            seeds, hardening = _papers(material, train, settings, progress)
+        claims = paper_claims(
+            splits=findings.splits,
+            votes=findings.votes,
+            maps=findings.maps,
+            consistency=findings.consistency,
+            seeds=seeds,
+            hardening=hardening,
+            seed=settings.seed,
+        )
+        about = {
+            "model": model.name,
+            "model_sha256": production.sha256,
+            "data": Path(data).name,
+            "data_sha256": dataset.digest,
+            "images": len(dataset),
+            "pairwise": len(rows),
+            "seed": settings.seed,
+            "attacks": list(settings.attacks),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        found = summary(about, material, findings, claims, seeds, hardening)
+        _write(out, found, material, findings, claims, seeds, hardening)
+    return found
+
+
+def _size(production: Production) -> tuple[int, int] | None:
+    """Return (H, W) where the model fixes them, for images of another size."""
+    shape = production.input.shape
+    if len(shape) != 4:
+        return None
+    h, w = shape[2:] if shape[1] in {1, 3} else shape[1:3]
+    return (h, w) if h is not None and w is not None else None
+
+
+def _sample(data: Dataset, settings: AnalysisSettings) -> Dataset:
+    check_labels(data.labels)
+    if len(data) <= settings.limit:
+        return data
+    order = np.random.default_rng(settings.seed).permutation(len(data))
+    return data.take(np.sort(order[: settings.limit]))
+
+
+def _spec(production: Production, data: Dataset, how: Preprocessing) -> InputSpec:
+    h, w, c = data.images.shape[1:]
+    return infer_spec(
+        production, (h, w, c), scale=how.scale, mean=how.mean, std=how.std, bgr=how.bgr
+    )
+
+
+def _check_budget(taps: Sequence[Tap], n: int, p: int, attacks: int) -> None:
+    bits = sum(tap.bits for tap in taps)
+    batch = 64 * bits * 6
+    distances = 12 * len(taps) * p * p
+    graphs = 24 * len(taps) * min(p, 500) ** 2
+    codes = 8 * (n + (attacks + 1) * p) * sum(tap.channels for tap in taps)
+    needed = batch + distances + graphs + codes
+    check_memory(needed, f"an analysis of {n} images, {p} of them pairwise, at {len(taps)} taps")
+
+
+def _material(
+    model: Path,
+    production: Production,
+    spec: InputSpec,
+    taps: tuple[Tap, ...],
+    data: Dataset,
+    rows: Ints,
+    settings: AnalysisSettings,
+    other: Path | None,
+    work: Path,
+    progress: Progress,
+) -> Material:
+    recorder = Recorder(production, spec, taps, threads=settings.threads)
+    progress.stage("read bits", len(data))
+    clean = recorder.record(data.images, folder=work / "clean", progress=progress.advance)
+    check_label_range(data, clean.logits.shape[1])
+    for tap, patterns in zip(taps, clean.patterns, strict=True):
+        check_varies(patterns, f"the tap {tap.name}")
+    twin = load_twin(model, spec, settings.twin, images=data.images[:16], output=settings.output)
+    surrogates: tuple[Twin, ...] = ()
+    if any(attack_named(slug).needs_surrogates for slug in settings.attacks):
+        surrogates = _surrogates(other, data, settings)
+    victim = Victim(
+        predict=lambda images: recorder.record(images).logits, twin=twin, surrogates=surrogates
+    )
+    images, labels = data.images[rows], data.labels[rows]
+    attacked_images: dict[str, Images] = {}
+    success: dict[str, NDArray[np.bool_]] = {}
+    attacked: dict[str, Recording] = {}
+    budget = 8.0
+    for slug in settings.attacks:
+        progress.stage(slug, len(rows))
+        result = attack_named(slug)(
+            images, labels, victim, seed=settings.seed, progress=_differences(progress.advance)
+        )
+        attacked_images[slug] = result.images
+        success[slug] = (result.clean_prediction == labels) & (result.prediction != labels)
+        attacked[slug] = recorder.record(result.images, folder=work / slug)
+        if len(attacked) == 1:
+            budget = float(np.median(result.linf))
+    if not success[settings.attacks[0]].any():
+        raise AnalysisError(
+            f"expected {settings.attacks[0]} to fool the model at least once in {len(rows)} "
+            "images, it never did: choose a stronger attack"
+        )
+    noisy = recorder.record(_noisy(images, budget, settings.seed), folder=work / "noise")
+    progress.stage("distances", 1)
+    distances = measure_distances(clean.take(rows), attacked[settings.attacks[0]])
+    progress.advance(1)
+    names = settings.class_names or tuple(str(i) for i in range(clean.logits.shape[1]))
+    if len(names) != clean.logits.shape[1]:
+        raise SettingsError(f"expected {clean.logits.shape[1]} class names, got {len(names)}")
+    return Material(
+        production=production,
+        spec=spec,
+        taps=taps,
+        images=data.images,
+        labels=data.labels,
+        clean=clean,
+        rows=rows,
+        attacked=attacked,
+        attacked_images=attacked_images,
+        success=success,
+        noisy=noisy,
+        distances=distances,
+        class_names=names,
+        seed=settings.seed,
+    )
+
+
+def _surrogates(other: Path | None, data: Dataset, settings: AnalysisSettings) -> tuple[Twin, ...]:
+    """Attacks on several networks at once use the other network beside this one."""
+    if other is None:
+        raise SettingsError(
+            f"attacks on several networks need another model: give `other`, or leave them out of "
+            f"{', '.join(settings.attacks)}"
+        )
+    spec = _spec(load_production(other), data, settings.preprocessing)
+    twin = load_twin(other, spec, images=data.images[:16])
+    return () if twin is None else (twin,)
+
+
+def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Attacks tell how many images are done in all; a bar wants to know how many just were."""
+    done = 0
+
+    def told(total: int) -> None:
+        nonlocal done
+        advance(total - done)
+        done = total
+
+    return told
+
+
+def _noisy(images: Images, size: float, seed: int) -> Images:
+    """Every pixel value up or down by the attack's budget, at random: as large, but harmless."""
+    signs = np.random.default_rng(seed).integers(0, 2, images.shape) * 2 - 1
+    noisy: Images = np.clip(images + signs * round(size), 0, 255).astype(np.uint8)
+    return noisy
+
+
+def _study(
+    material: Material,
+    other: Path | None,
+    guard: Path | None,
+    model: Path,
+    settings: AnalysisSettings,
+    progress: Progress,
+) -> Findings:
+    progress.stage("studies", _STUDIES)
+
+    def done(study: _Study) -> _Study:
+        progress.advance(1)
+        return study
+
+    second = None if other is None else _second(material, other, settings)
+    return Findings(
+        similarity=done(study_similarity(material)),
+        splits=done(study_splits(material)),
+        votes=done(study_votes(material)),
+        maps=done(study_maps(material)),
+        graphs=done(study_graphs(material, second)),
+        consistency=done(study_consistency(material)),
+        other=None if other is None else other.name,
+        guard=None if guard is None else _guard_view(material, model, guard, settings),
+    )
+
+
+def _second(material: Material, other: Path, settings: AnalysisSettings) -> Recording:
+    production = load_production(other)
+    h, w, c = material.images.shape[1:]
+    how = settings.preprocessing
+    spec = infer_spec(
+        production, (h, w, c), scale=how.scale, mean=how.mean, std=how.std, bgr=how.bgr
+    )
+    recorder = Recorder(production, spec, find_taps(production, spec), threads=settings.threads)
+    return recorder.record(material.images[material.rows])
+
+
+def _guard_view(
+    material: Material, model: Path, guard: Path, settings: AnalysisSettings
+) -> GuardView:
+    guarded = Guard.open(model, guard, threads=settings.threads)
+    clean = guarded.inspect(material.images[material.rows])
+    attacked = {name: guarded.inspect(x) for name, x in material.attacked_images.items()}
+    main = material.main
+    return GuardView(
+        taps=tuple(tap.name for tap in guarded.artifact.manifest.taps),
+        clean_scores=clean.score,
+        attacked_scores=attacked[main].score[material.success[main]],
+        clean_evidence=clean.evidence,
+        attacked_evidence=attacked[main].evidence[material.success[main]],
+        threshold=float(guarded.threshold),
+    )
+
+
+def _papers(
+    material: Material, train: str | None, settings: AnalysisSettings, progress: Progress
+) -> tuple[SeedStudy, HardenReport]:
+    """Train on images no study attacks, compare on those that were attacked."""
+    if train is not None:
+        source = load_data(train, size=(material.spec.height, material.spec.width))
+        order = np.random.default_rng(settings.seed).permutation(len(source))
+        source = source.take(np.sort(order[:4000]))
+    else:
+        rest = np.setdiff1d(np.arange(len(material.labels)), material.rows)
+        if len(rest) < 100:
+            raise SettingsError(
+                f"the papers' networks need 100 or more images to train on, {len(rest)} are left: "
+                "raise limit, lower pairwise, or give images to train on"
+            )
+        source = Dataset(
+            images=material.images[rest], labels=material.labels[rest], source="the rest"
+        )
+    order = np.random.default_rng(settings.seed).permutation(len(material.rows))
+    compared = material.rows[order[:500]]
+    images, labels = material.images[compared], material.labels[compared]
+    progress.stage("seeds", 3 * 400)
+    seeds = study_seeds(
+        (source.images, source.labels),
+        (images, labels),
+        seed=settings.seed,
+        progress=progress.advance,
+    )
+    _, hardening = harden_images(
+        material.production,
+        material.spec,
+        source,
+        Dataset(images=images, labels=labels, source="held out"),
+        settings=HardenSettings(seed=settings.seed),
+        progress=progress,
+    )
+    return seeds, hardening
+
+
+def _write(
+    out: Path,
+    found: Mapping[str, Any],
+    material: Material,
+    findings: Findings,
+    claims: list[Claim],
+    seeds: SeedStudy | None,
+    hardening: HardenReport | None,
+) -> None:
+    arrays: dict[str, NDArray[Any]] = {"rows": material.rows, "labels": material.labels}
+    for name in ("similarity", "splits", "votes", "maps", "graphs", "consistency"):
+        arrays |= arrays_of(name, getattr(findings, name))
+    if seeds is not None:
+        arrays |= arrays_of("seeds", seeds)
+    for name, flags in material.success.items():
+        arrays[f"success/{name}"] = flags
+    with _aside(out / "arrays.npz") as file, file.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+    with _aside(out / "analysis.json") as file:
+        file.write_text(json.dumps(found, indent=2, allow_nan=False), encoding="utf-8")
+    with _aside(out / "report.html") as file:
+        page = report_page(found, material, findings, claims, seeds, hardening)
+        file.write_text(page, encoding="utf-8")
+
+
+@contextmanager
+def _aside(file: Path) -> Iterator[Path]:
+    """Yield a place beside the file to write to, and put it there once it is whole."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""Which images a guard has never seen. N images."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.artifact import Manifest
+from reluguard.detector.images import Images
+from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.errors import DataError
+
+__all__ = ["check_untrained", "unseen_rows"]
+
+
+def unseen_rows(dataset: Dataset, manifest: Manifest) -> NDArray[np.int64]:
+    """Return the rows that took no part in fitting or calibrating a guard, ascending.
+
+    Of the data set the guard was fitted on, that is the test split, drawn again as the fit drew it;
+    of any other, every row. An image that fitting or calibrating saw under another row is left out
+    as well: of other data sets where the one fitted on still lies where it lay, and otherwise that
+    the images differ is the caller's word.
+
+    Args:
+        dataset: N images.
+        manifest: of the guard.
+
+    Raises:
+        DataError: the guard was fitted on this data set and does not say how it was split, or it
+            has seen every image.
+    """
+    provenance = manifest.provenance
+    own = provenance.get("data", {}).get("sha256") == dataset.digest
+    fitted = dataset if own else _fitted_on(provenance, dataset)
+    if fitted is None:
+        return np.arange(len(dataset))
+    try:
+        shares, seed = dict(provenance["recipe"]["splits"]), int(provenance["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            "expected the guard to say how its images were split, it does not: give images it was "
+            "not fitted on"
+        ) from error
+    parts = split_sources(fitted.labels, shares, seed)
+    seen = np.concatenate([rows for part, rows in parts.items() if part != "test"])
+    rows = parts["test"] if own else np.arange(len(dataset))
+    left = rows[~_among(dataset.images[rows], fitted.images[seen])]
+    if len(left) == 0:
+        raise DataError(f"expected images the guard has not seen, {dataset.source} has none")
+    return left
+
+
+def check_untrained(dataset: Dataset, trained_on: Dataset) -> None:
+    """Raise DataError if an image is among those the model was trained on.
+
+    A model's own training images look cleaner than any image it will meet: judged on them, false
+    positives are too few and attacks too easy to see.
+    """
+    if dataset.images.shape[1:] != trained_on.images.shape[1:]:
+        return
+    known = int(_among(dataset.images, trained_on.images).sum())
+    if known:
+        raise DataError(
+            f"expected images the model was not trained on, {known} of {len(dataset)} in "
+            f"{dataset.source} are in {trained_on.source} too"
+        )
+
+
+def _fitted_on(provenance: Any, dataset: Dataset) -> Dataset | None:
+    """Return the images a guard was fitted on, None where they are gone, changed or of other size.
+
+    A folder of images is read in the size of the data set at hand.
+    """
+    known = provenance.get("data", {})
+    source = str(known.get("source", ""))
+    if not Path(source).exists():
+        return None
+    try:
+        found = load_data(source, size=(dataset.images.shape[1], dataset.images.shape[2]))
+    except DataError:
+        return None
+    return found if found.digest == known.get("sha256") else None
+
+
+def _among(images: Images, others: Images) -> NDArray[np.bool_]:
+    """Return which images, pixel by pixel, are among others: bool, (N,)."""
+    known = set(_keys(others))
+    return np.array([key in known for key in _keys(images)], np.bool_)
+
+
+def _keys(images: Images) -> Sequence[bytes]:
+    return [
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        for image in images
+    ]

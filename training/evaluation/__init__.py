@@ -1,0 +1,1 @@
+"""Evaluation: what a guard detects, beside baselines, on images it never saw."""

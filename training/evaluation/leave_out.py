@@ -1,0 +1,189 @@
+"""Seen and unseen: heads fitted without one family of attacks, judged on it.
+
+All from the shards of a fit: heads on its fitting split, figures on its test split.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from reluguard.detector.artifact import Manifest
+from reluguard.training.errors import DataError
+from reluguard.training.harvest.orders import Job
+from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.head.fit import HeadSettings, fit_head
+from reluguard.training.progress import Progress
+from reluguard.training.statistics.bootstrap import Drawn, Resampling, interval
+from reluguard.training.statistics.metrics import auroc
+
+__all__ = ["LeftOut", "family", "leave_one_out", "left_out_named", "open_fit", "shards_of"]
+
+LeftOut = Literal["family", "attack"]
+
+_FAMILIES: Mapping[str, str] = {
+    "fgsm": "one step",
+    "bim": "PGD Linf",
+    "mifgsm": "PGD Linf",
+    "pgd-linf": "PGD Linf",
+    "apgd": "PGD Linf",
+    "pgd-l2": "PGD L2 and L1",
+    "pgd-l1": "PGD L2 and L1",
+    "deepfool": "minimal",
+    "fmn": "minimal",
+    "fab": "minimal",
+    "cw": "minimal",
+    "hopskipjump": "minimal",
+    "art-newtonfool": "minimal",
+}
+
+
+def family(slug: str) -> str:
+    """Return the family an attack belongs to: of its own where it is like no other."""
+    known = (name for prefix, name in _FAMILIES.items() if slug.startswith(prefix))
+    return next(known, slug.split("-", maxsplit=1)[0])
+
+
+def left_out_named(text: str) -> LeftOut:
+    """Return what to leave out at a time.
+
+    Raises:
+        DataError: neither a family nor an attack.
+    """
+    known: Mapping[str, LeftOut] = {"family": "family", "attack": "attack"}
+    if text not in known:
+        raise DataError(f"expected family or attack to be left out of the fit, got {text!r}")
+    return known[text]
+
+
+def open_fit(folder: Path, manifest: Manifest) -> Workspace:
+    """Return the workspace a guard was fitted in.
+
+    Raises:
+        DataError: there is none, or it belongs to another guard.
+    """
+    import json
+
+    file = folder / "plan.json"
+    if not file.is_file():
+        raise DataError(f"expected the work folder of a fit, {folder} has no plan.json")
+    plan = json.loads(file.read_text())
+    provenance = manifest.provenance
+    own = (manifest.model_sha256, provenance.get("data", {}).get("sha256"), provenance.get("seed"))
+    if (plan.get("model"), plan.get("data"), plan.get("seed")) != own:
+        raise DataError(f"{folder} holds the work of another model, data set or seed")
+    return Workspace(folder, plan)
+
+
+def shards_of(workspace: Workspace, manifest: Manifest, split: str) -> dict[str, list[Job]]:
+    """Return the shards of a fit's split by slug, clean first."""
+    recipe = manifest.provenance["recipe"]
+    kinds: dict[str, Kind] = {"clean": "clean"}
+    kinds |= {portion["slug"]: "benign" for portion in recipe["benign"]}
+    kinds |= {portion["slug"]: "attack" for portion in recipe["attacks"]}
+    found: dict[str, list[Job]] = {}
+    for slug, kind in kinds.items():
+        files = sorted((workspace.folder / slug).glob(f"{split}-*.npz"))
+        if files:
+            empty = np.zeros(0, np.int64)
+            found[slug] = [
+                Job(slug=slug, kind=kind, split=split, number=i, sources=empty)
+                for i in range(len(files))
+            ]
+    if "clean" not in found:
+        raise DataError(f"{workspace.folder} has no clean images of the {split} split")
+    return found
+
+
+def leave_one_out(
+    workspace: Workspace,
+    manifest: Manifest,
+    *,
+    by: LeftOut = "family",
+    rows: int | None = 1500,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return AUROC on every attack of heads fitted without some, and of one fitted with all.
+
+    Args:
+        workspace: of the fit.
+        manifest: of the guard.
+        by: what is left out at a time: a family of attacks, or a single attack while its like stay.
+        rows: of each group at most are fitted on, None for all: fewer are faster, a little worse.
+        seed: of the rows, the heads and the intervals.
+        progress: told of each head.
+    """
+    progress = progress or Progress()
+    recipe = manifest.provenance["recipe"]
+    weights = recipe.get("weights", {})
+    fitted = [
+        replace(_some(group, rows, seed), weight=weights.get(group.name, 1.0))
+        for group in _groups(workspace, manifest, "fit")
+    ]
+    judged = _groups(workspace, manifest, "test")
+    clean = next(group for group in judged if group.kind == "clean")
+    attacks = [group for group in judged if group.kind == "attack" and len(group)]
+    kin = {g.name: family(g.name) if by == "family" else g.name for g in (*fitted, *attacks)}
+    settings = HeadSettings(**recipe["head"])
+    families = list(dict.fromkeys(kin[group.name] for group in attacks))
+    progress.stage(f"leave one {by} out", len(families) + 1)
+    drawn = Resampling(np.concatenate([g.sources for g in (clean, *attacks)]), seed=seed)
+    table: dict[str, dict[str, float]] = {}
+    unseen: dict[str, tuple[float, Drawn, int]] = {}
+    for left in (None, *families):
+        kept = [g for g in fitted if g.kind != "attack" or kin[g.name] != left]
+        progress.advance(1)
+        if not any(g.kind == "attack" and len(g) for g in kept):
+            continue
+        head = fit_head(kept, taps=manifest.taps, settings=settings, seed=seed)
+        base = head.score(clean.rates, clean.logits).score
+        table[left or "nothing"] = {}
+        for g in attacks:
+            scores = head.score(g.rates, g.logits).score
+            table[left or "nothing"][g.name] = area = auroc(base, scores)
+            if kin[g.name] == left:
+                draws = drawn.auroc(base, clean.sources, scores, g.sources)
+                unseen[g.name] = (area, draws, len(g))
+    return {
+        "by": by,
+        "rows_per_group": rows,
+        "families": {g.name: kin[g.name] for g in attacks},
+        "auroc": table,
+        **_unseen({g.name: unseen[g.name] for g in attacks if g.name in unseen}),
+    }
+
+
+def _unseen(found: Mapping[str, tuple[float, Drawn, int]]) -> dict[str, Any]:
+    """Return each attack's figure where it was left out, their mean and worst, with intervals."""
+    values = np.array([area for area, _, _ in found.values()])
+    intervals = {slug: interval(*figures).to_json() for slug, figures in found.items()}
+    plain = {slug: area for slug, (area, _, _) in found.items()}
+    if not found:
+        return {"unseen": {}, "unseen_intervals": {}, "mean_unseen": None, "worst_unseen": None}
+    drawn = np.array([draws for _, draws, _ in found.values()])
+    n = len(found)
+    return {
+        "unseen": plain,
+        "unseen_intervals": intervals,
+        "mean_unseen": float(values.mean()),
+        "worst_unseen": float(values.min()),
+        "mean_interval": interval(values.mean(), drawn.mean(axis=0), n).to_json(),
+        "worst_interval": interval(values.min(), drawn.min(axis=0), n).to_json(),
+    }
+
+
+def _groups(workspace: Workspace, manifest: Manifest, split: str) -> list[Readings]:
+    found = shards_of(workspace, manifest, split)
+    return [group for jobs in found.values() if len(group := workspace.readings(jobs))]
+
+
+def _some(group: Readings, rows: int | None, seed: int) -> Readings:
+    if rows is None or len(group) <= rows:
+        return group
+    limit = 3 * rows if group.kind == "clean" else rows
+    chosen = np.random.default_rng(seed).permutation(len(group))[:limit]
+    return group.rows(np.sort(chosen))

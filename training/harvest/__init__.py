@@ -1,0 +1,1 @@
+"""Harvest: images changed, read through the compiled graph and kept in shards."""

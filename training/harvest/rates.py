@@ -1,0 +1,230 @@
+"""Firing rates kept at one byte each, in memory or in shards on disk. N images, D rates.
+
+A rate is a share of so many places, so its count is exact in a byte where there are up to 255 of
+them. Of larger tensors it is rounded to the nearest 255th, by at most .002.
+"""
+
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.taps import Tap
+from reluguard.training.errors import DataError
+
+__all__ = ["StoredRates", "decode", "encode", "places", "stored", "stored_array"]
+
+Codes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+FINEST = 255
+_EXACT = 1e-3  # of a step: what float32 may be off a whole count
+
+
+def places(taps: Sequence[Tap]) -> NDArray[np.int64]:
+    """Return of how many values each rate is the share: int64, (D,)."""
+    counts = []
+    for tap in taps:
+        sizes = [s for i, s in enumerate(tap.shape) if i != tap.channel_axis]
+        if tap.is_strided:
+            sizes = list(tap.sampled)
+        counts += [int(np.prod(sizes))] * tap.rates
+    return np.array(counts, np.int64)
+
+
+def encode(rates: Floats, counts: NDArray[np.int64]) -> tuple[Codes, Codes] | None:
+    """Return rates as whole numbers of steps and each column's steps to one, or None.
+
+    None means that they are no shares: a value below 0, above 1 or not a number.
+
+    Args:
+        rates: float32, (N, D).
+        counts: int64, (D,), of how many values each rate is the share. A column whose rates are no
+            multiples of that has 255 steps.
+    """
+    if not ((rates >= 0) & (rates <= 1)).all():
+        return None
+    steps = np.where(counts <= FINEST, counts, FINEST).astype(np.float32)
+    scaled = rates * steps
+    coarse = (np.abs(scaled - np.rint(scaled)) > _EXACT).any(axis=0) & (steps < FINEST)
+    if coarse.any():
+        steps[coarse] = FINEST
+        scaled[:, coarse] = rates[:, coarse] * np.float32(FINEST)
+    return np.rint(scaled).astype(np.uint8), steps.astype(np.uint8)
+
+
+def stored(rates: Floats, counts: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return the arrays a shard keeps of rates: codes and steps, or half precision.
+
+    Args:
+        rates: float32, (N, D).
+        counts: int64, (D,), as for `encode`.
+    """
+    coded = encode(rates, counts)
+    if coded is None:
+        return {"rates": rates.astype(np.float16)}
+    return {"rates": coded[0], "steps": coded[1]}
+
+
+def decode(codes: Codes, steps: Codes) -> Floats:
+    """Return the rates: float32, (N, D).
+
+    Args:
+        codes: uint8, (N, D).
+        steps: uint8, (D,).
+    """
+    rates: Floats = codes.astype(np.float32)
+    rates /= steps.astype(np.float32)
+    return rates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Rows that lie together: plain rates in memory, or codes in a file from `offset` on."""
+
+    rows: int
+    width: int
+    plain: NDArray[Any] | None = None
+    file: Path | None = None
+    offset: int = 0
+    steps: Codes | None = None
+
+    def read(self, first: int, last: int) -> NDArray[Any]:
+        """Return the rates of rows first to last - 1."""
+        if self.plain is not None:
+            return self.plain[first:last]
+        assert self.file is not None
+        assert self.steps is not None
+        start, count = self.offset + first * self.width, (last - first) * self.width
+        codes = np.fromfile(self.file, np.uint8, count, offset=start)
+        if len(codes) != count:
+            raise DataError(f"the shard {self.file} is damaged: remove it to make it anew")
+        return decode(codes.reshape(last - first, self.width), self.steps)
+
+
+class StoredRates:
+    """Rates (N, D) that are read when asked for; indexed like an array.
+
+    `rates[rows]` chooses rows and reads nothing. `rates[rows, columns]` and `rates[:, columns]`
+    return float32. Reading rows in their order is fast, a few of many shards is not.
+    """
+
+    ndim = 2
+
+    def __init__(
+        self, parts: Sequence[_Part], rows: Rows | None = None, columns: Rows | None = None
+    ) -> None:
+        self._parts = tuple(parts)
+        self._starts = np.cumsum([0, *(part.rows for part in parts)])
+        self._rows = np.arange(self._starts[-1]) if rows is None else rows
+        self._columns = columns
+
+    @classmethod
+    def joined(cls, arrays: Sequence["NDArray[Any] | StoredRates"]) -> "StoredRates":
+        """Return stored rates or plain arrays (N, D), one below the other; nothing is copied."""
+        parts: list[_Part] = []
+        rows, total = [], 0
+        for array in arrays:
+            own = array if isinstance(array, StoredRates) else cls([_plain(array)])
+            more, chosen = own.pieces()
+            rows.append(chosen + total)
+            parts += more
+            total += sum(part.rows for part in more)
+        return cls(parts, np.concatenate(rows))
+
+    @classmethod
+    def of_shard(cls, file: Path, stream: BinaryIO, steps: Codes) -> "StoredRates":
+        """Return the rates of a shard that holds them as codes, open for reading.
+
+        Raises:
+            ValueError: the file is not what it was written as.
+        """
+        offset, shape, dtype = stored_array(stream, "rates")
+        if dtype != np.uint8 or len(shape) != 2 or shape[1] != len(steps):
+            raise ValueError(f"expected uint8 codes of {len(steps)} rates, got {dtype} {shape}")
+        part = _Part(rows=shape[0], width=shape[1], file=file, offset=offset, steps=steps)
+        return cls([part])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        width = self._parts[0].width if self._columns is None else len(self._columns)
+        return len(self._rows), width
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def pieces(self) -> tuple[tuple[_Part, ...], Rows]:
+        """Return parts of all columns, and which of their rows these are."""
+        if self._columns is None:
+            return self._parts, self._rows
+        return (_plain(self.astype(np.float32)),), np.arange(len(self))
+
+    def only(self, columns: Rows) -> "StoredRates":
+        """Return the same rows with these columns alone; nothing is read."""
+        chosen = columns if self._columns is None else self._columns[columns]
+        return StoredRates(self._parts, self._rows, chosen)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, tuple):
+            return StoredRates(self._parts, self._rows[key], self._columns)
+        rows, columns = key
+        chosen = self if isinstance(rows, slice) and rows == slice(None) else self[rows]
+        return chosen.only(np.arange(chosen.shape[1])[columns]).astype(np.float32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("stored rates are read into a new array")
+        return self.astype(np.float32 if dtype is None else dtype)
+
+    def astype(self, dtype: Any) -> NDArray[Any]:
+        """Return all of them as an array."""
+        out = np.empty(self.shape, dtype)
+        for at, values in self._read():
+            out[at] = values if self._columns is None else values[:, self._columns]
+        return out
+
+    def _read(self) -> Iterator[tuple[Rows, NDArray[Any]]]:
+        """Yield places in the result and their rates, part by part."""
+        order = np.argsort(self._rows, kind="stable")
+        of_part = np.searchsorted(self._starts, self._rows[order], side="right") - 1
+        cuts = np.flatnonzero(np.diff(of_part)) + 1
+        for at in np.split(order, cuts):
+            if len(at):
+                i = int(np.searchsorted(self._starts, self._rows[at[0]], side="right")) - 1
+                within = self._rows[at] - self._starts[i]
+                values = self._parts[i].read(int(within[0]), int(within[-1]) + 1)
+                yield at, values[within - within[0]]
+
+
+def _plain(array: NDArray[Any]) -> _Part:
+    return _Part(rows=len(array), width=array.shape[1], plain=array)
+
+
+def stored_array(stream: BinaryIO, name: str) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """Return where an uncompressed array of an open npz begins, its shape and its type.
+
+    Raises:
+        KeyError: it isn't there.
+        ValueError: it is compressed, or not in C order.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"expected {name} uncompressed")
+    stream.seek(info.header_offset + 26)  # PKWARE's APPNOTE 4.3.7: lengths of name and extra field
+    named, extra = struct.unpack("<HH", stream.read(4))
+    stream.seek(named + extra, 1)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"expected {name} in version 1.0 of the format, got {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran:
+        raise ValueError(f"expected {name} in C order")
+    return stream.tell(), shape, dtype

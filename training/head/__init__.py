@@ -1,0 +1,1 @@
+"""The head: fitted on readings, and which taps are worth their time."""

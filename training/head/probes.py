@@ -1,0 +1,336 @@
+"""Fitting the feature map: which rates to read, and probes for the class an image came from.
+
+A probe is a linear classifier that is asked of which class the *source* image was, and is fitted on
+clean, harmlessly changed and attacked images alike: it learns to see through attacks. Where it
+disagrees with the network's answer, something is wrong. N images, D harvested rates, F rates read,
+L taps, K classes, G probes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.features import FeatureMap, feature_width
+from reluguard.detector.taps import Tap
+from reluguard.training.harvest.rates import StoredRates
+from reluguard.training.head.moments import Moments, row_blocks
+
+__all__ = [
+    "Probes",
+    "column_taps",
+    "fit_probes",
+    "most_columns",
+    "select_columns",
+    "source_folds",
+    "standardise",
+]
+
+Floats = NDArray[np.float32]
+Rates = NDArray[Any] | StoredRates
+
+MAX_COLUMNS = 1400
+GUARD_VALUES = 440_000  # per rate and probe output or hidden unit; keeps a guard under 1 MB
+HIDDEN = 128
+MAX_CLASSES = 128
+SPREAD_FLOOR = 1e-4
+RIDGE = 3e-3
+FOLDS = 4
+RUNS = 3
+SHARPNESS_ROWS = 200_000  # one number is chosen by them
+SHARPNESSES = np.geomspace(1, 40, 25)
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """A feature map, and its likes fitted without one fold of the source images each.
+
+    Rows that the probes were fitted on are described by the map of their own fold, so that the head
+    sees probes as they will be on fresh images.
+    """
+
+    features: FeatureMap
+    folds: tuple[FeatureMap, ...]
+
+    def out_of_fold(
+        self, rates: NDArray[Any], logits: NDArray[Any], sources: NDArray[np.int64]
+    ) -> Floats:
+        """Return features of rows that took part in fitting: float32, (N, X).
+
+        Args:
+            rates: (N, D).
+            logits: (N, K).
+            sources: int64, (N,).
+        """
+        x = np.empty((len(rates), self.features.width), np.float32)
+        of_row = source_folds(sources)
+        for fold, features in enumerate(self.folds):
+            rows = of_row == fold
+            if rows.any():
+                x[rows] = features.transform(rates[rows], logits[rows])
+        return x
+
+
+def column_taps(taps: Sequence[Tap]) -> NDArray[np.int64]:
+    """Return the tap of each harvested rate: int64, (D,)."""
+    return np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
+
+
+def most_columns(classes: int) -> int:
+    """Return how many rates a guard of so many classes may read."""
+    outputs = (RUNS + 1) * classes if classes <= MAX_CLASSES else 0
+    return min(MAX_COLUMNS, GUARD_VALUES // (outputs + HIDDEN))
+
+
+def select_columns(
+    clean: Rates, attacked: Sequence[Rates], *, limit: int = MAX_COLUMNS
+) -> NDArray[np.int64]:
+    """Return the rates that tell attacked from clean best, ascending: int64, (F,).
+
+    A rate counts by the largest standardised difference of means that any attack shows, so that one
+    attack's signal is not averaged away. Rates that never change are left out.
+
+    Args:
+        clean: (N, D).
+        attacked: one (M, D) per attack.
+        limit: F at most.
+    """
+    moments = _moments(clean)
+    spread = moments.spread
+    alive = np.flatnonzero(spread > SPREAD_FLOOR)
+    if len(alive) <= limit or not attacked:
+        return alive[:limit]
+    shift = np.max([np.abs(_moments(rates).mean - moments.mean) for rates in attacked], axis=0)
+    order = np.argsort(-shift[alive] / spread[alive], kind="stable")
+    return np.sort(alive[order[:limit]])
+
+
+def fit_probes(
+    rates: Rates,
+    labels: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    weights: Floats,
+    *,
+    taps: Sequence[Tap],
+    columns: NDArray[np.int64],
+    classes: int,
+) -> Probes:
+    """Return feature maps with fitted probes, not yet standardised.
+
+    One probe reads all taps; three more read the early, the middle and the late ones. Each is a
+    ridge regression on the one-hot class, its scores sharpened to a calibrated posterior. Models of
+    more than 128 classes go without.
+
+    Args:
+        rates: (N, D). Of clean, benign and attacked images together.
+        labels: int64, (N,). The true class of each source image.
+        sources: int64, (N,). The source image; folds go by it.
+        weights: (N,). How much each row counts.
+        taps: the taps the rates were read at.
+        columns: int64, (F,). The rates to read.
+        classes: K.
+    """
+    of_column = column_taps(taps)[columns]
+    if classes > MAX_CLASSES:
+        blank = _feature_map(columns, of_column, len(taps), 0, np.zeros((len(columns) + 1, 0)))
+        return Probes(blank, (blank,) * FOLDS)
+    share = (weights / weights.mean()).astype(np.float64)
+    table = _Standardised(rates, columns, share)
+    of_row = source_folds(sources)
+    blocks = _blocks(of_column, len(taps))
+    solutions = _solve(table, labels, classes, share.astype(np.float32), of_row, blocks)
+    some = np.arange(0, len(labels), -(-len(labels) // SHARPNESS_ROWS))
+    held = _held_out(table, solutions, of_row, some)
+    sharpness = np.concatenate(
+        [
+            np.full(
+                classes, _sharpness(held[:, g * classes :][:, :classes], labels[some], share[some])
+            )
+            for g in range(len(blocks))
+        ]
+    )
+    mean, spread = table.mean, table.spread
+    maps = []
+    for solution in [*solutions, np.mean(solutions, axis=0)]:
+        sharp = solution * sharpness
+        weights_in = sharp[:-1] / spread[:, None]
+        bias = sharp[-1] - mean @ weights_in
+        stacked = np.concatenate([weights_in, bias[None]])
+        maps.append(_feature_map(columns, of_column, len(taps), classes, stacked))
+    return Probes(maps[-1], tuple(maps[:-1]))
+
+
+def source_folds(sources: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the fold of each source image, whatever order the images come in: int64, (N,).
+
+    By the number itself, images dealt out class by class would leave whole classes to one fold.
+    Source: the finaliser of SplitMix64, Steele et al. 2014.
+    """
+    x = sources.astype(np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    folds: NDArray[np.int64] = (x % np.uint64(FOLDS)).astype(np.int64)
+    return folds
+
+
+def _blocks(of_column: NDArray[np.int64], taps: int) -> list[NDArray[np.int64]]:
+    """Return the columns each probe reads: all, then runs of neighbouring taps."""
+    cuts = np.unique(np.linspace(0, taps, min(RUNS, taps) + 1).round().astype(int))
+    runs = [np.flatnonzero((of_column >= low) & (of_column < high)) for low, high in pairwise(cuts)]
+    return [np.arange(len(of_column)), *(run for run in runs if 0 < len(run) < len(of_column))]
+
+
+class _Standardised:
+    """The rates that are read, each column of weighted mean 0 and spread 1, block by block.
+
+    Args:
+        rates: (N, D).
+        columns: int64, (F,).
+        share: float64, (N,). How much each row counts.
+    """
+
+    def __init__(
+        self, rates: Rates, columns: NDArray[np.int64], share: NDArray[np.float64]
+    ) -> None:
+        self._rates, self._columns, self._share = rates, columns, share
+        total = share[:, None].sum(axis=0)
+        self.mean = self._summed(lambda read: read) / total
+        variance = self._summed(lambda read: (read - self.mean) ** 2) / total
+        self.spread = np.sqrt(variance) + SPREAD_FLOOR
+
+    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+        """Yield runs of rows and their values, a column of ones last: float32, (n, F + 1)."""
+        for block, read in self._read():
+            x = np.concatenate([(read - self.mean) / self.spread, np.ones((len(read), 1))], axis=1)
+            yield block, x.astype(np.float32)
+
+    def _read(self) -> Iterator[tuple[slice, Floats]]:
+        for block in row_blocks(len(self._share), len(self._columns) + 1):
+            yield block, self._rates[block][:, self._columns].astype(np.float32)
+
+    def _summed(self, of: Callable[[Floats], NDArray[Any]]) -> NDArray[np.float64]:
+        total = np.zeros(len(self._columns))
+        for block, read in self._read():
+            total += np.multiply(of(read), self._share[block, None]).sum(axis=0)
+        return total
+
+
+def _solve(
+    table: _Standardised,
+    labels: NDArray[np.int64],
+    classes: int,
+    weights: Floats,
+    of_row: NDArray[np.int64],
+    blocks: Sequence[NDArray[np.int64]],
+) -> list[NDArray[np.float64]]:
+    """Return one solution per fold, fitted without it: (F + 1, G * K), the bias last.
+
+    The normal equations are sums over rows, so they are summed block by block.
+    """
+    width = len(table.mean) + 1
+    grams = [np.zeros((width, width)) for _ in range(FOLDS)]
+    crosses = [np.zeros((width, classes)) for _ in range(FOLDS)]
+    for run, x in table.blocks():
+        target = (np.eye(classes)[labels[run]] - 1 / classes).astype(np.float32)
+        for fold in range(FOLDS):
+            rows = of_row[run] == fold
+            weighted = x[rows] * weights[run][rows, None]
+            grams[fold] += (weighted.T @ x[rows]).astype(np.float64)
+            crosses[fold] += (weighted.T @ target[rows]).astype(np.float64)
+    gram, cross = np.sum(grams, axis=0), np.sum(crosses, axis=0)
+    bias = width - 1
+    solutions = []
+    for own_gram, own_cross in zip(grams, crosses, strict=True):
+        solution = np.zeros((bias + 1, len(blocks) * classes))
+        for g, block in enumerate(blocks):
+            chosen = np.append(block, bias)
+            system = (gram - own_gram)[np.ix_(chosen, chosen)]
+            penalty = np.full(len(chosen), RIDGE * weights.sum())
+            penalty[-1] = 1e-6 * weights.sum()
+            right = (cross - own_cross)[chosen]
+            solved = np.linalg.solve(system + np.diag(penalty), right)
+            solution[chosen, g * classes : (g + 1) * classes] = solved
+        solutions.append(solution)
+    return solutions
+
+
+def _held_out(
+    table: _Standardised,
+    solutions: Sequence[NDArray[np.float64]],
+    of_row: NDArray[np.int64],
+    some: NDArray[np.int64],
+) -> Floats:
+    """Return what the probes that were fitted without them say of some rows: (n, G * K)."""
+    held = np.empty((len(some), solutions[0].shape[1]), np.float32)
+    for run, x in table.blocks():
+        low, high = np.searchsorted(some, [run.start, run.stop])
+        chosen = some[low:high] - run.start
+        own, part = of_row[some[low:high]], held[low:high]
+        for fold, solution in enumerate(solutions):
+            part[own == fold] = x[chosen[own == fold]] @ solution.astype(np.float32)
+    return held
+
+
+def _moments(rates: Rates) -> Moments:
+    moments = Moments()
+    for block in row_blocks(len(rates), rates.shape[1]):
+        moments.add(rates[block].astype(np.float32))
+    return moments
+
+
+def _sharpness(scores: Floats, labels: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """Return the factor on a probe's scores under which the true classes are likeliest."""
+    rows = np.arange(len(labels))
+
+    def likelihood(factor: float) -> float:
+        sharp = factor * scores
+        top = sharp.max(axis=1)
+        total = top + np.log(np.exp(sharp - top[:, None]).sum(axis=1))
+        return float(np.average(sharp[rows, labels] - total, weights=weights))
+
+    return float(max(SHARPNESSES, key=likelihood))
+
+
+def _feature_map(
+    columns: NDArray[np.int64],
+    of_column: NDArray[np.int64],
+    taps: int,
+    classes: int,
+    probes: NDArray[np.float64],
+) -> FeatureMap:
+    count = probes.shape[1] // classes if classes else 0
+    width = feature_width(len(columns), classes, count)
+    return FeatureMap(
+        columns=columns,
+        column_taps=of_column,
+        taps=taps,
+        classes=classes,
+        probe_weights=probes[:-1].astype(np.float32),
+        probe_bias=probes[-1].astype(np.float32),
+        center=np.zeros(width, np.float32),
+        spread=np.ones(width, np.float32),
+    )
+
+
+def standardise(
+    probes: Probes, mean: NDArray[Any], spread: NDArray[Any], *, limit: float
+) -> Probes:
+    """Return the maps with their features centred and scaled.
+
+    Args:
+        probes: as `fit_probes` gave them.
+        mean: (X,). Of features of images that are not attacked, before any scaling.
+        spread: (X,). Their standard deviation.
+        limit: to cut standardised features at.
+    """
+    center = mean.astype(np.float32)
+    floored = np.maximum(spread, SPREAD_FLOOR).astype(np.float32)
+
+    def scaled(features: FeatureMap) -> FeatureMap:
+        return replace(features, center=center, spread=floored, limit=limit)
+
+    return Probes(scaled(probes.features), tuple(map(scaled, probes.folds)))

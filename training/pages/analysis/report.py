@@ -1,0 +1,255 @@
+"""The report: one page, and the same figures as plain values. L taps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.training.analysis.fiedler import GRAPHS
+from reluguard.training.analysis.findings import Findings, GuardView
+from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.papers import Claim, claims_rows
+from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.harden import HardenReport
+from reluguard.training.pages.analysis.consistency import consistency_chapter
+from reluguard.training.pages.analysis.graphs import graphs_chapter
+from reluguard.training.pages.analysis.maps import maps_chapter
+from reluguard.training.pages.analysis.similarity import similarity_chapter
+from reluguard.training.pages.analysis.splits import splits_chapter
+from reluguard.training.pages.analysis.votes import votes_chapter
+from reluguard.training.pages.page import Section, bullet_list, figure, page, paragraph, table
+from reluguard.training.pages.plots import AMBER, BLUE, RED, Line, canvas, depth_lines, svg
+from reluguard.training.statistics.intervals import class_pair_mean
+from reluguard.training.statistics.metrics import auroc, rate_interval
+
+__all__ = ["report_page", "summary"]
+
+
+def summary(
+    about: Mapping[str, Any],
+    material: Material,
+    findings: Findings,
+    claims: Sequence[Claim],
+    seeds: SeedStudy | None,
+    hardening: HardenReport | None,
+) -> dict[str, Any]:
+    """Return what `analysis.json` holds: plain values, NaN as None."""
+    right = int((material.clean.answers == material.labels).sum())
+    normalised = findings.splits.pairs[GRAPHS.index("normalised")]
+    per_tap = {
+        "category_spearman": findings.similarity.category_hamming,
+        "nystrom_accuracy": findings.splits.nystrom,
+        "parts_accuracy": findings.splits.parts_accuracy,
+        "attack_split": findings.splits.attack_split,
+        "attack_split_within": findings.splits.attack_split_within,
+        "vote_auroc": findings.votes.auroc[0],
+        "participation_ratio": findings.maps.participation[0],
+        "som_nmi": findings.maps.information[0],
+        "lsim_clean_attacked": findings.graphs.near_attack,
+        "cka_clean_attacked": findings.graphs.cka_attack,
+        "bits_flipped": np.nanmean(findings.consistency.flips, axis=1),
+    }
+    taps = [
+        {
+            "name": tap.name,
+            "op": tap.op,
+            "shape": list(tap.shape),
+            "bits": tap.bits,
+            "fiedler_accuracy": asdict(class_pair_mean(normalised[i], seed=material.seed)),
+            **{name: _plain(values[i]) for name, values in per_tap.items()},
+        }
+        for i, tap in enumerate(material.taps)
+    ]
+    return {
+        "about": dict(about),
+        "accuracy": asdict(rate_interval(right, len(material.labels))),
+        "attacks": {
+            name: asdict(rate_interval(int(flags.sum()), len(flags)))
+            for name, flags in material.success.items()
+        },
+        "taps": taps,
+        "claims": [claim.to_json() for claim in claims],
+        "seeds": None if seeds is None else _seed_values(seeds),
+        "hardening": None if hardening is None else hardening.to_json(),
+        "guard_auroc": _guard_auroc(findings.guard),
+    }
+
+
+def _plain(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
+
+
+def _seed_values(seeds: SeedStudy) -> dict[str, Any]:
+    return {
+        "networks": seeds.networks,
+        "accuracy": seeds.accuracy.tolist(),
+        "gbs": seeds.gbs.tolist(),
+        "cka": seeds.cka.tolist(),
+        "gbs_bits": seeds.gbs_bits.tolist(),
+        "gbs_near": seeds.gbs_near.tolist(),
+    }
+
+
+def _guard_auroc(view: GuardView | None) -> float | None:
+    if view is None or len(view.attacked_scores) == 0:
+        return None
+    return auroc(view.clean_scores, view.attacked_scores)
+
+
+def report_page(
+    found: Mapping[str, Any],
+    material: Material,
+    findings: Findings,
+    claims: Sequence[Claim],
+    seeds: SeedStudy | None,
+    hardening: HardenReport | None,
+) -> str:
+    """Return the whole report as HTML."""
+    about = found["about"]
+    sections = [
+        _claims_section(claims),
+        similarity_chapter(findings.similarity, material),
+        splits_chapter(findings.splits, material),
+        votes_chapter(findings.votes, material),
+        maps_chapter(findings.maps, material),
+        graphs_chapter(findings.graphs, material, findings.other, seeds),
+        consistency_chapter(findings.consistency, material, hardening),
+    ]
+    if findings.guard is not None:
+        sections.append(_guard_section(findings.guard, material.main))
+    sections.append(_method_section(about, material))
+    return page(
+        f"Inside {about['model']}",
+        f"{about['images']} images of {about['data']}, {about['pairwise']} of them attacked and "
+        f"compared pairwise, {len(material.taps)} taps, "
+        f"{sum(tap.bits for tap in material.taps):,} bits per image",
+        _lead(found, findings, claims),
+        sections,
+    )
+
+
+def _lead(found: Mapping[str, Any], findings: Findings, claims: Sequence[Claim]) -> str:
+    accuracy, last = found["accuracy"], found["taps"][-1]["fiedler_accuracy"]
+    counts = {
+        name: sum(claim.holds == name for claim in claims) for name in ("yes", "no", "unclear")
+    }
+    attacks = ", ".join(f"{name} {entry['value']:.1%}" for name, entry in found["attacks"].items())
+    votes = findings.votes
+    best = votes.hits[0].max() / votes.trials[0]
+    return bullet_list(
+        [
+            (
+                f"The network answers {accuracy['value']:.1%} of the images right. "
+                f"Attacks that turn a right answer into a wrong one: {attacks}."
+            ),
+            (
+                "Cut without labels, the last tap's bits separate two classes at "
+                f"{last['value']:.3f} [{last['low']:.3f}, {last['high']:.3f}]."
+            ),
+            (
+                f"A simple classifier on bits tells {best:.1%} of clean and {votes.attacks[0]} "
+                "images apart; no noisy images are among its negatives."
+            ),
+            (
+                f"Of {len(claims)} claims of the source papers {counts['yes']} hold here, "
+                f"{counts['no']} fail and {counts['unclear']} are unclear; the rest was not "
+                "measured."
+            ),
+        ]
+    )
+
+
+def _claims_section(claims: Sequence[Claim]) -> Section:
+    head = ["claim", "paper", "their figure", "ours", "measured as", "holds?"]
+    return Section(
+        title="The papers' claims",
+        body=paragraph(
+            "A claim holds if the whole 95 % interval lies above the claimed figure, fails if it "
+            "lies at or below it, and is unclear otherwise. The papers' networks and attacks "
+            "differ from these; a line says what was measured here."
+        )
+        + table(head, claims_rows(claims), text_columns=(0, 1, 2, 4, 5)),
+    )
+
+
+def _guard_section(view: GuardView, attack: str) -> Section:
+    flagged = (view.attacked_scores > view.threshold).mean()
+    false = (view.clean_scores > view.threshold).mean()
+    text = (
+        f"The guard reads {len(view.taps)} taps. On these images its AUROC against {attack} is "
+        f"{_guard_auroc(view) or float('nan'):.3f}; at its threshold it flags {flagged:.1%} of the "
+        f"attacked and {false:.1%} of the clean images. Images it was fitted to may be among them."
+    )
+    with canvas(10, 3.6, 1, 2) as (drawing, grid):
+        axes = grid[0, 0]
+        edges = np.histogram_bin_edges(
+            np.concatenate([view.clean_scores, view.attacked_scores]), bins=40
+        )
+        for label, values, color in (
+            ("clean", view.clean_scores, BLUE),
+            (attack, view.attacked_scores, RED),
+        ):
+            axes.hist(values, edges, color=color, alpha=0.6, label=label)
+        axes.axvline(view.threshold, color=AMBER, linestyle="--", label="threshold")
+        axes.set_title("Score")
+        axes.set_xlabel("log-odds, higher is more adversarial")
+        axes.set_ylabel("images")
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=3, fontsize=9)
+        lines = [
+            _band(label, values, color)
+            for label, values, color in (
+                ("clean", view.clean_evidence, BLUE),
+                (attack, view.attacked_evidence, RED),
+            )
+        ]
+        depth_lines(grid[0, 1], lines, title="Evidence per tap it reads", unit="log-odds")
+        drawn = svg(drawing, "Scores and evidence of the guard")
+    return Section(
+        title="The guard on these images",
+        body=paragraph(text) + figure(drawn, "Evidence: mean and 10 to 90 % of images."),
+    )
+
+
+def _band(label: str, values: NDArray[np.float32], color: str) -> Line:
+    return Line(
+        label=label,
+        values=values.mean(axis=0),
+        low=np.quantile(values, 0.1, axis=0),
+        high=np.quantile(values, 0.9, axis=0),
+        color=color,
+    )
+
+
+def _method_section(about: Mapping[str, Any], material: Material) -> Section:
+    rows = [
+        [f"tap {i + 1}", tap.name, tap.op, " x ".join(map(str, tap.shape)), f"{tap.bits:,}"]
+        for i, tap in enumerate(material.taps)
+    ]
+    notes = [
+        "A bit is on where a gate's output is above zero. Bits are read from ONNX Runtime.",
+        (
+            "Attacks run on a differentiable twin; images are rounded to whole 8-bit pixels and "
+            "success is measured on the ONNX model. Studies of attacked images use successes only "
+            "where they speak of detection or consistency, and all attacked images elsewhere."
+        ),
+        "Noise as large: every pixel value up or down by the attack's budget, at random.",
+        "Bits are graded against images of other sources wherever something is fitted.",
+        "Four of the source papers were not available in full: their methods are reconstructions.",
+        (
+            f"Seed {about['seed']}; {about['seconds']} s; model SHA-256 "
+            f"{about['model_sha256'][:16]}…, data SHA-256 {about['data_sha256'][:16]}…"
+        ),
+    ]
+    return Section(
+        title="How it was measured",
+        body=bullet_list(notes)
+        + table(
+            ["", "tensor", "operator", "shape", "bits"],
+            rows,
+            text_columns=(0, 1, 2),
+            folded=f"The {len(material.taps)} taps",
+        ),
+    )

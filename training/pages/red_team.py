@@ -1,0 +1,149 @@
+"""The red team's figures as one self-contained HTML page. N images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.images import Images
+from reluguard.training.pages.evaluation_plots import before_and_after
+from reluguard.training.pages.page import Section, figure, page, paragraph, table
+from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
+
+__all__ = ["red_team_page"]
+
+COLORS = (BLUE, AMBER, GREEN, RED)
+EXAMPLES = 6
+MARKERS = "osD^"
+
+
+def red_team_page(
+    card: Mapping[str, Any],
+    before: Images,
+    after: Images,
+    scores: NDArray[np.float32],
+) -> str:
+    """Return the page.
+
+    Args:
+        card: as `redteam` makes it.
+        before: uint8, (N, H, W, C).
+        after: the same images as they evaded, or as near as they came.
+        scores: float32, (N,), infinite where the answer stayed right.
+    """
+    rates = list(card["thresholds"])
+    rate = max(rates, key=float)
+    best = {size: rows["best per image"]["evaded"] for size, rows in card["budgets"].items()}
+    lead = paragraph(
+        f"{card['images']} images that no step of fitting saw, attacked by someone who has the "
+        "model, this guard and its thresholds. Evaded: the answer is wrong and the real guard, on "
+        "whole 8-bit pixels, does not flag it."
+    ) + paragraph(
+        "; ".join(f"{size}/255: {_text(entry[rate])} at {rate}" for size, entry in best.items())
+    )
+    sections = [
+        Section(title="Attacks", body=_attacks(card, rates)),
+        Section(title="Budget", body=_ladders(card)),
+        Section(title="Convergence", body=_convergence(card, rates)),
+        Section(title="Examples", body=_examples(card, before, after, scores)),
+    ]
+    settings = ", ".join(f"{key} {value}" for key, value in card["settings"].items())
+    settings = settings.replace("_", " ")
+    return page("reluguard red team", f"guard {card['guard'][:16]}, {settings}", lead, sections)
+
+
+def _text(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _attacks(card: Mapping[str, Any], rates: list[str]) -> str:
+    rows = []
+    for size, attacks in card["budgets"].items():
+        for name, entry in attacks.items():
+            tried = str(entry.get("images", card["images"]))
+            if "evaded" not in entry:
+                rows.append([f"{size}/255", name, tried, *["-"] * (len(rates) + 2)])
+                continue
+            queries = f"{entry['mean_queries']:.0f}" if "mean_queries" in entry else ""
+            shares = (_text(entry["evaded"][rate]) for rate in rates)
+            rows.append(
+                [f"{size}/255", name, tried, _text(entry["misclassified"]), *shares, queries]
+            )
+    head = ["Linf", "attack", "images", "answer wrong", *(f"evades at {r}" for r in rates)]
+    note = f"Black box: {card['black_box']}."
+    return table([*head, "mean queries"], rows, text_columns=(0, 1)) + paragraph(note)
+
+
+def _ladders(card: Mapping[str, Any]) -> str:
+    parts = []
+    for norm, shares in card["ladders"].items():
+        with canvas(8, 3.2) as (drawing, axes):
+            plot = axes[0][0]
+            for i, (name, column) in enumerate(shares.items()):
+                x = [float(size) for size in column]
+                y = [entry["value"] for entry in column.values()]
+                label = "bare model" if name == "bare model" else f"guarded, {name}"
+                color = GREY if name == "bare model" else COLORS[i % len(COLORS)]
+                plot.plot(x, y, color=color, marker=MARKERS[i % len(MARKERS)], ms=4, label=label)
+            plot.set_xscale("log")
+            rungs = list(next(iter(shares.values())))
+            plot.set_xticks([float(size) for size in rungs], rungs, fontsize=8.5)
+            plot.set_xticks([], minor=True)
+            plot.set_ylim(0, 1.03)
+            plot.set_xlabel("budget, 8-bit steps" if norm == "linf" else f"{norm} budget")
+            plot.set_ylabel("share of images that evade")
+            plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9)
+            picture = svg(drawing, f"share of images that evade by {norm} budget")
+        medians = ", ".join(
+            f"{name} {'-' if value is None else f'{value:g}'}"
+            for name, value in card["median_budget"][norm].items()
+        )
+        parts.append(figure(picture, f"Smallest {norm} budget; the median image's: {medians}."))
+    return "".join(parts) or paragraph("No ladder was climbed.")
+
+
+def _convergence(card: Mapping[str, Any], rates: list[str]) -> str:
+    steps = card["steps"]
+    rows = [[count, *(_text(entry[r]) for r in rates)] for count, entry in steps["evaded"].items()]
+    head = [
+        f"steps, {steps['attack']}, {steps['budget']:g}/255",
+        *(f"evades at {r}" for r in rates),
+    ]
+    restarts = [
+        [f"{size}/255", name, " ".join(f"{v:.2f}" for v in entry["evaded_after_restarts"])]
+        for size, attacks in card["budgets"].items()
+        for name, entry in attacks.items()
+        if "evaded_after_restarts" in entry
+    ]
+    signs = [[check, "yes" if held else "no"] for check, held in card["checks"].items()]
+    return (
+        paragraph(
+            "An attack that fails for want of gradients looks like a good defence. Signs that this "
+            "red team is not blinded:"
+        )
+        + table(["sign", "holds"], signs)
+        + table(head, rows)
+        + (
+            table(["Linf", "attack", "evaded after each restart"], restarts, text_columns=(0, 1))
+            if restarts
+            else ""
+        )
+    )
+
+
+def _examples(
+    card: Mapping[str, Any], before: Images, after: Images, scores: NDArray[np.float32]
+) -> str:
+    rate = max(card["thresholds"], key=float)
+    limit = np.float32(card["thresholds"][rate])
+    evaded = np.flatnonzero(scores <= limit)[:EXAMPLES]
+    if not len(evaded):
+        return paragraph("No image evaded.")
+    return "".join(
+        before_and_after(
+            {"clean": before[row], f"evades, score {scores[row]:.1f}": after[row]},
+            f"image {row}: not flagged at {rate}",
+        )
+        for row in evaded
+    )

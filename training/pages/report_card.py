@@ -1,0 +1,121 @@
+"""The report card as one self-contained HTML page, plots inline as SVG."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reluguard.detector.artifact import Manifest
+from reluguard.training.evaluation.report_card import answered_right
+from reluguard.training.pages.evaluation import answer_table, precision_table, red_team_table
+from reluguard.training.pages.page import Section, figure, page, paragraph, table
+from reluguard.training.pages.plots import AMBER, BLUE, canvas, svg
+
+__all__ = ["report_page"]
+
+
+def report_page(card: Mapping[str, Any], manifest: Manifest) -> str:
+    """Return the page for a report card as `report_card` made it."""
+    fpr = f"{manifest.fpr:g}"
+    clean = card["clean"]
+    summary = card.get("summary", {})
+    found = (
+        f" AUROC over {summary['attacks']} attacks: mean {summary['mean_auroc']:.3f}, worst "
+        f"{summary['worst_auroc']:.3f}."
+        if summary.get("mean_auroc") is not None
+        else ""
+    )
+    lead = paragraph(
+        f"Clean accuracy {_interval(clean['accuracy'])}; clean images flagged at the {fpr} "
+        f"threshold: {_interval(clean['false_positive_rate'][fpr])}.{found}"
+    ) + paragraph(
+        f"{len(manifest.taps)} taps, {manifest.calibration_images} calibration images. Every "
+        "figure is on source images that no step of fitting saw; attacks are of the kinds that "
+        "were fitted on, and count where they succeeded after rounding to whole pixels. Brackets "
+        "are 95 % intervals. `reluguard evaluate` judges unseen attacks and the baselines too."
+    )
+    sections = [
+        Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),
+        Section(title="Harmless changes", body=_benign_table(card, fpr)),
+        Section(title="Someone who knows the guard", body=red_team_table(card.get("red_team"))),
+    ]
+    if "answers" in card:
+        sections.append(Section(title="By class", body=answer_table(card["answers"], fpr)))
+    if "precision" in card:
+        sections.append(Section(title="Precision", body=precision_table(card["precision"])))
+    recipe = manifest.provenance["recipe"]["name"]
+    subtitle = f"model {manifest.model_sha256[:16]}, fitted {manifest.created_at}, recipe {recipe}"
+    return page("reluguard report card", subtitle, lead, sections)
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _attack_table(card: Mapping[str, Any], fpr: str) -> str:
+    rows = [
+        [
+            slug,
+            f"{entry['succeeded']} / {entry['tried']}",
+            _interval(entry["auroc"]),
+            _interval(entry["detected"][fpr]),
+            f"{entry['confidence_only_auroc']:.3f}",
+        ]
+        if "auroc" in entry
+        else [slug, f"0 / {entry['tried']}", "-", "-", "-"]
+        for slug, entry in card["attacks"].items()
+    ]
+    head = ["attack", "succeeded", "AUROC", f"detected at FPR {fpr}", "AUROC of confidence alone"]
+    return table(head, rows)
+
+
+def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
+    rows = [
+        [
+            slug,
+            str(entry["images"]),
+            _interval(entry["flagged"][fpr]),
+            answered_right(entry.get("answered_right", {}), fpr),
+        ]
+        for slug, entry in card["benign"].items()
+    ]
+    flagged = card["clean"]["misclassified_flagged"]
+    if flagged:
+        wrong = flagged[fpr]
+        rows.append(["clean, misclassified", str(wrong["n"]), _interval(wrong), "-"])
+    head = ["change", "images", f"flagged at the {fpr} threshold", "where answered right"]
+    return table(head, rows)
+
+
+def _attack_plot(card: Mapping[str, Any], fpr: str) -> str:
+    """AUROC and detection per attack with intervals."""
+    shown = {slug: entry for slug, entry in card["attacks"].items() if "auroc" in entry}
+    if not shown:
+        return paragraph("No attack succeeded.")
+    figures = (
+        ("AUROC", "o", BLUE, [entry["auroc"] for entry in shown.values()]),
+        (
+            f"detected at {fpr}",
+            "s",
+            AMBER,
+            [entry["detected"][fpr] for entry in shown.values()],
+        ),
+    )
+    with canvas(8, 1.1 + 0.32 * len(shown)) as (drawing, axes):
+        plot = axes[0][0]
+        for offset, (label, marker, color, values) in enumerate(figures):
+            x = [value["value"] for value in values]
+            errors = [
+                [max(0.0, v["value"] - v["low"]) for v in values],
+                [max(0.0, v["high"] - v["value"]) for v in values],
+            ]
+            y = [row + 0.15 - 0.3 * offset for row in range(len(values))]
+            plot.errorbar(x, y, xerr=errors, fmt=marker, ms=5, color=color, label=label, capsize=2)
+        plot.set_yticks(range(len(shown)), list(shown))
+        plot.invert_yaxis()
+        plot.grid(visible=False, axis="y")
+        plot.set_xlim(right=1.005)
+        plot.set_xlabel("share, with 95 % interval")
+        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9)
+        return figure(
+            svg(drawing, "AUROC and detection of each attack"),
+            "How well attacked images are told from clean ones, and what share of them is flagged.",
+        )

@@ -1,0 +1,1 @@
+"""The red team: attackers who know the guard, and evidence that their attacks work."""

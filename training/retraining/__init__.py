@@ -1,0 +1,1 @@
+"""Retraining: new attacks in, old ones kept, and the gate between."""

@@ -1,0 +1,381 @@
+"""What retraining adds to a harvest: attacked images, labelled captures, or an attack to run.
+
+Each becomes shards under `added/` in the work folder, split by where an image came from, so that no
+source is fitted on in one retraining and judged by in the next. N images, D rates, K classes.
+"""
+
+import hashlib
+import math
+import re
+import sqlite3
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.artifact import GuardArtifact, write_file
+from reluguard.detector.runtime import Reader
+from reluguard.training.attacks import attack_named
+from reluguard.training.data.dataset import load_data
+from reluguard.training.errors import DataError
+from reluguard.training.harvest.harvest import harvest
+from reluguard.training.harvest.orders import Job, Orders, plan_jobs
+from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.retraining.kept import Added, Kept
+
+__all__ = [
+    "CAPTURE",
+    "FEWEST_CLEAN",
+    "MOST_PER_SOURCE",
+    "Fresh",
+    "read_captured",
+    "read_images",
+    "run_attack",
+    "store",
+]
+
+CAPTURE = "capture.sqlite"
+HELD_OUT = 0.3
+FEWEST_CLEAN = 20  # labelled clean images below which they neither teach nor judge
+SPLITS = 1000  # an id's remainder says whether it is held out
+HASHED = 1 << 62  # ids of images from outside: apart from the row numbers of the data set
+LABELLED_CLEAN = "labelled-clean"
+MOST_PER_SOURCE = 250
+LOCK_S = 10.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DAMAGE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fresh:
+    """Readings of new images: rates float16 (N, D), logits (N, K), true classes and ids (N,).
+
+    `dropped` counts what was left out, by reason.
+    """
+
+    name: str
+    kind: Kind
+    rates: NDArray[np.float16]
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    source: str
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def readings(self) -> Readings:
+        """Return the same as a group of a harvest."""
+        return Readings(
+            name=self.name,
+            kind=self.kind,
+            rates=self.rates,
+            logits=self.logits,
+            sources=self.ids,
+            labels=self.labels,
+        )
+
+
+def read_images(path: Path, reader: Reader) -> list[Fresh]:
+    """Return the readings of attacked images: one group per file, named after it.
+
+    Args:
+        path: an npz with `images` uint8 (N, H, W, C), `labels` int64 (N,), the true classes, and
+            optionally `sources` int64 (N,), what image each was made from; or a folder of such.
+        reader: of the model.
+
+    Raises:
+        DataError: no such file, a name that can't be used, or no image that fools the model.
+    """
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"expected .npz files of attacked images, or {CAPTURE}, in {path}")
+    return [_read_file(file, reader) for file in files]
+
+
+def _read_file(file: Path, reader: Reader) -> Fresh:
+    spec = reader.spec
+    data = load_data(str(file))
+    if data.images.shape[1:] != (spec.height, spec.width, spec.channels):
+        expected = (spec.height, spec.width, spec.channels)
+        raise DataError(f"expected images {expected} in {file}, got {data.images.shape[1:]}")
+    with np.load(file, allow_pickle=False) as arrays:
+        sources = arrays["sources"] if "sources" in arrays.files else None
+    if sources is not None and sources.shape != data.labels.shape:
+        raise DataError(f"expected one source per image in {file}, got shape {sources.shape}")
+    rates, logits = reader.read(data.images)
+    if data.labels.max() >= logits.shape[1]:
+        raise DataError(f"expected labels below {logits.shape[1]} in {file}")
+    fools = logits.argmax(axis=1) != data.labels
+    if not fools.any():
+        raise DataError(f"the model answers every image of {file} right: none is an attack")
+    texts = (
+        [image.tobytes() for image in data.images]
+        if sources is None
+        else [f"{file.stem}/{int(source)}".encode() for source in sources]
+    )
+    return Fresh(
+        name=_checked_name(file.stem),
+        kind="attack",
+        rates=rates[fools].astype(np.float16),
+        logits=logits[fools],
+        labels=data.labels[fools],
+        ids=_hashed(texts)[fools],
+        source=str(file),
+        dropped={"answered right": int((~fools).sum())},
+    )
+
+
+def read_captured(
+    folder: Path, artifact: GuardArtifact, *, most_per_source: int = MOST_PER_SOURCE
+) -> list[Fresh]:
+    """Return what was captured from production and labelled since, one group per label.
+
+    Rates suffice, no image is needed. The true class is not known: of an image labelled clean it is
+    taken to be the model's answer, of an attack what the guard's own probe holds likeliest besides.
+    An image that came again counts once: it must not be both fitted on and judged by.
+
+    Args:
+        folder: of the captures.
+        artifact: the guard whose taps they must be of.
+        most_per_source: rows of one caller under one label, at most: whoever sends most does not
+            decide what the next guard is.
+
+    Raises:
+        DataError: the index is locked, damaged or of another model, a label is none, or nothing is
+            left.
+    """
+    index = folder / CAPTURE
+    try:
+        with closing(sqlite3.connect(index, timeout=LOCK_S)) as connection:
+            rows = connection.execute(
+                "SELECT id, label, shard, row, source, model FROM captures "
+                "WHERE label IS NOT NULL ORDER BY id"
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise DataError(f"the captures in {index} can't be read: {error}") from error
+    if not rows:
+        raise DataError(f"expected labelled captures in {index}, none has a label")
+    model = artifact.manifest.model_sha256
+    foreign = {row[-1] for row in rows} - {model}
+    if foreign:
+        raise DataError(
+            f"expected captures of the model {model[:16]}, some are of {min(foreign)[:16]}"
+        )
+    groups = []
+    for label in sorted({row[1] for row in rows}):
+        ours = [row for row in rows if row[1] == label]
+        kept = _capped(ours, most_per_source)
+        found = _labelled(folder, artifact, label, kept)
+        over = {"over its caller's share": len(ours) - len(kept)}
+        groups.append(replace(found, dropped={**found.dropped, **over}))
+    return groups
+
+
+def _capped(rows: Sequence[tuple[Any, ...]], most: int) -> list[tuple[Any, ...]]:
+    """Return at most so many rows of each source, whichever by hash of their ids, in order."""
+    by_source: dict[str, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        by_source.setdefault(row[4], []).append(row)
+    kept = [
+        row
+        for own in by_source.values()
+        for row in sorted(own, key=lambda row: hashlib.sha256(str(row[0]).encode()).digest())[:most]
+    ]
+    return sorted(kept, key=lambda row: str(row[0]))
+
+
+def _labelled(
+    folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[tuple[Any, ...]]
+) -> Fresh:
+    kind: Kind = "benign" if label == "clean" else "attack"
+    if kind == "attack" and not label.startswith("attack:"):
+        raise DataError(f"expected the label clean or attack:NAME, got {label[:64]!r}")
+    name = LABELLED_CLEAN if kind == "benign" else _checked_name(label.removeprefix("attack:"))
+    expected = (
+        sum(tap.rates for tap in artifact.manifest.taps),
+        artifact.head.features.classes,
+    )
+    shards: dict[str, tuple[NDArray[Any], NDArray[Any]] | None] = {}
+    rates, logits, ids = [], [], []
+    dropped = {"shard damaged": 0, "other taps": 0, "seen before": 0}
+    seen: set[bytes] = set()
+    for identity, _, shard, row, *_ in rows:
+        if shard not in shards:
+            shards[shard] = _read_shard(folder / "shards" / Path(shard).name)
+        found = shards[shard]
+        if found is None or not 0 <= row < len(found[0]):
+            dropped["shard damaged"] += 1
+        elif found[0].shape[1] != expected[0] or found[1].shape[1] != (
+            expected[1] or found[1].shape[1]
+        ):
+            dropped["other taps"] += 1
+        elif (key := found[0][row].astype(np.float16).tobytes()) in seen:
+            dropped["seen before"] += 1
+        else:
+            seen.add(key)
+            rates.append(found[0][row])
+            logits.append(found[1][row])
+            ids.append(str(identity).encode())
+    if not ids:
+        raise DataError(f"no capture labelled {label!r} can be used: {dropped}")
+    read, answered = np.stack(rates), np.stack(logits).astype(np.float32)
+    return Fresh(
+        name=name,
+        kind=kind,
+        rates=read.astype(np.float16),
+        logits=answered,
+        labels=_likely_class(artifact, read, answered, kind),
+        ids=_together(ids),
+        source=str(folder),
+        dropped=dropped,
+    )
+
+
+def _read_shard(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            rates, logits = arrays["rates"], arrays["logits"]
+    except _DAMAGE:
+        return None
+    fits = rates.ndim == logits.ndim == 2 and len(rates) == len(logits)
+    return (rates, logits) if fits and np.isfinite(logits).all() else None
+
+
+def _likely_class(
+    artifact: GuardArtifact, rates: NDArray[Any], logits: NDArray[np.float32], kind: Kind
+) -> NDArray[np.int64]:
+    answer: NDArray[np.int64] = logits.argmax(axis=1)
+    features = artifact.head.features
+    if kind != "attack" or not features.probes:
+        return answer
+    k = features.classes  # the first probe reads all taps
+    scores = rates[:, features.columns].astype(np.float32) @ features.probe_weights[:, :k]
+    scores = scores + features.probe_bias[:k]
+    scores[np.arange(len(scores)), answer] = -np.inf
+    likely: NDArray[np.int64] = scores.argmax(axis=1)
+    return likely
+
+
+def run_attack(
+    text: str,
+    kept: Kept,
+    orders: Orders,
+    splits: Mapping[str, NDArray[np.int64]],
+    *,
+    weight: float,
+    progress: Callable[[Job], None] = lambda _: None,
+) -> Added:
+    """Attack source images of the original data set; what is on disk is not made again.
+
+    Args:
+        text: the attack's name, or module:Class.
+        kept: the harvest it joins.
+        orders: of the harvest; the attack is put in.
+        splits: the source images of "fit" and "test".
+        weight: of the new group.
+        progress: called for each job.
+
+    Raises:
+        AttackError: there is no such attack, or it lacks what it needs.
+        DataError: it never succeeded.
+    """
+    attack = attack_named(text)
+    key = f"{attack!r} {orders.seed} {[len(rows) for rows in splits.values()]}"
+    slug = f"added/{attack.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    jobs = plan_jobs(slug, "attack", splits)
+    harvest(jobs, replace(orders, changes={slug: attack}), workers=1, progress=progress)
+    counts = {
+        split: len(kept.workspace.readings([job for job in jobs if job.split == split]))
+        for split in splits
+    }
+    if not all(counts.values()):
+        raise DataError(f"{attack.name} succeeds too seldom on this model to learn from: {counts}")
+    return Added(
+        name=_free_name(attack.name, kept),
+        kind="attack",
+        slug=slug,
+        weight=weight,
+        fit=counts["fit"],
+        test=counts["test"],
+        source=repr(attack),
+        dropped={"failed": sum(map(len, splits.values())) - sum(counts.values())},
+    )
+
+
+def store(fresh: Fresh, kept: Kept, *, weight: float, per_row: float = math.inf) -> Added:
+    """Write new readings into the harvest and return what was added.
+
+    An image is held out or not by its id alone, so it stays on its side from one retraining to the
+    next; what an earlier one added already is left out.
+
+    Args:
+        fresh: the readings.
+        kept: the harvest they join.
+        weight: of the new group, at most.
+        per_row: of each row it is fitted on, at most.
+
+    Raises:
+        DataError: nothing new, or too few to both fit and judge.
+    """
+    known = [job.sources for made in kept.jobs.values() for job in made]
+    old = np.isin(fresh.ids, np.concatenate(known))
+    held = fresh.ids % SPLITS < SPLITS * HELD_OUT
+    parts = {"fit": np.flatnonzero(~held & ~old), "test": np.flatnonzero(held & ~old)}
+    if not all(map(len, parts.values())):
+        raise DataError(
+            f"expected new images of {fresh.name} to fit on and to hold out, got "
+            f"{len(parts['fit'])} and {len(parts['test'])}; {int(old.sum())} were there already"
+        )
+    digest = hashlib.sha256(np.sort(fresh.ids).tobytes()).hexdigest()[:8]
+    slug = f"added/{fresh.name}-{digest}"
+    for split, rows in parts.items():
+        arrays: dict[str, NDArray[Any]] = {
+            "sources": fresh.ids[rows],
+            "labels": fresh.labels[rows],
+            "success": np.ones(len(rows), np.bool_),
+            "rates": fresh.rates[rows],
+            "logits": fresh.logits[rows],
+        }
+        write_file(kept.workspace.folder / slug / f"{split}-00000.npz", npz=arrays)
+    return Added(
+        name=_free_name(fresh.name, kept),
+        kind=fresh.kind,
+        slug=slug,
+        weight=min(weight, per_row * len(parts["fit"])),
+        fit=len(parts["fit"]),
+        test=len(parts["test"]),
+        source=fresh.source,
+        dropped={**fresh.dropped, "there already": int(old.sum())},
+    )
+
+
+def _hashed(texts: Sequence[bytes]) -> NDArray[np.int64]:
+    numbers = [int.from_bytes(hashlib.sha256(text).digest()[:7]) for text in texts]
+    return np.array(numbers, np.int64) | HASHED
+
+
+def _together(ids: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return a number per captured image, held out or not together with its request.
+
+    Images of one request may all but be copies; an id is REQUEST:ROW.
+    """
+    requests = _hashed([name.rpartition(b":")[0] or name for name in ids])
+    return _hashed(ids) // SPLITS * SPLITS + requests % SPLITS
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise DataError(f"expected an attack's name of letters, digits, . _ and -, got {name!r}")
+    return name
+
+
+def _free_name(name: str, kept: Kept) -> str:
+    taken, number = name, 1
+    while taken in kept.jobs:
+        number += 1
+        taken = f"{name}-{number}"
+    return taken

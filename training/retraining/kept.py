@@ -1,0 +1,200 @@
+"""What earlier fits left on disk: the harvest of a guard, read back without its images.
+
+A guard's manifest says what it was fitted on; its work folder holds the readings. Retraining adds
+shards under `added/` and lists them in the new guard's manifest. N images, D rates.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.lock import hold
+from reluguard.training.errors import DataError
+from reluguard.training.harvest.orders import Job
+from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.head.fit import HeadSettings
+
+__all__ = ["COLUMNS", "Added", "Kept", "column_runs", "hold_kept", "open_kept"]
+
+CLEAN = "clean"
+COLUMNS = "columns"  # of the harvested rates, those that the guard reads: runs of start and stop
+WEIGHT = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """One group that a retraining added.
+
+    Attributes:
+        name: of the attack, or of the harmless images.
+        kind: "attack" or "benign".
+        slug: where its shards lie in the work folder.
+        weight: how much it counts among its kind.
+        fit, test: rows of each split.
+        source: where they came from.
+        dropped: rows left out, by reason.
+    """
+
+    name: str
+    kind: Kind
+    slug: str
+    weight: float
+    fit: int
+    test: int
+    source: str
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The readings of a guard by group and split."""
+
+    workspace: Workspace
+    jobs: Mapping[str, tuple[Job, ...]]
+    weights: Mapping[str, float]
+    added: tuple[Added, ...]
+    head: HeadSettings
+
+    def split(self, split: str) -> dict[str, list[Job]]:
+        """Return the shards of one split by group."""
+        found = {n: [job for job in made if job.split == split] for n, made in self.jobs.items()}
+        return {name: made for name, made in found.items() if made}
+
+    def groups(self, split: str) -> list[Readings]:
+        """Return the readings of one split, named and weighted; of attacks, the successes."""
+        return [
+            replace(self.workspace.readings(made), name=name, weight=self.weights.get(name, WEIGHT))
+            for name, made in self.split(split).items()
+        ]
+
+    def with_added(self, added: Sequence[Added]) -> "Kept":
+        """Return the same with these groups, whose shards are on disk."""
+        jobs = {a.name: _jobs(self.workspace.folder, a.slug, a.kind) for a in added}
+        return replace(
+            self,
+            jobs={**self.jobs, **jobs},
+            weights={**self.weights, **{a.name: a.weight for a in added}},
+            added=(*self.added, *added),
+        )
+
+
+def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
+    """Return a guard's harvest.
+
+    Args:
+        artifact: the guard.
+        work: its work folder; by default the one its manifest names, or GUARD.work beside it.
+
+    Raises:
+        DataError: it isn't there, belongs to another guard, or the guard does not say how it was
+            fitted.
+    """
+    provenance = artifact.manifest.provenance
+    folder = work or _folder(artifact)
+    plan = _plan(artifact, folder)
+    try:
+        recipe = provenance["recipe"]
+        same = (plan["model"], plan["data"], plan["seed"]) == (
+            artifact.manifest.model_sha256,
+            provenance["data"]["sha256"],
+            provenance["seed"],
+        )
+        kinds: dict[str, Kind] = {CLEAN: "clean"}
+        kinds |= {portion["slug"]: "benign" for portion in recipe["benign"]}
+        kinds |= {portion["slug"]: "attack" for portion in recipe["attacks"]}
+        head = HeadSettings(**recipe["head"])
+        added = tuple(Added(**entry) for entry in provenance.get("added", ()))
+        weights = dict(recipe["weights"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"expected {artifact.path} to say how it was fitted, it lacks it"
+        ) from error
+    if not same:
+        raise DataError(f"{folder} holds the work of another model, data set or seed")
+    jobs = {slug: _jobs(folder, slug, kind) for slug, kind in kinds.items()}
+    workspace = Workspace(folder, plan)
+    runs = provenance.get(COLUMNS)
+    if runs is not None:
+        workspace.columns = np.concatenate([np.arange(start, stop) for start, stop in runs])
+    kept = Kept(
+        workspace=workspace,
+        jobs={slug: made for slug, made in jobs.items() if made},
+        weights=weights,
+        added=(),
+        head=head,
+    ).with_added(added)
+    clean = kept.split("fit").get(CLEAN)
+    if not clean:
+        raise DataError(f"expected clean readings to fit on in {folder}, found none")
+    rates = kept.workspace.readings(clean[:1]).rates.shape[1]
+    expected = sum(tap.rates for tap in artifact.manifest.taps)
+    if rates != expected:
+        raise DataError(f"expected readings of {expected} rates in {folder}, got {rates}")
+    return kept
+
+
+@contextmanager
+def hold_kept(artifact: GuardArtifact, work: Path | None = None) -> Iterator[None]:
+    """Keep other processes from adding to a guard's harvest until the block ends.
+
+    Args:
+        artifact: the guard.
+        work: its work folder, as `open_kept` takes it.
+
+    Raises:
+        DataError: it isn't there.
+        HeldError: another process works in it.
+    """
+    folder = work or _folder(artifact)
+    _plan(artifact, folder)
+    with hold(folder):
+        yield
+
+
+def column_runs(columns: NDArray[np.int64]) -> list[list[int]]:
+    """Return ascending columns as runs of start and stop."""
+    cuts = np.flatnonzero(np.diff(columns) > 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, cuts)]
+
+
+def _plan(artifact: GuardArtifact, folder: Path) -> dict[str, Any]:
+    """Return what the harvest in a folder was made from."""
+    try:
+        plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"expected the harvest of {artifact.path} in {folder}: give its --work folder"
+        ) from error
+    return plan
+
+
+def _folder(artifact: GuardArtifact) -> Path:
+    """Return where the harvest lies: as the manifest says, or beside the guard if both moved."""
+    beside = artifact.path.with_name(f"{artifact.path.name}.work")
+    named = artifact.manifest.provenance.get("work")
+    if named is None or (not Path(named).is_dir() and beside.is_dir()):
+        return beside
+    return Path(named)
+
+
+def _jobs(folder: Path, slug: str, kind: Kind) -> tuple[Job, ...]:
+    """Return the shards there are. `sources` is what each holds."""
+    found = []
+    for file in sorted((folder / slug).glob("*-*.npz")):
+        split, _, number = file.stem.partition("-")
+        try:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                sources = arrays["sources"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"the shard {file} is damaged: remove it to make it anew") from error
+        found.append(Job(slug=slug, kind=kind, split=split, number=int(number), sources=sources))
+    return tuple(found)

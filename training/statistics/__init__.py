@@ -1,0 +1,1 @@
+"""Statistics: detection quality and means with their intervals."""

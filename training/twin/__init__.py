@@ -1,0 +1,1 @@
+"""The twin: the production model in torch, for gradients."""

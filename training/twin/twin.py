@@ -1,0 +1,236 @@
+"""A differentiable copy of the production model. N images, K classes.
+
+Attacks live in pixel space: floats in [0, 1], (N, C, H, W), RGB. The twin applies the model's input
+specification inside, so no attack knows of normalisation or layout.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.model import Production, load_production
+from reluguard.detector.runtime import in_batches
+from reluguard.detector.session import open_session
+from reluguard.training.errors import TwinError
+
+__all__ = ["Twin", "from_pixels", "load_twin", "to_pixels"]
+
+_SAMPLE = 32
+_HALF_SAMPLE = 8
+_HALF_COSINE = 0.9  # .97 for ResNet-20; below it attacks would begin to lose
+
+
+class Twin:
+    """The model in torch, in evaluation mode, its parameters frozen.
+
+    Args:
+        module: takes the model's own input tensor (of `spec`'s layout and range, as float32) and
+            returns class scores of shape (N, K).
+        spec: how images go into the model.
+        device: where it runs; by default CUDA if there is a device, else CPU.
+        half: whether `rough_logits` may multiply in bfloat16.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: InputSpec,
+        *,
+        device: torch.device | str | None = None,
+        half: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.half = half
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.module = module.to(self.device).eval().requires_grad_(False)
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(spec.mean, device=self.device).reshape(shape)
+        self._std = torch.tensor(spec.std, device=self.device).reshape(shape)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return class scores before any softmax: float32, (N, K), differentiable.
+
+        Args:
+            pixels: float32, (N, C, H, W), RGB or grey, in [0, 1], on the twin's device.
+        """
+        batch = self.spec.batch
+        if batch is None or batch == len(pixels):
+            return self._forward(pixels)
+        missing = -len(pixels) % batch
+        padded = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+        parts = [self._forward(part) for part in padded.split(batch)]
+        return torch.cat(parts)[: len(pixels)]
+
+    def rough_logits(self, pixels: Tensor) -> Tensor:
+        """Return class scores that are good enough for the gradients of an attack of many steps.
+
+        With `half`, products are of bfloat16: 1.9 times as fast, there and back, on a processor
+        that has them (ResNet-20), and PGD, APGD, sparse and patch attacks succeed as often.
+
+        Args:
+            pixels: as for `logits`.
+        """
+        return self.half_logits(pixels) if self.half else self.logits(pixels)
+
+    def half_logits(self, pixels: Tensor) -> Tensor:
+        """Return class scores whose products are of bfloat16: float32, (N, K)."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return self.logits(pixels)
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        spec = self.spec
+        # The same arithmetic as InputSpec.to_tensor. A model of raw pixels gets 0 to 255.
+        x = pixels if spec.scale == 1 / 255 else pixels * (255 * spec.scale)
+        if set(spec.mean) != {0.0} or set(spec.std) != {1.0}:
+            x = (x - self._mean) / self._std
+        if spec.bgr:
+            x = x.flip(1)
+        if spec.layout == "NHWC":
+            x = x.permute(0, 2, 3, 1)
+        elif spec.layout == "flat":
+            x = x.reshape(len(x), -1)
+        else:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return cast("Tensor", self.module(x)).float()
+
+    def predict(self, images: Images) -> NDArray[np.float32]:
+        """Return class scores of uint8 images of shape (N, H, W, C): float32, (N, K)."""
+        pixels = to_pixels(images, self.device)
+        with torch.no_grad():
+            parts = [self.logits(part) for part in pixels.split(_SAMPLE)]
+        return cast("NDArray[np.float32]", torch.cat(parts).cpu().numpy())
+
+
+def to_pixels(images: Images, device: torch.device | str = "cpu") -> Tensor:
+    """Return uint8 images (N, H, W, C) as float32 pixels (N, C, H, W) in [0, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous() / 255
+
+
+def from_pixels(pixels: Tensor) -> Images:
+    """Return whole pixels (N, C, H, W), uint8, as images (N, H, W, C)."""
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def load_twin(
+    model: Path | str,
+    spec: InputSpec,
+    how: str = "auto",
+    *,
+    images: Images,
+    output: str | None = None,
+    tolerance: float = 1e-3,
+    device: torch.device | str | None = None,
+) -> Twin | None:
+    """Return the model's twin, proved to answer as the model does, or None for `none`.
+
+    Args:
+        model: the production ONNX file.
+        spec: how images go into the model.
+        how: `auto` builds it from the ONNX file; `package.module:function` calls your function of
+            no arguments, which returns a torch module taking the model's own input tensor; `none`
+            goes without, which leaves the attacks that need no gradients.
+        images: uint8, (N, H, W, C), a sample to compare answers on; the first 32 are used.
+        output: which output holds the class scores, where the model has several.
+        tolerance: largest difference in scores, as a share of the largest score.
+        device: where the twin runs; by default CUDA if there is a device.
+
+    Raises:
+        TwinError: it can't be built, or differs from the model by more than the tolerance.
+        ModelError: the model can't be read or run.
+    """
+    if how == "none":
+        return None
+    production = load_production(model, output=output)
+    if how == "auto":
+        from reluguard.training.twin.onnx_torch import OnnxModule
+
+        module: nn.Module = OnnxModule(production.proto, production.logits)
+    else:
+        module = _lent(how)
+    twin = Twin(module, spec, device=device)
+    _check(twin, production, how, images[:_SAMPLE], tolerance)
+    twin.half = _has_bfloat16(twin.device) and _half_will_do(twin, images[:_HALF_SAMPLE])
+    return twin
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether the processor multiplies bfloat16 itself; emulated it is slower."""
+    known: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than the oldest torch we take
+    return device.type == "cpu" and any(known.get(k) for k in ("avx512_bf16", "amx_bf16"))
+
+
+def _half_will_do(twin: Twin, images: Images) -> bool:
+    """Return whether gradients in bfloat16 point where those in float32 do."""
+    pixels = to_pixels(images, twin.device)
+    try:
+        exact, rough = (_slope(scores, pixels) for scores in (twin.logits, twin.half_logits))
+    except (RuntimeError, TypeError, ValueError, TwinError):
+        return False  # a module that fixes its types
+    cosines = nn.functional.cosine_similarity(exact.flatten(1), rough.flatten(1))
+    return bool(cosines.median() >= _HALF_COSINE)
+
+
+def _slope(scores: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """Return the gradient of the lead of the best class: (N, C, H, W)."""
+    pixels = pixels.detach().requires_grad_()
+    ordered = scores(pixels).topk(2, dim=1).values
+    (gradient,) = torch.autograd.grad((ordered[:, 0] - ordered[:, 1]).sum(), pixels)
+    return gradient
+
+
+def _lent(how: str) -> nn.Module:
+    name, separator, function = how.partition(":")
+    if not (name and separator and function):
+        raise TwinError(f"expected a twin of auto, none or package.module:function, got {how!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = getattr(importlib.import_module(name), function)()
+    except (ImportError, AttributeError) as error:
+        raise TwinError(f"can't find the twin {how}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise TwinError(f"expected {how} to return a torch module, got {type(module).__name__}")
+    return module
+
+
+def _check(twin: Twin, production: Production, how: str, images: Images, tolerance: float) -> None:
+    session = open_session(production.proto)
+    tensor = twin.spec.to_tensor(images)
+    wanted = in_batches(session, twin.spec, tensor, [production.answer])[0].astype(np.float32)
+    try:
+        logits = twin.predict(images)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TwinError(f"the twin {how} failed to run: {error}") from error
+    if logits.shape != wanted.shape:
+        raise TwinError(
+            f"expected the twin {how} to return scores of shape {wanted.shape}, got {logits.shape}"
+        )
+    candidates = [logits, *_normalised(logits, production)]
+    scale = max(float(np.abs(wanted).max()), 1e-6)
+    difference = min(float(np.abs(scores - wanted).max()) / scale for scores in candidates)
+    if not difference <= tolerance:
+        raise TwinError(
+            f"expected the twin {how} to answer as the model within {tolerance:g} of its largest "
+            f"score, got a difference of {difference:.3g}: check that it holds the same weights, "
+            "is in evaluation mode and takes the same input, or lend the model's own code with a "
+            "twin of package.module:function"
+        )
+
+
+def _normalised(logits: NDArray[np.float32], production: Production) -> list[NDArray[Any]]:
+    """Return what a model that ends in a softmax would answer, by either kind of softmax."""
+    if production.answer == production.logits:
+        return []
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return [np.exp(logs), logs]
