@@ -146,7 +146,7 @@ def test_no_two_modules_import_each_other() -> None:
 
 
 def test_no_two_rooms_import_each_other() -> None:
-    """Folders have no circle either, so a long trip goes downhill; a file on top is its own room."""
+    """Folders have no circle, so a long trip goes downhill; a file on top is its own room."""
 
     def room(name: str) -> str:
         folder = file_of(name).parent.relative_to(ROOT)

@@ -22,8 +22,8 @@ from reluguard.detector.model import Production, infer_spec, load_production
 from reluguard.detector.runtime import Guard
 from reluguard.detector.taps import Tap, find_taps
 from reluguard.training.analysis.checks import Ints, check_labels, check_memory, check_varies
-from reluguard.training.analysis.errors import AnalysisError
 from reluguard.training.analysis.findings import Findings, GuardView
+from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
 from reluguard.training.analysis.papers import Claim, paper_claims
 from reluguard.training.analysis.recording import Recorder, Recording
@@ -39,7 +39,8 @@ from reluguard.training.attacks.victim import Victim
 from reluguard.training.data.case import Preprocessing
 from reluguard.training.data.dataset import Dataset, load_data
 from reluguard.training.data.dataset import check_labels as check_label_range
-from reluguard.training.harden import HardenReport, HardenSettings, harden_images
+from reluguard.training.errors import AnalysisError
+from reluguard.training.harden import HardenSettings, harden_images
 from reluguard.training.pages.analysis.report import report_page, summary
 from reluguard.training.progress import Progress
 from reluguard.training.twin.twin import Twin, load_twin

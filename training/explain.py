@@ -11,10 +11,10 @@ from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.taps import Tap
 from reluguard.training.analysis.checks import Floats, Ints, check_rows
-from reluguard.training.analysis.errors import ShapeError
 from reluguard.training.analysis.recording import Recorder
 from reluguard.training.analysis.similarity import hamming_counts
 from reluguard.training.data.dataset import load_data
+from reluguard.training.errors import ShapeError
 from reluguard.training.pages.explanation import VOTERS, Explanation, draw_explanation
 
 __all__ = ["Explanation", "explain", "explain_image"]

@@ -27,14 +27,13 @@ from reluguard.training.harvest.engine import check_engine
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
 from reluguard.training.harvest.readings import Readings
-from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.harvest.workspace import COLUMNS, Workspace, column_runs
 from reluguard.training.head.economy import choose_taps
 from reluguard.training.head.fit import calibrate, fit_head
 from reluguard.training.head.probes import column_taps
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import Progress
 from reluguard.training.recipes import Portion, Recipe, recipe_named
-from reluguard.training.retraining.kept import COLUMNS, column_runs
 
 __all__ = ["FitSettings", "fit_guard", "work_folder"]
 
@@ -101,7 +100,8 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
     case, reader = open_case(
         settings.model,
         settings.data,
-        recipe,
+        levels=recipe.levels,
+        shares=recipe.shares,
         preprocessing=settings.preprocessing,
         output=settings.output,
         fpr=settings.fpr,

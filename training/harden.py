@@ -30,13 +30,13 @@ from reluguard.detector.model import Production, infer_spec, load_production
 from reluguard.detector.taps import find_taps
 from reluguard.training.analysis.checks import Floats, Ints
 from reluguard.training.analysis.consistency import twin_cosine
-from reluguard.training.analysis.errors import AnalysisError
+from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.attacks.gradient import PGD
 from reluguard.training.attacks.victim import Victim
 from reluguard.training.data.case import Preprocessing
 from reluguard.training.data.dataset import Dataset, load_data, split_sources
-from reluguard.training.errors import TwinError
+from reluguard.training.errors import AnalysisError, TwinError
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.intervals import bootstrap, mean_of
 from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_interval
@@ -76,47 +76,6 @@ class HardenSettings:
                 f"expected a positive budget and rate and a weight of 0 or more, "
                 f"got {self.budget}, {self.rate}, {self.weight}"
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HardenReport:
-    """What hardening did, on images no step of it saw.
-
-    Attributes:
-        clean_before, clean_after: accuracy on clean images.
-        clean_gain: after minus before, paired by image.
-        robust_before, robust_after: accuracy under PGD of the budget, each network attacked anew.
-        robust_gain: after minus before, paired by image.
-        consistency_before, consistency_after: mean cosine of a last-gate code before and after the
-            attack.
-        consistency_gain: after minus before, paired by image.
-        detection_before, detection_after: AUROC of logistic regression on firing rates, attacked
-            against clean, successes only; None where too few attacks succeed.
-        images: trained on.
-        evaluated: held-out images.
-        attack: how robustness was measured.
-        seconds: of training.
-    """
-
-    clean_before: Interval
-    clean_after: Interval
-    clean_gain: Interval
-    robust_before: Interval
-    robust_after: Interval
-    robust_gain: Interval
-    consistency_before: Interval
-    consistency_after: Interval
-    consistency_gain: Interval
-    detection_before: Interval | None
-    detection_after: Interval | None
-    images: int
-    evaluated: int
-    attack: str
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def harden(

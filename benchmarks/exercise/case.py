@@ -110,7 +110,8 @@ def fit_without(
     case, reader = open_case(
         parts.model,
         str(parts.own),
-        recipe,
+        levels=recipe.levels,
+        shares=recipe.shares,
         preprocessing=Preprocessing(),
         output=None,
         fpr=settings.fpr,

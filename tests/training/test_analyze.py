@@ -10,11 +10,10 @@ import onnx
 import pytest
 
 from reluguard.detector.errors import SettingsError
-from reluguard.training.analysis.errors import AnalysisError, LabelError, OutOfMemoryError
 from reluguard.training.analysis.material import choose_rows
 from reluguard.training.analyze import AnalysisSettings, analyze
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset
-from reluguard.training.errors import TwinError
+from reluguard.training.errors import AnalysisError, LabelError, OutOfMemoryError, TwinError
 from reluguard.training.progress import Progress
 
 SETTINGS = AnalysisSettings(limit=180, pairwise=90, attacks=("pgd-l1-12",), seed=1)

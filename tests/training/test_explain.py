@@ -8,8 +8,8 @@ from PIL import Image
 from reluguard.detector.errors import ImageError
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
-from reluguard.training.analysis.errors import ShapeError
 from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.errors import ShapeError
 from reluguard.training.explain import explain, explain_image
 
 

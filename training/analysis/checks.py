@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.training.analysis.errors import (
+from reluguard.training.errors import (
     AnalysisError,
     ConstantError,
     LabelError,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, check_rows, check_square
-from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.errors import ConstantError, ShapeError
 
 __all__ = [
     "center_gram",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, Packed, check_packed, check_rows
-from reluguard.training.analysis.errors import LabelError, ShapeError
+from reluguard.training.errors import LabelError, ShapeError
 
 __all__ = [
     "class_cosine",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_rows, check_square
-from reluguard.training.analysis.errors import ConstantError, LabelError, ShapeError
+from reluguard.training.errors import ConstantError, LabelError, ShapeError
 from reluguard.training.statistics.intervals import class_pair_mean
 from reluguard.training.statistics.metrics import Interval
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_rows, check_square
-from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.errors import ConstantError, ShapeError
 
 __all__ = ["Motifs", "layer_graph", "lsim", "lsim_rows", "lsim_table", "match_layers", "motifs"]
 

@@ -16,7 +16,7 @@ from reluguard.detector.model import Production
 from reluguard.detector.session import open_session, run_session
 from reluguard.detector.taps import Tap
 from reluguard.training.analysis.checks import Ints, check_rows
-from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.errors import ShapeError
 
 __all__ = ["prediction_difference"]
 

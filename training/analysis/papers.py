@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from reluguard.training.analysis.fiedler import GRAPHS
+from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.seeds import SeedStudy
 from reluguard.training.analysis.studies.consistency import ConsistencyStudy
 from reluguard.training.analysis.studies.maps import MapStudy, depth_trend
 from reluguard.training.analysis.studies.splits import SplitStudy
 from reluguard.training.analysis.studies.votes import CLASSIFIERS, VoteStudy
-from reluguard.training.harden import HardenReport
 from reluguard.training.statistics.intervals import class_pair_mean, mean_of, rank_trend
 from reluguard.training.statistics.metrics import Interval, rate_interval
 

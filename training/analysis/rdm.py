@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_square
-from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.errors import ConstantError, ShapeError
 
 __all__ = [
     "balanced_order",

@@ -18,8 +18,8 @@ from reluguard.detector.runtime import in_batches
 from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap
 from reluguard.training.analysis.checks import Ints, Packed
-from reluguard.training.analysis.errors import ShapeError
 from reluguard.training.analysis.pattern import pack
+from reluguard.training.errors import ShapeError
 
 __all__ = ["Recorder", "Recording"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from reluguard.detector.images import Images
 from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_rows
 from reluguard.training.analysis.cka import center_gram
-from reluguard.training.analysis.errors import ShapeError
 from reluguard.training.analysis.gbs import layer_graph, lsim_table, match_layers
+from reluguard.training.errors import ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

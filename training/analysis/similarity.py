@@ -17,7 +17,7 @@ from reluguard.training.analysis.checks import (
     check_packed,
     check_rows,
 )
-from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.errors import ConstantError, ShapeError
 
 __all__ = [
     "Counts",

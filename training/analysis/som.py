@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_rows, check_varies
-from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.errors import ShapeError
 
 __all__ = [
     "Som",

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, Packed, check_packed
-from reluguard.training.analysis.errors import ConstantError, ShapeError
 from reluguard.training.analysis.similarity import bit_rates
+from reluguard.training.errors import ConstantError, ShapeError
 
 __all__ = ["Voter", "fit_voter", "gather_bits", "name_channels"]
 

@@ -26,7 +26,6 @@ from reluguard.training.data.dataset import (
     split_sources,
 )
 from reluguard.training.errors import DataError
-from reluguard.training.recipes import Recipe
 
 __all__ = [
     "Case",
@@ -91,8 +90,9 @@ class Case:
 def open_case(
     model: Path,
     data: str,
-    recipe: Recipe,
     *,
+    levels: Sequence[float],
+    shares: Mapping[str, float],
     preprocessing: Preprocessing,
     output: str | None,
     fpr: float,
@@ -100,6 +100,17 @@ def open_case(
     threads: int | None,
 ) -> tuple[Case, Reader]:
     """Return the case and a reader of its firing rates.
+
+    Args:
+        model: the production ONNX file.
+        data: labelled images, as `load_data` takes them.
+        levels: each tap is read at these multiples of its mean positive value; at 0 with none.
+        shares: of the images, by part: "fit", "calibrate" and "test".
+        preprocessing: from pixels to the model's input.
+        output: which output holds the class scores.
+        fpr: the false-positive rate that calibration must be able to promise.
+        seed: of the split.
+        threads: of ONNX Runtime.
 
     Raises:
         ModelError: the model can't be read or run, or images of this size don't fit it.
@@ -120,21 +131,20 @@ def open_case(
         bgr=preprocessing.bgr,
     )
     taps = with_blocks(find_taps(production, spec))
-    if recipe.levels:
+    if levels:
         sample = dataset.images[:LEVEL_IMAGES]
-        taps = with_levels(production, spec, taps, sample, recipe.levels)
+        taps = with_levels(production, spec, taps, sample, levels)
     reader = Reader(production, spec, taps, threads=threads)
     classes = predict(reader, dataset.images[:1]).shape[1]
     if classes < 2:
         raise DataError(f"expected a model of at least 2 classes, got {classes} output")
     check_labels(dataset, classes)
-    shares = {"fit": recipe.fit, "calibrate": recipe.calibrate, "test": recipe.test}
     splits = split_sources(dataset.labels, shares, seed)
     needed = images_needed(fpr)
     if len(splits["calibrate"]) < needed:
         raise DataError(
             f"a false-positive rate of {fpr} needs {needed} calibration images, which is "
-            f"{int(np.ceil(needed / recipe.calibrate))} images in all; {data} has {len(dataset)}"
+            f"{int(np.ceil(needed / shares['calibrate']))} images in all; {data} has {len(dataset)}"
         )
     right = predict(reader, dataset.images).argmax(axis=1) == dataset.labels
     accuracy = float(right.mean())

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from reluguard.detector.arrays import stored_array
 from reluguard.detector.images import Images
 from reluguard.training.errors import DataError
-from reluguard.training.harvest.rates import stored_array
 
 __all__ = [
     "Dataset",

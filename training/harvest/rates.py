@@ -4,8 +4,6 @@ A rate is a share of so many places, so its count is exact in a byte where there
 them. Of larger tensors it is rounded to the nearest 255th, by at most .002.
 """
 
-import struct
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import stored_array
 from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
 
-__all__ = ["StoredRates", "decode", "encode", "places", "stored", "stored_array"]
+__all__ = ["StoredRates", "decode", "encode", "places", "stored"]
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -205,26 +204,3 @@ class StoredRates:
 
 def _plain(array: NDArray[Any]) -> _Part:
     return _Part(rows=len(array), width=array.shape[1], plain=array)
-
-
-def stored_array(stream: BinaryIO, name: str) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-    """Return where an uncompressed array of an open npz begins, its shape and its type.
-
-    Raises:
-        KeyError: it isn't there.
-        ValueError: it is compressed, or not in C order.
-    """
-    with zipfile.ZipFile(stream) as archive:
-        info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"expected {name} uncompressed")
-    stream.seek(info.header_offset + 26)  # PKWARE's APPNOTE 4.3.7: lengths of name and extra field
-    named, extra = struct.unpack("<HH", stream.read(4))
-    stream.seek(named + extra, 1)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"expected {name} in version 1.0 of the format, got {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran:
-        raise ValueError(f"expected {name} in C order")
-    return stream.tell(), shape, dtype

@@ -18,7 +18,9 @@ from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.rates import StoredRates, decode
 from reluguard.training.harvest.readings import Readings
 
-__all__ = ["Shard", "Workspace"]
+__all__ = ["COLUMNS", "Shard", "Workspace", "column_runs"]
+
+COLUMNS = "columns"  # of the harvested rates, those that a guard reads: runs of start and stop
 
 # what NumPy, zipfile and zlib raise on a file that is not what it was written as
 _DAMAGE = (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -125,3 +127,9 @@ def _differences(known: str, plan: Mapping[str, Any]) -> str:
     wanted = json.loads(json.dumps(plan))
     keys = sorted(stored.keys() | wanted.keys())
     return " and ".join(key for key in keys if stored.get(key) != wanted.get(key))
+
+
+def column_runs(columns: NDArray[np.int64]) -> list[list[int]]:
+    """Return ascending columns as runs of start and stop."""
+    cuts = np.flatnonzero(np.diff(columns) > 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, cuts)]

@@ -1,87 +1,16 @@
 """Recipes: what a guard is fitted on, as typed values. One file each, its results beside it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from reluguard.training.attacks import Attack
-from reluguard.training.changes import Change as Benign
 from reluguard.training.errors import DataError
-from reluguard.training.head.fit import HeadSettings
+from reluguard.training.recipes.default import default
+from reluguard.training.recipes.digits import digits
+from reluguard.training.recipes.quick import quick
+from reluguard.training.recipes.recipe import Portion, Recipe
 
 __all__ = ["Portion", "Recipe", "recipe_named"]
 
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """One attack or benign change on a share of the source images, and how much it counts."""
-
-    change: Attack | Benign
-    share: float = 1.0
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise DataError(f"expected a share of sources in (0, 1], got {self.share}")
-        if not self.weight > 0:
-            raise DataError(f"expected a positive weight, got {self.weight}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values: the change with its settings, and the share."""
-        return {"slug": self.change.name, "change": repr(self.change), "share": self.share}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What to attack, what to leave harmless, how to split and how to fit.
-
-    Each tap is read at `levels`, multiples of its mean positive value: which ReLUs fired how hard.
-    With none it is read at 0 alone: which fired.
-
-    Measured in 8 x 8 blocks on heads of .8 of the images, mean and worst AUROC of the default
-    recipe's attacks: on ResNet-20 at 0 and 1.5 .951 and .883, at .5 and 2 .959 and .894, at .5, 1.5
-    and 3 .962 and .898, at .5, 1, 2 and 3 .964 and .903; on a plain network for Fashion-MNIST .971
-    and .911 at the first, .983 and .959 at three. Multiples of each channel's own mean are no
-    better. Quantiles of each channel tell an untouched background by its exact value there, which
-    another processor need not give.
-    """
-
-    name: str
-    attacks: tuple[Portion, ...]
-    benign: tuple[Portion, ...]
-    head: HeadSettings = field(default_factory=HeadSettings)
-    fit: float = 0.60
-    calibrate: float = 0.28
-    test: float = 0.12
-    levels: tuple[float, ...] = (0.5, 1.5, 3.0)
-
-    def __post_init__(self) -> None:
-        names = ["clean", *(p.change.name for p in (*self.attacks, *self.benign))]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise DataError(f"expected every change of a recipe once, got {', '.join(twice)} twice")
-
-    def for_images(self, height: int, width: int) -> "Recipe":
-        """Return the recipe as it suits images of this size: sizes are written for 32 x 32."""
-        attacks = tuple(
-            replace(portion, change=portion.change.for_images(height, width))
-            if isinstance(portion.change, Attack)
-            else portion
-            for portion in self.attacks
-        )
-        return replace(self, attacks=attacks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, for the manifest."""
-        return {
-            "name": self.name,
-            "attacks": [portion.to_json() for portion in self.attacks],
-            "benign": [portion.to_json() for portion in self.benign],
-            "weights": {p.change.name: p.weight for p in (*self.attacks, *self.benign)},
-            "levels": list(self.levels),
-            "head": asdict(self.head),
-            "splits": {"fit": self.fit, "calibrate": self.calibrate, "test": self.test},
-        }
+_KNOWN: Mapping[str, Callable[[], Recipe]] = {"default": default, "quick": quick, "digits": digits}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -90,15 +19,6 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         DataError: there is none of this name.
     """
-    from reluguard.training.recipes.default import default
-    from reluguard.training.recipes.digits import digits
-    from reluguard.training.recipes.quick import quick
-
-    known: Mapping[str, Callable[[], Recipe]] = {
-        "default": default,
-        "quick": quick,
-        "digits": digits,
-    }
-    if name not in known:
-        raise DataError(f"expected a recipe among {', '.join(known)}, got {name!r}")
-    return known[name]()
+    if name not in _KNOWN:
+        raise DataError(f"expected a recipe among {', '.join(_KNOWN)}, got {name!r}")
+    return _KNOWN[name]()

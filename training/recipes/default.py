@@ -36,7 +36,7 @@ from reluguard.training.changes import (
     UniformNoise,
 )
 from reluguard.training.changes.mixture import Mixture
-from reluguard.training.recipes import Portion, Recipe
+from reluguard.training.recipes.recipe import Portion, Recipe
 
 __all__ = ["benign", "default"]
 

@@ -7,7 +7,7 @@ from reluguard.training.attacks import FGSM, PGD, DeepFool
 from reluguard.training.changes import Brightness, GaussianNoise, SignNoise
 from reluguard.training.changes.mixture import Mixture
 from reluguard.training.head.fit import HeadSettings
-from reluguard.training.recipes import Portion, Recipe
+from reluguard.training.recipes.recipe import Portion, Recipe
 
 __all__ = ["digits"]
 

@@ -13,8 +13,8 @@ from reluguard.training.attacks import (
     Spatial,
     Square,
 )
-from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.recipes.default import benign
+from reluguard.training.recipes.recipe import Portion, Recipe
 
 __all__ = ["quick"]
 

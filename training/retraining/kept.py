@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.lock import hold
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Kind, Readings
-from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.harvest.workspace import COLUMNS, Workspace
 from reluguard.training.head.fit import HeadSettings
 
-__all__ = ["COLUMNS", "Added", "Kept", "column_runs", "hold_kept", "open_kept"]
+__all__ = ["Added", "Kept", "hold_kept", "open_kept"]
 
 CLEAN = "clean"
-COLUMNS = "columns"  # of the harvested rates, those that the guard reads: runs of start and stop
 WEIGHT = 1.0
 
 
@@ -158,12 +156,6 @@ def hold_kept(artifact: GuardArtifact, work: Path | None = None) -> Iterator[Non
     _plan(artifact, folder)
     with hold(folder):
         yield
-
-
-def column_runs(columns: NDArray[np.int64]) -> list[list[int]]:
-    """Return ascending columns as runs of start and stop."""
-    cuts = np.flatnonzero(np.diff(columns) > 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, cuts)]
 
 
 def _plan(artifact: GuardArtifact, folder: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.training.analysis.checks import Floats, Ints
-from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.errors import ShapeError
 from reluguard.training.statistics.metrics import Interval
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 __all__ = ["bootstrap", "class_pair_mean", "mean_of", "rank_trend"]
 

@@ -9,9 +9,9 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import KernelCenterer
 
 from reluguard.training.analysis import cka
-from reluguard.training.analysis.errors import ConstantError, ShapeError
 from reluguard.training.analysis.pattern import pack
 from reluguard.training.analysis.similarity import bit_counts, hamming_counts, overlaps
+from reluguard.training.errors import ConstantError, ShapeError
 
 
 def features(seed: int, n: int = 40, p: int = 6) -> NDArray[np.float64]:

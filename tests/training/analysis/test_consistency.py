@@ -4,8 +4,8 @@ from numpy.testing import assert_allclose
 from sklearn.metrics.pairwise import cosine_similarity
 
 from reluguard.training.analysis import consistency as con
-from reluguard.training.analysis.errors import LabelError, ShapeError
 from reluguard.training.analysis.pattern import pack
+from reluguard.training.errors import LabelError, ShapeError
 
 
 def test_level_is_one_for_a_class_neuron_and_chance_for_none() -> None:

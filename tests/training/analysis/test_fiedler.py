@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
 
 from reluguard.training.analysis import fiedler as fd
-from reluguard.training.analysis.errors import ConstantError, LabelError, ShapeError
 from reluguard.training.analysis.pattern import pack
 from reluguard.training.analysis.similarity import hamming_counts, hamming_similarity
+from reluguard.training.errors import ConstantError, LabelError, ShapeError
 
 
 def cliques(first: int, second: int, bridge: float = 1.0) -> np.ndarray:

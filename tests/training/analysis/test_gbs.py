@@ -5,7 +5,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from reluguard.training.analysis import gbs
-from reluguard.training.analysis.errors import ConstantError, ShapeError
+from reluguard.training.errors import ConstantError, ShapeError
 
 
 def cosines(features: NDArray[np.float64]) -> NDArray[np.floating]:

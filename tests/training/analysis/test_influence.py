@@ -10,9 +10,9 @@ from onnx import numpy_helper
 from reluguard.detector.images import Images
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.detector.taps import find_taps
-from reluguard.training.analysis.errors import ShapeError
 from reluguard.training.analysis.influence import prediction_difference
 from reluguard.training.analysis.recording import Recorder
+from reluguard.training.errors import ShapeError
 
 
 def test_at_the_last_tap_it_is_weight_times_mean(

@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kendalltau, spearmanr
 
 from reluguard.training.analysis import rdm
-from reluguard.training.analysis.errors import ConstantError, LabelError, ShapeError
+from reluguard.training.errors import ConstantError, LabelError, ShapeError
 
 
 @given(

@@ -11,9 +11,9 @@ from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, infer_spec, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.taps import Tap, find_taps
-from reluguard.training.analysis.errors import ShapeError
 from reluguard.training.analysis.pattern import unpack
 from reluguard.training.analysis.recording import Recorder
+from reluguard.training.errors import ShapeError
 
 Opened = tuple[Production, InputSpec, tuple[Tap, ...]]
 

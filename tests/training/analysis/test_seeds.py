@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from reluguard.detector.images import Images
-from reluguard.training.analysis.errors import LabelError, ShapeError
 from reluguard.training.analysis.seeds import study_seeds
+from reluguard.training.errors import LabelError, ShapeError
 
 
 def test_twins_are_matched_reproducibly(make_images: Callable[..., Images]) -> None:

@@ -11,13 +11,13 @@ from scipy.spatial.distance import cdist
 
 from reluguard.training.analysis import similarity as sim
 from reluguard.training.analysis.checks import check_memory
-from reluguard.training.analysis.errors import (
+from reluguard.training.analysis.pattern import hamming, pack
+from reluguard.training.errors import (
     ConstantError,
     LabelError,
     OutOfMemoryError,
     ShapeError,
 )
-from reluguard.training.analysis.pattern import hamming, pack
 
 matrices = st.tuples(st.integers(2, 12), st.integers(1, 70)).flatmap(
     lambda shape: arrays(np.bool_, shape)

@@ -4,9 +4,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from sklearn.naive_bayes import BernoulliNB
 
-from reluguard.training.analysis.errors import ConstantError, ShapeError
 from reluguard.training.analysis.pattern import pack
 from reluguard.training.analysis.voting import fit_voter, gather_bits, name_channels
+from reluguard.training.errors import ConstantError, ShapeError
 
 
 def planted(n: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

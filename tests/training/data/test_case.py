@@ -49,7 +49,8 @@ def opened(digits_model: Path, digits_file: Path, brief_recipe: Recipe) -> Open:
         return open_case(
             model,
             str(data),
-            recipe,
+            levels=recipe.levels,
+            shares=recipe.shares,
             preprocessing=preprocessing,
             output=None,
             fpr=fpr,

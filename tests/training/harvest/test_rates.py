@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import stored_array
 from reluguard.detector.artifact import write_file
 from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
@@ -19,7 +20,6 @@ from reluguard.training.harvest.rates import (
     encode,
     places,
     stored,
-    stored_array,
 )
 
 TAPS = (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, spearmanr
 
-from reluguard.training.analysis.errors import ShapeError
+from reluguard.training.errors import ShapeError
 from reluguard.training.statistics import intervals
 
 

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints
-from reluguard.training.analysis.errors import ConstantError
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.som import (
     bmu_entropy,
@@ -17,6 +16,7 @@ from reluguard.training.analysis.som import (
     participation_ratio,
     purity,
 )
+from reluguard.training.errors import ConstantError
 from reluguard.training.statistics.intervals import rank_trend
 from reluguard.training.statistics.metrics import Interval
 

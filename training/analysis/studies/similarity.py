@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints
-from reluguard.training.analysis.errors import ConstantError
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.rdm import (
     balanced_order,
@@ -21,6 +20,7 @@ from reluguard.training.analysis.similarity import (
     jaccard_similarity,
     weighted_similarity,
 )
+from reluguard.training.errors import ConstantError
 
 __all__ = ["SimilarityStudy", "study_similarity"]
 

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints
-from reluguard.training.analysis.errors import ConstantError
 from reluguard.training.analysis.fiedler import (
     GRAPHS,
     fiedler,
@@ -19,6 +18,7 @@ from reluguard.training.analysis.fiedler import (
 from reluguard.training.analysis.material import Material, choose_rows
 from reluguard.training.analysis.similarity import hamming_counts, hamming_similarity
 from reluguard.training.analysis.som import label_information
+from reluguard.training.errors import ConstantError
 
 __all__ = ["SplitStudy", "study_splits"]
 

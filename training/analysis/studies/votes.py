@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints
-from reluguard.training.analysis.errors import ConstantError, ShapeError
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.similarity import bit_rates
 from reluguard.training.analysis.voting import Voter, fit_voter, gather_bits, name_channels
+from reluguard.training.errors import ConstantError, ShapeError
 from reluguard.training.statistics.metrics import auroc
 
 __all__ = ["CLASSIFIERS", "VoteStudy", "study_votes"]

@@ -3,9 +3,9 @@
 import numpy as np
 
 from reluguard.training.analysis.checks import Floats
+from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.studies.consistency import ConsistencyStudy
-from reluguard.training.harden import HardenReport
 from reluguard.training.pages.page import Section, figure, paragraph, table
 from reluguard.training.pages.plots import (
     AMBER,

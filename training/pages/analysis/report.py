@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from reluguard.training.analysis.fiedler import GRAPHS
 from reluguard.training.analysis.findings import Findings, GuardView
+from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.papers import Claim, claims_rows
 from reluguard.training.analysis.seeds import SeedStudy
-from reluguard.training.harden import HardenReport
 from reluguard.training.pages.analysis.consistency import consistency_chapter
 from reluguard.training.pages.analysis.graphs import graphs_chapter
 from reluguard.training.pages.analysis.maps import maps_chapter
