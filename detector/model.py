@@ -56,6 +56,15 @@ class Production:
     logits: str
     opset: int
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width where the model fixes them, for images of another size."""
+        shape = self.input.shape
+        if len(shape) != 4:
+            return None
+        h, w = shape[2:] if shape[1] in {1, 3} else shape[1:3]
+        return (h, w) if h is not None and w is not None else None
+
 
 def load_production(path: Path | str, *, output: str | None = None) -> Production:
     """Return the classifier in an ONNX file, external weights included.

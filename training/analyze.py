@@ -126,7 +126,7 @@ def analyze(
     settings, progress = settings or AnalysisSettings(), progress or Progress()
     started = time.perf_counter()
     production = load_production(model, output=settings.output)
-    dataset = _sample(load_data(data, size=_size(production)), settings)
+    dataset = _sample(load_data(data, size=production.image_size), settings)
     spec = _spec(production, dataset, settings.preprocessing)
     taps = find_taps(production, spec)
     rows = choose_rows(dataset.labels, settings.pairwise, seed=settings.seed)
@@ -163,15 +163,6 @@ def analyze(
         found = summary(about, material, findings, claims, seeds, hardening)
         _write(out, found, material, findings, claims, seeds, hardening)
     return found
-
-
-def _size(production: Production) -> tuple[int, int] | None:
-    """Return (H, W) where the model fixes them, for images of another size."""
-    shape = production.input.shape
-    if len(shape) != 4:
-        return None
-    h, w = shape[2:] if shape[1] in {1, 3} else shape[1:3]
-    return (h, w) if h is not None and w is not None else None
 
 
 def _sample(data: Dataset, settings: AnalysisSettings) -> Dataset:

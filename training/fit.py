@@ -26,7 +26,7 @@ from reluguard.training.evaluation.report_card import promised_rates, report_car
 from reluguard.training.harvest.engine import check_engine
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
-from reluguard.training.harvest.readings import Readings
+from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import COLUMNS, Workspace, column_runs
 from reluguard.training.head.economy import choose_taps
 from reluguard.training.head.fit import calibrate, fit_head
@@ -39,7 +39,6 @@ __all__ = ["FitSettings", "fit_guard", "work_folder"]
 
 GOLDEN_BYTES = 200_000
 GOLDEN_IMAGES = 8
-CLEAN = "clean"
 ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
 
@@ -133,7 +132,7 @@ def _fit_in(
     if settings.max_overhead is not None:
         case, reader = _cheaper(case, head, workspace, settings)
         head = _fit(case, recipe, jobs, workspace, settings, progress)
-    clean = _readings(case, reader, case.splits["calibrate"])
+    clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
     head = calibrate(head, clean, rates=[settings.fpr], prevalence=settings.prevalence)
     manifest = _manifest(case, head, clean, recipe, settings)
     if workspace.columns is not None:
@@ -287,21 +286,6 @@ def _cheaper(
     taps = tuple(case.taps[i] for i in chosen)
     reader = Reader(case.production, case.spec, taps, threads=settings.threads)
     return replace(case, taps=taps), reader
-
-
-def _readings(case: Case, reader: Reader, sources: NDArray[np.int64]) -> Readings:
-    """Return clean readings in full precision, as serving sees them."""
-    parts = [
-        reader.read(case.dataset.images[sources[i : i + 256]]) for i in range(0, len(sources), 256)
-    ]
-    return Readings(
-        name=CLEAN,
-        kind="clean",
-        rates=np.concatenate([rates for rates, _ in parts]),
-        logits=np.concatenate([logits for _, logits in parts]),
-        sources=sources,
-        labels=case.dataset.labels[sources],
-    )
 
 
 def _golden(

@@ -5,20 +5,17 @@ old harvest and the new images. Nothing on disk is attacked again. The challenge
 of its own; putting it into service is another step, `reluguard.detector.shelf.shelf.promote`.
 """
 
-import datetime as dt
 import hashlib
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.artifact import (
-    Golden,
     GuardArtifact,
     check_model,
     check_place,
@@ -26,17 +23,14 @@ from reluguard.detector.artifact import (
     write_file,
 )
 from reluguard.detector.model import load_production
-from reluguard.detector.reference import KEY as REFERENCE
-from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Reader
 from reluguard.detector.shelf.shelf import current
 from reluguard.detector.taps import Tap
 from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset, load_data, split_sources
 from reluguard.training.errors import DataError
-from reluguard.training.evaluation.report_card import promised_rates
 from reluguard.training.harvest.orders import Orders
-from reluguard.training.harvest.readings import Readings
+from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.head.unit import Unit, without_accidents
 from reluguard.training.progress import Progress
 from reluguard.training.retraining.additions import (
@@ -44,20 +38,21 @@ from reluguard.training.retraining.additions import (
     FEWEST_CLEAN,
     MOST_PER_SOURCE,
     Fresh,
+    read_attacked,
     read_captured,
-    read_images,
     run_attack,
     store,
 )
-from reluguard.training.retraining.challenger import write_challenger
+from reluguard.training.retraining.challenger import with_head, with_origin, write_challenger
 from reluguard.training.retraining.contradictions import contradicted
 from reluguard.training.retraining.gate import GateLimits, GateResult, gate
-from reluguard.training.retraining.kept import CLEAN, WEIGHT, Added, Kept, hold_kept, open_kept
-from reluguard.training.retraining.learned import Learned, learn
+from reluguard.training.retraining.kept import WEIGHT, Added, Kept, hold_kept, open_kept
+from reluguard.training.retraining.learned import learn
 
 __all__ = ["Retrained", "retrain"]
 
 CALIBRATION = "calibration"
+READ = ("rates", "logits", "sources", "labels")  # what is kept of them
 # How many old rows a new one counts as in a head fitted anew, at most, so that a few labels don't
 # turn a guard. For 138 patches among 17,525 attacked rows on ResNet-20, of which .29 were detected
 # before: at 3 rows .54 are afterwards and the old attack that loses most loses .005 AUROC, at 10
@@ -152,7 +147,7 @@ def retrain(
             if (path / CAPTURE).is_file():
                 labelled += read_captured(path, champion, most_per_source=most_per_source)
             else:
-                fresh += read_images(path, reader)
+                fresh += read_attacked(path, reader)
             progress.advance(1)
         doubt = contradicted(
             champion.head, [one.readings() for one in labelled], _harmless(kept, clean), seed=seed
@@ -186,7 +181,15 @@ def retrain(
             seed=seed,
             progress=progress,
         )
-        draft = _draft(champion, out, learned, reader, kept, clean, names, seed)
+        units = [unit.to_json() for unit in learned.units]
+        draft = with_origin(
+            with_head(champion, learned.head, reader),
+            champion,
+            kept,
+            clean,
+            out=out,
+            step={"seed": seed, "added": names, "units": units},
+        )
         progress.stage("gate", 1)
         judged = gate(
             production,
@@ -273,18 +276,11 @@ def _calibration(
                 f"a new head needs new clean scores, and the calibration images are out of reach: "
                 f"{error}. Give --data with the images of the first fit"
             ) from error
-        rates, logits = reader.read(original.dataset.images[rows])
-        labels = original.dataset.labels[rows]
-        arrays: dict[str, NDArray[Any]] = {
-            "rates": rates,
-            "logits": logits,
-            "sources": rows,
-            "labels": labels,
-        }
-        write_file(file, npz=arrays)
+        made = clean_readings(reader, original.dataset, rows)
+        write_file(file, npz={name: getattr(made, name) for name in READ})
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            values = {name: stored[name] for name in ("rates", "logits", "sources", "labels")}
+            values = {name: stored[name] for name in READ}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is damaged: remove it to make it anew") from error
     return Readings(name=CLEAN, kind="clean", **values)
@@ -320,43 +316,3 @@ def _attackable(
         right = rows[predict(reader, dataset.images).argmax(axis=1) == dataset.labels]
         found[split] = np.sort(right[:limit])
     return found
-
-
-def _draft(
-    champion: GuardArtifact,
-    out: Path,
-    learned: Learned,
-    reader: Reader,
-    kept: Kept,
-    clean: Readings,
-    added: Sequence[str],
-    seed: int,
-) -> GuardArtifact:
-    """Return the challenger as it will be written, but for its report card."""
-    head = learned.head
-    rates, logits = reader.read(champion.golden.images)
-    golden: Golden = replace(champion.golden, rates=rates, score=head.score(rates, logits).score)
-    provenance: Mapping[str, Any] = {
-        **{k: v for k, v in champion.manifest.provenance.items() if k != "forced"},
-        "work": str(kept.workspace.folder.resolve()),
-        REFERENCE: reference_of(clean.rates, clean.logits, champion.manifest.taps).to_json(),
-        "added": [asdict(one) for one in kept.added],
-        "lineage": [
-            *champion.manifest.provenance.get("lineage", ()),
-            {
-                "parent": champion.digest,
-                "seed": seed,
-                "added": list(added),
-                "units": [unit.to_json() for unit in learned.units],
-            },
-        ],
-    }
-    manifest = replace(
-        champion.manifest,
-        thresholds=promised_rates(head.clean_scores, champion.manifest.fpr),
-        calibration_images=len(head.clean_scores),
-        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        provenance=provenance,
-        metrics={},
-    )
-    return GuardArtifact(path=out, digest="", manifest=manifest, head=head, golden=golden)

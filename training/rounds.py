@@ -5,7 +5,6 @@ before and after, and what it costs by the gate; it makes the attack dearer and 
 What got past joins the harvest, so that later retraining keeps it. N images.
 """
 
-import datetime as dt
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,6 @@ from reluguard.detector.artifact import (
     read_guard,
     write_file,
 )
-from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
@@ -30,13 +28,12 @@ from reluguard.training.attacks import Victim
 from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset, load_data, split_sources
 from reluguard.training.errors import DataError
-from reluguard.training.evaluation.report_card import promised_rates
-from reluguard.training.harvest.readings import Readings
+from reluguard.training.harvest.readings import Readings, clean_readings
 from reluguard.training.progress import Progress
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
 from reluguard.training.red_team.relaxed import RelaxedGuard
-from reluguard.training.retraining.challenger import write_challenger
+from reluguard.training.retraining.challenger import with_head, with_origin, write_challenger
 from reluguard.training.retraining.gate import GateLimits, GateResult, gate
 from reluguard.training.retraining.kept import Added, Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import refit
@@ -115,7 +112,7 @@ def harden_guard(
     reader = Reader(production, manifest.input, manifest.taps, threads=threads)
     twin = load_twin(model, manifest.input, images=dataset.images, output=manifest.answer)
     victim = Victim(predict=lambda x: predict(reader, x), twin=twin)
-    calibration = _clean(reader, dataset, splits["calibrate"])
+    calibration = clean_readings(reader, dataset, splits["calibrate"])
     with hold_kept(champion, fit_work):
         kept = open_kept(champion, fit_work)
         progress.stage("harden", rounds)
@@ -128,10 +125,24 @@ def harden_guard(
             found = replace(found, name=f"{NAME}-{champion.digest[:8]}-{turn + 1}")
             kept = kept.with_added([_store(found, kept, len(chosen))])
             head = refit(champion, kept.groups("fit"), kept.head, calibration, seed=seed)
-            draft = _with_head(champion, head, reader)
+            draft = with_head(champion, head, reader)
             progress.advance(1)
         added = kept.added[first:]
-        draft = _told(draft, champion, out, kept, added, steps, seed)
+        rounded = {
+            "from": champion.digest,
+            "rounds": [asdict(one) for one in added],
+            "steps": steps,
+            "seed": seed,
+        }
+        draft = with_origin(
+            draft,
+            champion,
+            kept,
+            calibration,
+            out=out,
+            step={"seed": seed, "added": [one.name for one in added]},
+            more={"hardened": rounded},
+        )
         progress.stage("gate", 1)
         names = {one.name for one in added}
         old = [group for group in kept.groups("fit") if group.name not in names]
@@ -223,61 +234,3 @@ def _store(found: Readings, kept: Kept, attacked: int) -> Added:
         source="reluguard redteam --harden",
         dropped={"did not fool the model": attacked - len(found)},
     )
-
-
-def _clean(reader: Reader, dataset: Dataset, rows: NDArray[np.int64]) -> Readings:
-    """Return clean readings in full precision, as serving sees them."""
-    parts = [reader.read(dataset.images[rows[i : i + 256]]) for i in range(0, len(rows), 256)]
-    arrays: dict[str, Any] = {
-        "rates": np.concatenate([rates for rates, _ in parts]),
-        "logits": np.concatenate([logits for _, logits in parts]),
-    }
-    return Readings(name="clean", kind="clean", sources=rows, labels=dataset.labels[rows], **arrays)
-
-
-def _with_head(artifact: GuardArtifact, head: Head, reader: Reader) -> GuardArtifact:
-    golden = artifact.golden
-    rates, logits = reader.read(golden.images)
-    return replace(
-        artifact,
-        digest="",
-        head=head,
-        manifest=replace(
-            artifact.manifest,
-            thresholds=promised_rates(head.clean_scores, artifact.manifest.fpr),
-            calibration_images=len(head.clean_scores),
-        ),
-        golden=replace(golden, rates=rates, score=head.score(rates, logits).score),
-    )
-
-
-def _told(
-    draft: GuardArtifact,
-    champion: GuardArtifact,
-    out: Path,
-    kept: Kept,
-    added: Sequence[Added],
-    steps: int,
-    seed: int,
-) -> GuardArtifact:
-    """Return the guard with where it came from in its manifest."""
-    before = champion.manifest.provenance
-    hardened = {
-        "from": champion.digest,
-        "rounds": [asdict(one) for one in added],
-        "steps": steps,
-        "seed": seed,
-    }
-    provenance: dict[str, Any] = {
-        **{key: value for key, value in before.items() if key != "forced"},
-        "work": str(kept.workspace.folder.resolve()),
-        "added": [asdict(one) for one in kept.added],
-        "lineage": [
-            *before.get("lineage", ()),
-            {"parent": champion.digest, "seed": seed, "added": [one.name for one in added]},
-        ],
-        "hardened": hardened,
-    }
-    created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    manifest = replace(draft.manifest, created_at=created, provenance=provenance, metrics={})
-    return replace(draft, path=out, manifest=manifest)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,22 @@ def test_constants_are_found_wherever_they_are() -> None:
     np.testing.assert_array_equal(found["copy"], found["weight"])
     np.testing.assert_array_equal(found["node"], [0, 1, 2])
     assert found["float"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((None, 3, 32, 48), (32, 48)),
+        ((1, 1, 8, 8), (8, 8)),
+        ((None, 32, 48, 3), (32, 48)),
+        ((None, 3, None, 48), None),
+        ((None, 64), None),
+    ],
+)
+def test_a_model_tells_the_image_size_it_fixes(
+    tiny_model: Path, shape: tuple[int | None, ...], expected: tuple[int, int] | None
+) -> None:
+    """Height and width are read wherever the channels stand; an open one fixes none."""
+    production = load_production(tiny_model)
+    taken = replace(production.input, shape=shape)
+    assert replace(production, input=taken).image_size == expected

@@ -3,7 +3,7 @@
 N images, H rows, W columns, C channels, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ __all__ = [
     "chunk_of",
     "open_case",
     "predict",
-    "read_images",
+    "read_rates",
     "source_images",
 ]
 
@@ -119,7 +119,7 @@ def open_case(
             or a model that all but guesses on these images.
     """
     production = load_production(model, output=output)
-    dataset = load_data(data, size=_size(production))
+    dataset = load_data(data, size=production.image_size)
     check_classes(dataset)
     h, w, c = dataset.images.shape[1:]
     spec = infer_spec(
@@ -246,29 +246,34 @@ def source_images(
     return images, dataset.labels[rows], rows
 
 
-def _size(production: Production) -> tuple[int, int] | None:
-    """Return (H, W) where the model fixes them, for images of another size."""
-    shape = production.input.shape
-    if len(shape) != 4:
-        return None
-    h, w = shape[2:] if shape[1] in {1, 3} else shape[1:3]
-    return (h, w) if h is not None and w is not None else None
-
-
 def predict(reader: Reader, images: Images) -> NDArray[np.float32]:
     """Return logits, float32 (N, K), in chunks of bounded memory."""
-    chunk = chunk_of(images)
-    parts = [reader.read(images[i : i + chunk])[1] for i in range(0, len(images), chunk)]
-    logits: NDArray[Any] = np.concatenate(parts)
+    logits: NDArray[Any] = np.concatenate([logits for _, logits in _chunks(reader, images)])
     return logits
 
 
-def read_images(reader: Reader, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return firing rates (N, D) and logits (N, K), float32, in chunks of bounded memory."""
-    chunk = chunk_of(images)
-    parts = [reader.read(images[i : i + chunk]) for i in range(0, len(images), chunk)]
-    rates, logits = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+def read_rates(
+    reader: Reader, images: Images, rows: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return firing rates (N, D) and logits (N, K), float32, in chunks of bounded memory.
+
+    Args:
+        reader: of the model.
+        images: uint8, (M, H, W, C).
+        rows: int64, (N,). Which of them; all by default.
+    """
+    parts = zip(*_chunks(reader, images, rows), strict=True)
+    rates, logits = (np.concatenate(arrays) for arrays in parts)
     return rates, logits
+
+
+def _chunks(
+    reader: Reader, images: Images, rows: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    chunk = chunk_of(images)
+    for start in range(0, len(images if rows is None else rows), chunk):
+        part = slice(start, start + chunk)
+        yield reader.read(images[part if rows is None else rows[part]])
 
 
 def chunk_of(images: Images) -> int:

@@ -16,7 +16,12 @@ from reluguard.detector.runtime import Guard
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.harvest.workspace import Workspace
-from reluguard.training.statistics.metrics import auroc_interval, rate_above, rate_interval
+from reluguard.training.statistics.metrics import (
+    auroc_interval,
+    interval_text,
+    rate_above,
+    rate_interval,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -182,21 +187,28 @@ def print_card(card: Mapping[str, Any]) -> None:
     console = Console()
     rate = max(card["clean"]["false_positive_rate"], key=float)
     clean = card["clean"]
-    console.print(f"clean accuracy {_text(clean['accuracy'])} on {clean['images']} unseen images")
+    console.print(
+        f"clean accuracy {interval_text(clean['accuracy'])} on {clean['images']} unseen images"
+    )
     for fpr, value in clean["false_positive_rate"].items():
-        console.print(f"clean images flagged at the {fpr} threshold: {_text(value)}")
+        console.print(f"clean images flagged at the {fpr} threshold: {interval_text(value)}")
     attacks = Table("attack", "succeeded", "AUROC", f"detected at {rate}", "confidence alone")
     for slug, entry in card["attacks"].items():
         share = f"{entry['succeeded']} / {entry['tried']}"
         if "auroc" in entry:
             detected, alone = entry["detected"][rate], f"{entry['confidence_only_auroc']:.3f}"
-            attacks.add_row(slug, share, _text(entry["auroc"]), _text(detected), alone)
+            attacks.add_row(
+                slug, share, interval_text(entry["auroc"]), interval_text(detected), alone
+            )
         else:
             attacks.add_row(slug, share, "-", "-", "-")
     console.print(attacks)
     benign = Table("harmless change", "images", f"flagged at {rate}", "where answered right")
     for slug, entry in card["benign"].items():
-        figures = (_text(entry["flagged"][rate]), answered_right(entry["answered_right"], rate))
+        figures = (
+            interval_text(entry["flagged"][rate]),
+            answered_right(entry["answered_right"], rate),
+        )
         benign.add_row(slug, str(entry["images"]), *figures)
     console.print(benign)
     print_precision(console, card.get("precision", {}))
@@ -219,7 +231,3 @@ def print_precision(console: "Console", table: Mapping[str, Any]) -> None:
 def answered_right(rates: Mapping[str, Any], rate: str) -> str:
     """Return what is flagged of the images that the model still answers right, and how many."""
     return f"{rates[rate]['value']:.3f} of {rates[rate]['n']}" if rates else "-"
-
-
-def _text(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -8,7 +8,7 @@ from reluguard.detector.images import Images
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Attack, Victim
-from reluguard.training.data.case import read_images, source_images
+from reluguard.training.data.case import read_rates, source_images
 from reluguard.training.harvest.orders import Job, Orders
 from reluguard.training.harvest.rates import places, stored
 from reluguard.training.twin.twin import load_twin
@@ -30,7 +30,7 @@ class _Latest:
     def read(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return rates (N, D) and logits (N, K) of images that nobody changes in place."""
         if self._answer is None or self._images is not images:
-            self._answer = read_images(self._reader, images)
+            self._answer = read_rates(self._reader, images)
             self._images = images
         return self._answer
 

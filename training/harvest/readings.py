@@ -6,8 +6,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Kind", "Readings"]
+from reluguard.detector.runtime import Reader
+from reluguard.training.data.case import read_rates
+from reluguard.training.data.dataset import Dataset
 
+__all__ = ["CLEAN", "Kind", "Readings", "clean_readings"]
+
+CLEAN = "clean"  # the name of the group of images as they came
 Floats = NDArray[np.float32]
 Kind = Literal["clean", "benign", "attack"]
 
@@ -58,3 +63,12 @@ class Readings:
             sources=self.sources[chosen],
             labels=self.labels[chosen],
         )
+
+
+def clean_readings(reader: Reader, dataset: Dataset, rows: NDArray[np.int64]) -> Readings:
+    """Return what some images of a data set give in full precision, as serving sees them."""
+    rates, logits = read_rates(reader, dataset.images, rows)
+    labels = dataset.labels[rows]
+    return Readings(
+        name=CLEAN, kind="clean", rates=rates, logits=logits, sources=rows, labels=labels
+    )

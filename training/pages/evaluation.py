@@ -8,6 +8,7 @@ from reluguard.training.evaluation.report_card import answered_right
 from reluguard.training.pages import evaluation_plots as plots
 from reluguard.training.pages.evaluation_text import figure_text
 from reluguard.training.pages.page import Section, page, paragraph, table
+from reluguard.training.statistics.metrics import interval_text
 
 __all__ = ["answer_table", "evaluation_page", "goal_table", "precision_table", "red_team_table"]
 
@@ -35,7 +36,7 @@ def evaluation_page(
     mean, worst = card["summary"]["mean_auroc"], card["summary"]["worst_auroc"]
     lead = paragraph(
         f"{about['images']} images that no step of fitting saw ({about['from']}). Clean images "
-        f"flagged at the {rate} threshold: {_interval(clean['false_positive_rate'][rate])}. "
+        f"flagged at the {rate} threshold: {interval_text(clean['false_positive_rate'][rate])}. "
         + (f"AUROC over attacks: mean {mean:.3f}, worst {worst:.3f}." if mean is not None else "")
     ) + paragraph(
         "Threat model of this page: " + about["threat_model"] + ". Attacks count where they "
@@ -109,7 +110,7 @@ def red_team_table(found: Mapping[str, Any] | None) -> str:
         )
     rates = list(next(iter(found["evaded"].values()), {}))
     rows = [
-        [f"{float(size):g}/255", *(_interval(entry[rate]) for rate in rates)]
+        [f"{float(size):g}/255", *(interval_text(entry[rate]) for rate in rates)]
         for size, entry in found["evaded"].items()
     ]
     settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items())
@@ -132,10 +133,6 @@ def _own_rate(card: Mapping[str, Any]) -> str:
     return str(list(card["clean"]["false_positive_rate"])[-1])
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
 def _attack_table(card: Mapping[str, Any]) -> str:
     rates = list(card["clean"]["false_positive_rate"])
     rows = []
@@ -143,13 +140,13 @@ def _attack_table(card: Mapping[str, Any]) -> str:
         row = [slug, "yes" if entry["fitted_on"] else "new"]
         row += [f"{entry['succeeded']} / {entry['tried']}"]
         if "auroc" in entry:
-            row += [_interval(entry["auroc"])]
-            row += [_interval(entry["detected"][rate]) for rate in rates]
+            row += [interval_text(entry["auroc"])]
+            row += [interval_text(entry["detected"][rate]) for rate in rates]
         else:
             row += ["-"] * (1 + len(rates))
         failed = entry["failed"]["flagged"]
-        row += [_interval(failed[rates[-1]]) if failed else "-"]
-        row += [_interval(entry["unnoticed"][rates[-1]])]
+        row += [interval_text(failed[rates[-1]]) if failed else "-"]
+        row += [interval_text(entry["unnoticed"][rates[-1]])]
         rows.append(row)
     head = ["attack", "fitted on", "succeeded", "AUROC", *(f"detected at {r}" for r in rates)]
     head += [f"failed ones flagged at {rates[-1]}", f"unnoticed at {rates[-1]}, of all tries"]
@@ -161,8 +158,8 @@ def _clean_table(card: Mapping[str, Any], rate: str) -> str:
     rows = [
         [
             threshold,
-            _interval(value),
-            _interval(clean["misclassified_flagged"][threshold])
+            interval_text(value),
+            interval_text(clean["misclassified_flagged"][threshold])
             if clean["misclassified_flagged"]
             else "-",
         ]
@@ -171,8 +168,8 @@ def _clean_table(card: Mapping[str, Any], rate: str) -> str:
     classes = [
         [
             label,
-            _interval(entry["false_positive_rate"][rate]),
-            _interval(entry["detected"][rate]) if entry["detected"] else "-",
+            interval_text(entry["false_positive_rate"][rate]),
+            interval_text(entry["detected"][rate]) if entry["detected"] else "-",
         ]
         for label, entry in card["classes"].items()
     ]
@@ -190,13 +187,15 @@ def _clean_table(card: Mapping[str, Any], rate: str) -> str:
 
 def answer_table(answers: Mapping[str, Any], rate: str) -> str:
     """Return what is flagged of clean images, by the class that the model answers."""
-    rows = [[answer, str(e[rate]["n"]), _interval(e[rate])] for answer, e in answers.items() if e]
+    rows = [
+        [answer, str(e[rate]["n"]), interval_text(e[rate])] for answer, e in answers.items() if e
+    ]
     return table(["class answered", "clean images", f"flagged at {rate}"], rows)
 
 
 def _benign_table(card: Mapping[str, Any], rate: str) -> str:
     rows = [
-        [slug, _interval(entry[rate]), answered_right(card["answered_right"][slug], rate)]
+        [slug, interval_text(entry[rate]), answered_right(card["answered_right"][slug], rate)]
         for slug, entry in card["benign"].items()
     ]
     return table(["harmless change", f"flagged at {rate}", "where answered right"], rows)
@@ -209,7 +208,7 @@ def _baseline_table(card: Mapping[str, Any]) -> str:
         figures = [f"{entry[k]:.3f}" if entry.get(k) is not None else "-" for k in keys]
         for key in ("mean", "worst"):
             lead = entry.get("lead", {}).get(key)
-            figures.append(f"{_signed(lead)} {lead['word']}" if lead else "-")
+            figures.append(f"{interval_text(lead, '+.3f')} {lead['word']}" if lead else "-")
         rows.append([name, *figures, entry.get("note", "")])
     head = ["detector", "mean AUROC", "worst AUROC", "harmless flagged"]
     head += ["guard minus it: mean", "worst", "note"]
@@ -259,7 +258,3 @@ def precision_table(found: Mapping[str, Any]) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.1g}"
-
-
-def _signed(value: Mapping[str, float]) -> str:
-    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"

@@ -24,7 +24,7 @@ from reluguard.training.pages.plots import (
     heat_map,
     svg,
 )
-from reluguard.training.statistics.metrics import auroc
+from reluguard.training.statistics.metrics import auroc, interval_text
 
 __all__ = ["before_and_after", "densities", "evidence", "examples", "matrix", "roc", "severity"]
 
@@ -189,9 +189,9 @@ def matrix(found: Mapping[str, Any]) -> str:
     )
     if found["mean_unseen"] is not None:
         mean, worst = found["mean_interval"], found["worst_interval"]
-        text += f" On those: mean {_interval(mean)}, worst {_interval(worst)}."
+        text += f" On those: mean {interval_text(mean)}, worst {interval_text(worst)}."
     listed = [
-        [slug, found["families"][slug], _interval(entry)]
+        [slug, found["families"][slug], interval_text(entry)]
         for slug, entry in found["unseen_intervals"].items()
     ]
     return figure(picture, text) + table(
@@ -203,10 +203,6 @@ def _frame(x: int, y: int) -> Any:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="#d8572a", linewidth=1.6)
-
-
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def examples(groups: Mapping[str, Group], thresholds: Mapping[str, float], rate: str) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reluguard.training.evaluation.report_card import print_precision
+from reluguard.training.statistics.metrics import interval_text
 
 __all__ = ["figure_text", "print_evaluation", "print_goals"]
 
@@ -17,7 +18,7 @@ def print_evaluation(card: Mapping[str, Any]) -> None:
     about, clean = card["about"], card["clean"]
     console.print(f"{about['images']} unseen images ({about['from']})")
     for rate, value in clean["false_positive_rate"].items():
-        console.print(f"clean images flagged at the {rate} threshold: {_text(value)}")
+        console.print(f"clean images flagged at the {rate} threshold: {interval_text(value)}")
     rate = next(reversed(clean["false_positive_rate"]))
     _print_attacks(console, card, rate)
     _print_threats(console, card)
@@ -28,7 +29,8 @@ def print_evaluation(card: Mapping[str, Any]) -> None:
         matrix = card["matrix"]
         console.print(
             f"one {matrix['by']} left out of the fit, AUROC on what was left out: mean "
-            f"{_text(matrix['mean_interval'])}, worst {_text(matrix['worst_interval'])}"
+            f"{interval_text(matrix['mean_interval'])}, "
+            f"worst {interval_text(matrix['worst_interval'])}"
         )
     print_precision(console, card["precision"])
     print_goals(card["goals"])
@@ -38,7 +40,9 @@ def _print_attacks(console: Console, card: Mapping[str, Any], rate: str) -> None
     table = Table("attack", "threat", "fitted on", "succeeded", "AUROC", f"detected at {rate}")
     for slug, entry in card["attacks"].items():
         figures = (
-            (_text(entry["auroc"]), _text(entry["detected"][rate])) if "auroc" in entry else ()
+            (interval_text(entry["auroc"]), interval_text(entry["detected"][rate]))
+            if "auroc" in entry
+            else ()
         )
         share = f"{entry['succeeded']} / {entry['tried']}"
         table.add_row(slug, entry["threat"], "yes" if entry["fitted_on"] else "no", share, *figures)
@@ -65,7 +69,9 @@ def _print_peers(console: Console, card: Mapping[str, Any]) -> None:
         keys = ("mean_auroc", "worst_auroc", "mean_benign_flagged")
         cells = [f"{entry[k]:.3f}" if entry.get(k) is not None else "-" for k in keys]
         leads = [entry["lead"][key] for key in ("mean", "worst")] if "lead" in entry else []
-        table.add_row(name, *cells, *(f"{_signed(lead)} {lead['word']}" for lead in leads))
+        table.add_row(
+            name, *cells, *(f"{interval_text(lead, '+.3f')} {lead['word']}" for lead in leads)
+        )
     console.print(table)
 
 
@@ -100,11 +106,3 @@ def figure_text(figure: Mapping[str, Any]) -> str:
     if figure["low"] is None:
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return f"{value:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
-def _signed(value: Mapping[str, float]) -> str:
-    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
-
-
-def _text(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

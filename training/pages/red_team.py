@@ -10,6 +10,7 @@ from reluguard.detector.images import Images
 from reluguard.training.pages.evaluation_plots import before_and_after
 from reluguard.training.pages.page import Section, figure, page, paragraph, table
 from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
+from reluguard.training.statistics.metrics import interval_text
 
 __all__ = ["red_team_page"]
 
@@ -40,7 +41,9 @@ def red_team_page(
         "model, this guard and its thresholds. Evaded: the answer is wrong and the real guard, on "
         "whole 8-bit pixels, does not flag it."
     ) + paragraph(
-        "; ".join(f"{size}/255: {_text(entry[rate])} at {rate}" for size, entry in best.items())
+        "; ".join(
+            f"{size}/255: {interval_text(entry[rate])} at {rate}" for size, entry in best.items()
+        )
     )
     sections = [
         Section(title="Attacks", body=_attacks(card, rates)),
@@ -53,10 +56,6 @@ def red_team_page(
     return page("reluguard red team", f"guard {card['guard'][:16]}, {settings}", lead, sections)
 
 
-def _text(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
 def _attacks(card: Mapping[str, Any], rates: list[str]) -> str:
     rows = []
     for size, attacks in card["budgets"].items():
@@ -66,9 +65,16 @@ def _attacks(card: Mapping[str, Any], rates: list[str]) -> str:
                 rows.append([f"{size}/255", name, tried, *["-"] * (len(rates) + 2)])
                 continue
             queries = f"{entry['mean_queries']:.0f}" if "mean_queries" in entry else ""
-            shares = (_text(entry["evaded"][rate]) for rate in rates)
+            shares = (interval_text(entry["evaded"][rate]) for rate in rates)
             rows.append(
-                [f"{size}/255", name, tried, _text(entry["misclassified"]), *shares, queries]
+                [
+                    f"{size}/255",
+                    name,
+                    tried,
+                    interval_text(entry["misclassified"]),
+                    *shares,
+                    queries,
+                ]
             )
     head = ["Linf", "attack", "images", "answer wrong", *(f"evades at {r}" for r in rates)]
     note = f"Black box: {card['black_box']}."
@@ -105,7 +111,10 @@ def _ladders(card: Mapping[str, Any]) -> str:
 
 def _convergence(card: Mapping[str, Any], rates: list[str]) -> str:
     steps = card["steps"]
-    rows = [[count, *(_text(entry[r]) for r in rates)] for count, entry in steps["evaded"].items()]
+    rows = [
+        [count, *(interval_text(entry[r]) for r in rates)]
+        for count, entry in steps["evaded"].items()
+    ]
     head = [
         f"steps, {steps['attack']}, {steps['budget']:g}/255",
         *(f"evades at {r}" for r in rates),

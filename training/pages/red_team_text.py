@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from reluguard.training.statistics.metrics import interval_text
+
 __all__ = ["print_hardening", "print_red_team"]
 
 
@@ -23,7 +25,10 @@ def print_red_team(card: Mapping[str, Any]) -> None:
             if "evaded" not in row:
                 table.add_row(size, name, tried)
                 continue
-            cells = [_text(row["misclassified"]), *(_text(row["evaded"][r]) for r in rates)]
+            cells = [
+                interval_text(row["misclassified"]),
+                *(interval_text(row["evaded"][r]) for r in rates),
+            ]
             after = " ".join(f"{share:.2f}" for share in row.get("evaded_after_restarts", ()))
             asked = f"{row['mean_queries']:.0f}" if "mean_queries" in row else ""
             last = name == "best per image"
@@ -42,7 +47,9 @@ def print_hardening(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
         for name in ("best per image", "score-search"):
             pair = (rows[name], after["budgets"][size][name])
             if all("evaded" in row for row in pair):
-                cells = [_text(row["evaded"][r]) for r in before["thresholds"] for row in pair]
+                cells = [
+                    interval_text(row["evaded"][r]) for r in before["thresholds"] for row in pair
+                ]
                 table.add_row(size, name, *cells)
     console.print(table)
     for norm, medians in before["median_budget"].items():
@@ -54,7 +61,7 @@ def _print_convergence(console: Console, card: Mapping[str, Any], rates: list[st
     steps = card["steps"]
     table = Table(f"steps at {steps['budget']:g}/255, {steps['attack']}", *rates)
     for count, entry in steps["evaded"].items():
-        table.add_row(count, *(_text(entry[rate]) for rate in rates))
+        table.add_row(count, *(interval_text(entry[rate]) for rate in rates))
     console.print(table)
     console.print("share of images with an evasion within a budget, by rate, and of the bare model")
     for norm, shares in card["ladders"].items():
@@ -66,7 +73,3 @@ def _print_convergence(console: Console, card: Mapping[str, Any], rates: list[st
         console.print(f"median {norm} budget: " + ", ".join(f"{k} {v}" for k, v in medians))
     for check, held in card["checks"].items():
         console.print(f"{'yes' if held else 'NO '} {check}")
-
-
-def _text(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

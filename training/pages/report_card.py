@@ -8,6 +8,7 @@ from reluguard.training.evaluation.report_card import answered_right
 from reluguard.training.pages.evaluation import answer_table, precision_table, red_team_table
 from reluguard.training.pages.page import Section, figure, page, paragraph, table
 from reluguard.training.pages.plots import AMBER, BLUE, canvas, svg
+from reluguard.training.statistics.metrics import interval_text
 
 __all__ = ["report_page"]
 
@@ -24,8 +25,8 @@ def report_page(card: Mapping[str, Any], manifest: Manifest) -> str:
         else ""
     )
     lead = paragraph(
-        f"Clean accuracy {_interval(clean['accuracy'])}; clean images flagged at the {fpr} "
-        f"threshold: {_interval(clean['false_positive_rate'][fpr])}.{found}"
+        f"Clean accuracy {interval_text(clean['accuracy'])}; clean images flagged at the {fpr} "
+        f"threshold: {interval_text(clean['false_positive_rate'][fpr])}.{found}"
     ) + paragraph(
         f"{len(manifest.taps)} taps, {manifest.calibration_images} calibration images. Every "
         "figure is on source images that no step of fitting saw; attacks are of the kinds that "
@@ -46,17 +47,13 @@ def report_page(card: Mapping[str, Any], manifest: Manifest) -> str:
     return page("reluguard report card", subtitle, lead, sections)
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
 def _attack_table(card: Mapping[str, Any], fpr: str) -> str:
     rows = [
         [
             slug,
             f"{entry['succeeded']} / {entry['tried']}",
-            _interval(entry["auroc"]),
-            _interval(entry["detected"][fpr]),
+            interval_text(entry["auroc"]),
+            interval_text(entry["detected"][fpr]),
             f"{entry['confidence_only_auroc']:.3f}",
         ]
         if "auroc" in entry
@@ -72,7 +69,7 @@ def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
         [
             slug,
             str(entry["images"]),
-            _interval(entry["flagged"][fpr]),
+            interval_text(entry["flagged"][fpr]),
             answered_right(entry.get("answered_right", {}), fpr),
         ]
         for slug, entry in card["benign"].items()
@@ -80,7 +77,7 @@ def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
     flagged = card["clean"]["misclassified_flagged"]
     if flagged:
         wrong = flagged[fpr]
-        rows.append(["clean, misclassified", str(wrong["n"]), _interval(wrong), "-"])
+        rows.append(["clean, misclassified", str(wrong["n"]), interval_text(wrong), "-"])
     head = ["change", "images", f"flagged at the {fpr} threshold", "where answered right"]
     return table(head, rows)
 

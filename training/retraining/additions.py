@@ -33,8 +33,8 @@ __all__ = [
     "FEWEST_CLEAN",
     "MOST_PER_SOURCE",
     "Fresh",
+    "read_attacked",
     "read_captured",
-    "read_images",
     "run_attack",
     "store",
 ]
@@ -79,7 +79,7 @@ class Fresh:
         )
 
 
-def read_images(path: Path, reader: Reader) -> list[Fresh]:
+def read_attacked(path: Path, reader: Reader) -> list[Fresh]:
     """Return the readings of attacked images: one group per file, named after it.
 
     Args:

@@ -1,17 +1,72 @@
-"""A challenger put on disk: judged by the gate, with a report card of its own."""
+"""A challenger: drafted from the champion, judged by the gate, put on disk with a report card."""
 
+import datetime as dt
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from reluguard.detector.artifact import GuardArtifact, write_guard
+from reluguard.detector.head import Head
 from reluguard.detector.model import Production
-from reluguard.detector.runtime import Guard
-from reluguard.training.evaluation.report_card import report_card
+from reluguard.detector.reference import KEY as REFERENCE
+from reluguard.detector.reference import reference_of
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.training.evaluation.report_card import promised_rates, report_card
+from reluguard.training.harvest.readings import Readings
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.retraining.gate import GateResult
 from reluguard.training.retraining.kept import Kept
 
-__all__ = ["write_challenger"]
+__all__ = ["with_head", "with_origin", "write_challenger"]
+
+
+def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtifact:
+    """Return the champion with another calibrated head and what that says of the golden inputs."""
+    rates, logits = reader.read(champion.golden.images)
+    manifest = replace(
+        champion.manifest,
+        thresholds=promised_rates(head.clean_scores, champion.manifest.fpr),
+        calibration_images=len(head.clean_scores),
+    )
+    golden = replace(champion.golden, rates=rates, score=head.score(rates, logits).score)
+    return replace(champion, digest="", head=head, manifest=manifest, golden=golden)
+
+
+def with_origin(
+    draft: GuardArtifact,
+    champion: GuardArtifact,
+    kept: Kept,
+    clean: Readings,
+    *,
+    out: Path,
+    step: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
+) -> GuardArtifact:
+    """Return a draft as it will be written but for its report card: where it came from is told.
+
+    Args:
+        draft: the champion with its new head.
+        champion: its parent.
+        kept: the harvest, with what was added to it.
+        clean: the calibration readings.
+        out: where it will lie.
+        step: what made it of its parent, for the lineage.
+        more: of its provenance.
+    """
+    before = champion.manifest.provenance
+    provenance: dict[str, Any] = {
+        **{key: value for key, value in before.items() if key != "forced"},
+        "work": str(kept.workspace.folder.resolve()),
+        REFERENCE: reference_of(clean.rates, clean.logits, champion.manifest.taps).to_json(),
+        "added": [asdict(one) for one in kept.added],
+        "lineage": [*before.get("lineage", ()), {"parent": champion.digest, **step}],
+        **(more or {}),
+    }
+    created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    manifest = replace(draft.manifest, created_at=created, provenance=provenance, metrics={})
+    return replace(draft, path=out, manifest=manifest)
 
 
 def write_challenger(

@@ -22,9 +22,9 @@ from reluguard.detector.head import Head, threshold_at
 from reluguard.detector.model import Production
 from reluguard.detector.runtime import Guard
 from reluguard.training.errors import DataError
-from reluguard.training.harvest.readings import Readings
+from reluguard.training.harvest.readings import CLEAN, Readings
 from reluguard.training.retraining.contradictions import Contradicted
-from reluguard.training.retraining.kept import CLEAN, Kept
+from reluguard.training.retraining.kept import Kept
 from reluguard.training.statistics.metrics import auroc
 
 __all__ = ["GateLimits", "GateResult", "GateRow", "gate", "print_gate"]

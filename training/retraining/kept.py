@@ -18,13 +18,12 @@ from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.lock import hold
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
-from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.harvest.readings import CLEAN, Kind, Readings
 from reluguard.training.harvest.workspace import COLUMNS, Workspace
 from reluguard.training.head.fit import HeadSettings
 
 __all__ = ["Added", "Kept", "hold_kept", "open_kept"]
 
-CLEAN = "clean"
 WEIGHT = 1.0
 
 

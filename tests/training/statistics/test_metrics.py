@@ -15,6 +15,7 @@ from reluguard.training.statistics.metrics import (
     Interval,
     auroc,
     auroc_interval,
+    interval_text,
     rate_above,
     rate_interval,
 )
@@ -124,3 +125,19 @@ def test_an_interval_reads_well() -> None:
     interval = Interval(0.5, 0.25, 0.75, 8)
     assert str(interval) == "0.500 [0.250, 0.750]"
     assert interval.to_json() == {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+
+
+@given(st.tuples(*[st.floats(-1, 1)] * 3), st.integers(0, 1000))
+def test_an_interval_comes_back_from_its_plain_values(
+    ends: tuple[float, float, float], n: int
+) -> None:
+    """What is stored of an interval is all of it, whatever is stored beside."""
+    interval = Interval(*ends, n)
+    assert Interval.from_json({**interval.to_json(), "word": "ahead"}) == interval
+
+
+def test_a_stored_interval_reads_as_it_did_before() -> None:
+    """Tables print stored intervals as the interval prints itself, differences with their sign."""
+    stored = Interval(0.25, 0.125, 0.5, 8).to_json()
+    assert interval_text(stored) == "0.250 [0.125, 0.500]"
+    assert interval_text(stored, "+.2f") == "+0.25 [+0.12, +0.50]"
