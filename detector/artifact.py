@@ -17,24 +17,20 @@ import ctypes
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
-import struct
 import tempfile
 import threading
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import DAMAGE, read_arrays, write_arrays
 from reluguard.detector.errors import (
     GuardError,
     GuardFormatError,
@@ -76,23 +72,6 @@ _KINDS: dict[str, type] = {
     "provenance": dict,
     "metrics": dict,
 }
-# what zipfile, zlib and NumPy's header reader raise on bytes that are not what they should be
-_DAMAGE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +237,7 @@ def _write_durably(file: Path, data: bytes) -> None:
 
 def _npz(arrays: Mapping[str, NDArray[Any]], *, compress: bool = True) -> bytes:
     buffer = io.BytesIO()
-    (np.savez_compressed if compress else np.savez)(buffer, allow_pickle=False, **arrays)
+    write_arrays(buffer, arrays, compress=compress)
     return buffer.getvalue()
 
 
@@ -346,43 +325,22 @@ def _arrays(data: bytes, entry: Mapping[str, Any], file: Path) -> dict[str, NDAr
     """Return the arrays of an npz, each checked against its declaration before it is unpacked."""
     try:
         declared = {
-            name: (np.dtype(str(item["dtype"])), tuple(map(int, item["shape"])))
+            str(name): (np.dtype(str(item["dtype"])), tuple(map(int, item["shape"])))
             for name, item in entry["arrays"].items()
         }
-        for name, (dtype, shape) in declared.items():
-            if dtype.kind not in "fiub" or min(shape, default=0) < 0:
-                raise GuardError(f"expected numbers in {name} of {file}, got {dtype} {shape}")
-        total = sum(dtype.itemsize * math.prod(shape) for dtype, shape in declared.values())
-        if total > _MAX_UNPACKED_BYTES:
-            raise GuardError(f"{file} unpacks to {total} bytes, more than {_MAX_UNPACKED_BYTES}")
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in declared):
-                raise GuardError(f"{file} holds other arrays than the manifest declares")
-            return {
-                name: _array(archive, name, dtype, shape, file)
-                for name, (dtype, shape) in declared.items()
-            }
-    except _DAMAGE as error:
-        raise GuardError(f"{file} does not match what the manifest declares of it") from error
-
-
-def _array(
-    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], file: Path
-) -> NDArray[Any]:
-    # np.load makes room for what an array's own header claims; here the header is compared first
-    with archive.open(f"{name}.npy") as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("expected npy format 1.0")
-        header = np.lib.format.read_array_header_1_0(stream)
-        if header != (shape, False, dtype) and header != (shape, len(shape) > 1, dtype):
-            got = f"{header[2]} {header[0]}"
-            raise GuardError(f"expected {name} of {dtype} {shape} in {file}, got {got}")
-        size = dtype.itemsize * math.prod(shape)
-        content = stream.read(size + 1)
-    if len(content) != size:
-        raise ValueError(f"expected {size} bytes in {name}")
-    order: Literal["F", "C"] = "F" if header[1] else "C"
-    return np.frombuffer(content, dtype).reshape(shape, order=order)
+    except DAMAGE as error:
+        raise GuardError(f"the arrays of {file} are not declared as such: {error}") from error
+    for name, (dtype, shape) in declared.items():
+        if dtype.kind not in "fiub" or min(shape, default=0) < 0:
+            raise GuardError(f"expected numbers in {name} of {file}, got {dtype} {shape}")
+    return read_arrays(
+        file,
+        error=GuardError,
+        like=declared,
+        content=data,
+        most_bytes=_MAX_UNPACKED_BYTES,
+        what="the arrays that the manifest declares",
+    )
 
 
 def _golden(arrays: Mapping[str, NDArray[Any]], manifest: Manifest, file: Path) -> Golden:

@@ -6,8 +6,6 @@ knows how a production model wants them: layout, value range, normalisation.
 
 import io
 import math
-import struct
-import zlib
 from dataclasses import asdict, dataclass
 from types import NoneType
 from typing import Any, Literal, cast
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from reluguard.detector.arrays import DAMAGE
 from reluguard.detector.errors import ImageError, ImageTooLargeError, SettingsError
 
 __all__ = ["Images", "InputSpec", "check_images", "decode_image"]
@@ -25,21 +24,6 @@ Images = NDArray[np.uint8]
 Layout = Literal["NCHW", "NHWC", "flat"]
 _DTYPES = ("float32", "float16", "float64", "uint8")
 _FORMATS = ("JPEG", "PNG")
-# what Pillow's readers raise on broken files
-_BROKEN = (
-    AttributeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +206,7 @@ def decode_image(data: bytes, spec: InputSpec, *, max_pixels: int = 16_777_216) 
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLargeError(f"expected at most {max_pixels} pixels: {error}") from error
-    except _BROKEN as error:
+    except DAMAGE as error:
         raise ImageError(
             "expected a whole JPEG or PNG image, got bytes that don't decode"
         ) from error

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import write_arrays
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, infer_spec, load_production
@@ -402,7 +403,7 @@ def _write(
     for name, flags in material.success.items():
         arrays[f"success/{name}"] = flags
     with _aside(out / "arrays.npz") as file, file.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
+        write_arrays(stream, arrays)
     with _aside(out / "analysis.json") as file:
         file.write_text(json.dumps(found, indent=2, allow_nan=False), encoding="utf-8")
     with _aside(out / "report.html") as file:

@@ -24,6 +24,8 @@ from reluguard.detector.session import open_session
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.harvest.readings import CLEAN
+from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_above
 
@@ -221,16 +223,16 @@ def _unseen(settings: FitSettings, artifact: GuardArtifact) -> tuple[_Images, _I
     slugs = {portion["slug"] for portion in artifact.manifest.provenance["recipe"]["attacks"]}
     for folder in sorted(work_folder(settings).iterdir()):
         for file in sorted(folder.glob("test-*.npz")) if folder.is_dir() else ():
-            with np.load(file, allow_pickle=False) as shard:
-                if folder.name == "clean" or folder.name in slugs:
-                    kept = shard["success"]
-                    found = _Images(
-                        images=shard["images"][kept],
-                        sources=shard["sources"][kept],
-                        labels=shard["labels"][kept],
-                        names=[folder.name] * int(kept.sum()),
-                    )
-                    (clean if folder.name == "clean" else attacked).append(found)
+            if folder.name == CLEAN or folder.name in slugs:
+                shard = read_shard(file, "success", "images", "sources", "labels")
+                kept = shard["success"]
+                found = _Images(
+                    images=shard["images"][kept],
+                    sources=shard["sources"][kept],
+                    labels=shard["labels"][kept],
+                    names=[folder.name] * int(kept.sum()),
+                )
+                (clean if folder.name == CLEAN else attacked).append(found)
     return _join(clean), _join(attacked)
 
 

@@ -7,10 +7,10 @@ of its own; putting it into service is another step, `reluguard.detector.shelf.s
 
 import hashlib
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from reluguard.training.data.dataset import Dataset, load_data, split_sources
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Orders
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
+from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.head.unit import Unit, without_accidents
 from reluguard.training.progress import Progress
 from reluguard.training.retraining.additions import (
@@ -278,11 +279,7 @@ def _calibration(
             ) from error
         made = clean_readings(reader, original.dataset, rows)
         write_file(file, npz={name: getattr(made, name) for name in READ})
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            values = {name: stored[name] for name in READ}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is damaged: remove it to make it anew") from error
+    values: dict[str, Any] = read_shard(file, *READ)
     return Readings(name=CLEAN, kind="clean", **values)
 
 

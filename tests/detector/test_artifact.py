@@ -318,7 +318,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "input scale": (lambda d: d["input"].update(scale=0), "expected a positive scale"),
     "huge array": (
         lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(shape=[10**9, 10**9]),
-        "unpacks to .* more than",
+        r"expected probe_weights of float\d+ \(1000000000, 1000000000\)",
     ),
     "negative shape": (
         lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(shape=[-1, 4]),
@@ -330,7 +330,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "unknown dtype": (
         lambda d: d["files"]["head.npz"]["arrays"]["probe_weights"].update(dtype="evil"),
-        "does not match what the manifest declares",
+        "are not declared as such",
     ),
     "other shape": (
         lambda d: d["files"]["head.npz"]["arrays"]["center"].update(shape=[3]),
@@ -338,11 +338,11 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "undeclared array": (
         lambda d: d["files"]["head.npz"]["arrays"].pop("center"),
-        "holds other arrays than the manifest declares",
+        "expected the arrays that the manifest declares, .* holds others",
     ),
     "nothing declared": (
         lambda d: d["files"]["head.npz"].pop("arrays"),
-        "does not match what the manifest declares",
+        "are not declared as such",
     ),
     "parent": (
         lambda d: d["files"].update({"../../secret": {"bytes": 6, "sha256": ""}}),
@@ -469,7 +469,7 @@ def test_a_pickle_is_never_opened(folder: Path, tmp_path: Path) -> None:
     np.savez(buffer, slope=np.array([Evil()], dtype=object))
     for dtype in ("object", "float64"):
         put(folder, "head.npz", buffer.getvalue(), {"slope": {"dtype": dtype, "shape": [1]}})
-        with pytest.raises(GuardError, match=r"expected (numbers in )?slope"):
+        with pytest.raises(GuardError, match=r"expected numbers in slope|objects in slope"):
             read_guard(folder)
     assert not ran.exists()
 
@@ -480,7 +480,7 @@ def test_an_archive_of_twice_the_same_name_is_refused(folder: Path) -> None:
     with zipfile.ZipFile(buffer, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("slope.npy", archive.read("slope.npy"))
     put(folder, "head.npz", buffer.getvalue())
-    with pytest.raises(GuardError, match="holds other arrays than the manifest declares"):
+    with pytest.raises(GuardError, match=r"that the manifest declares, .* holds others"):
         read_guard(folder)
 
 

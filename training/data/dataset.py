@@ -8,17 +8,16 @@ import hashlib
 import mmap
 import os
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reluguard.detector.arrays import stored_array
+from reluguard.detector.arrays import DAMAGE, find_place, read_arrays, write_arrays
 from reluguard.detector.images import Images
 from reluguard.training.errors import DataError
 
@@ -39,6 +38,7 @@ MAPPED_BYTES = 2**28
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
+_BROKEN: tuple[type[Exception], ...] = (*DAMAGE, Image.DecompressionBombError)
 _PARTS = ("fit", "calibrate", "test")
 
 
@@ -160,37 +160,12 @@ def load_data(text: str, *, size: tuple[int, int] | None = None) -> Dataset:
 
 
 def _load_npz(path: Path) -> Dataset:
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"expected a .npz file, {path} is not one")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            missing = sorted({"images", "labels"} - set(arrays.files))
-            if missing:
-                found = ", ".join(arrays.files) or "none"
-                raise DataError(
-                    f"expected arrays images and labels in {path}, "
-                    f"{' and '.join(missing)} missing: it has {found}"
-                )
-            labels = arrays["labels"]
-            mapped = _mapped(path, stream)
-            images = arrays["images"] if mapped is None else mapped
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"expected a .npz file of plain arrays, {path} can't be read") from error
-    return Dataset(images=images, labels=labels, source=str(path))
-
-
-def _mapped(path: Path, stream: BinaryIO) -> NDArray[Any] | None:
-    """Return the images where they lie if they are stored plainly and large; they are not copied.
-
-    Such a file must not change while it is in use.
-    """
-    try:
-        offset, shape, dtype = stored_array(stream, "images")
-    except ValueError:
-        return None
-    if np.prod(shape, dtype=np.float64) * dtype.itemsize < MAPPED_BYTES:
-        return None
-    return np.memmap(path, dtype, "r", offset, shape)
+    place = find_place(path, "images", error=DataError, least_bytes=MAPPED_BYTES)
+    if place is None:
+        arrays = read_arrays(path, "images", "labels", error=DataError)
+    else:
+        arrays = {**read_arrays(path, "labels", error=DataError), "images": place.mapped()}
+    return Dataset(images=arrays["images"], labels=arrays["labels"], source=str(path))
 
 
 def _load_folder(root: Path, size: tuple[int, int] | None) -> Dataset:
@@ -221,7 +196,7 @@ def _decode(file: Path, size: tuple[int, int] | None) -> Images:
     try:
         with Image.open(file) as image:
             pixels = image.convert("L" if image.mode in {"1", "L", "I;16"} else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _BROKEN as error:
         raise DataError(f"expected an image, {file} does not decode") from error
     decoded = _resize(pixels, size)
     return decoded[..., None] if decoded.ndim == 2 else decoded
@@ -255,7 +230,7 @@ def _load_torchvision(text: str) -> Dataset:
 
     try:
         stored = getattr(datasets, name)(root, train=train, download=False)
-    except (RuntimeError, OSError) as error:
+    except DAMAGE as error:
         raise DataError(
             f"expected torchvision's {name} under {root}; nothing is downloaded here"
         ) from error
@@ -269,7 +244,7 @@ def save_dataset(data: Dataset, path: Path) -> None:
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(stream, images=data.images, labels=data.labels)
+            write_arrays(stream, {"images": data.images, "labels": data.labels})
         Path(aside).replace(path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)

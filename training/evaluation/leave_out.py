@@ -14,7 +14,7 @@ from reluguard.detector.artifact import Manifest
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Kind, Readings
-from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.harvest.workspace import PLAN, Workspace, read_plan
 from reluguard.training.head.fit import HeadSettings, fit_head
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.bootstrap import Drawn, Resampling, interval
@@ -65,12 +65,9 @@ def open_fit(folder: Path, manifest: Manifest) -> Workspace:
     Raises:
         DataError: there is none, or it belongs to another guard.
     """
-    import json
-
-    file = folder / "plan.json"
-    if not file.is_file():
-        raise DataError(f"expected the work folder of a fit, {folder} has no plan.json")
-    plan = json.loads(file.read_text())
+    plan = read_plan(folder)
+    if plan is None:
+        raise DataError(f"expected the work folder of a fit, {folder} has no {PLAN}")
     provenance = manifest.provenance
     own = (manifest.model_sha256, provenance.get("data", {}).get("sha256"), provenance.get("seed"))
     if (plan.get("model"), plan.get("data"), plan.get("seed")) != own:

@@ -7,22 +7,23 @@ them. Of larger tensors it is rounded to the nearest 255th, by at most .002.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.arrays import stored_array
+from reluguard.detector.arrays import Place
 from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
 
-__all__ = ["StoredRates", "decode", "encode", "places", "stored"]
+__all__ = ["REMEDY", "SHARD", "StoredRates", "decode", "encode", "places", "stored"]
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 FINEST = 255
+SHARD, REMEDY = "a shard", "remove it to make it anew"  # for messages
 _EXACT = 1e-3  # of a step: what float32 may be off a whole count
 
 
@@ -103,7 +104,7 @@ class _Part:
         start, count = self.offset + first * self.width, (last - first) * self.width
         codes = np.fromfile(self.file, np.uint8, count, offset=start)
         if len(codes) != count:
-            raise DataError(f"the shard {self.file} is damaged: remove it to make it anew")
+            raise DataError(f"expected {SHARD}, {self.file} was cut: {REMEDY}")
         return decode(codes.reshape(last - first, self.width), self.steps)
 
 
@@ -138,16 +139,15 @@ class StoredRates:
         return cls(parts, np.concatenate(rows))
 
     @classmethod
-    def of_shard(cls, file: Path, stream: BinaryIO, steps: Codes) -> "StoredRates":
-        """Return the rates of a shard that holds them as codes, open for reading.
+    def at(cls, place: Place, steps: Codes) -> "StoredRates":
+        """Return the rates of a shard that holds them as uint8 codes (N, D) there.
 
-        Raises:
-            ValueError: the file is not what it was written as.
+        Args:
+            place: of the codes.
+            steps: uint8, (D,).
         """
-        offset, shape, dtype = stored_array(stream, "rates")
-        if dtype != np.uint8 or len(shape) != 2 or shape[1] != len(steps):
-            raise ValueError(f"expected uint8 codes of {len(steps)} rates, got {dtype} {shape}")
-        part = _Part(rows=shape[0], width=shape[1], file=file, offset=offset, steps=steps)
+        rows, width = place.shape
+        part = _Part(rows=rows, width=width, file=place.file, offset=place.offset, steps=steps)
         return cls([part])
 
     @property

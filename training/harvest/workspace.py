@@ -1,9 +1,7 @@
 """A folder of shards: what a harvest left on disk, read back. N images, D rates, K classes."""
 
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import DAMAGE, find_place, read_arrays
 from reluguard.detector.artifact import write_file
 from reluguard.detector.images import Images
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
-from reluguard.training.harvest.rates import StoredRates, decode
+from reluguard.training.harvest.rates import REMEDY, SHARD, StoredRates, decode
 from reluguard.training.harvest.readings import Readings
 
-__all__ = ["COLUMNS", "Shard", "Workspace", "column_runs"]
+__all__ = ["COLUMNS", "PLAN", "Shard", "Workspace", "column_runs", "read_plan", "read_shard"]
 
 COLUMNS = "columns"  # of the harvested rates, those that a guard reads: runs of start and stop
 
-# what NumPy, zipfile and zlib raise on a file that is not what it was written as
-_DAMAGE = (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+PLAN = "plan.json"
+_OF_ROWS = ("sources", "labels", "success", "logits")
+_KINDS = {"images": "u", "sources": "i", "labels": "i", "success": "b", "logits": "f"}
+_KINDS |= {"rates": "uf", "steps": "u"}
+_AXES = {"images": 4, "sources": 1, "labels": 1, "success": 1, "logits": 2, "rates": 2, "steps": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +51,12 @@ class Workspace:
         self.folder = folder
         self.columns: NDArray[np.int64] | None = None  # of the harvested rates; all of them
         text = json.dumps(plan, sort_keys=True, indent=2)
-        file = folder / "plan.json"
-        known = file.read_text() if file.is_file() else None
-        if known == text:
+        file = folder / PLAN
+        try:
+            known = file.read_bytes() if file.exists() else None
+        except OSError as error:
+            raise DataError(f"expected a file at {file}, it can't be read") from error
+        if known == text.encode():
             return
         if known is not None and any(folder.glob("*/*.npz")):
             raise DataError(
@@ -67,16 +72,11 @@ class Workspace:
             DataError: it is damaged.
         """
         file = self.folder / job.file
-        try:
-            # NumPy leaves a file open that it opened itself and can't read
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                values = {name: arrays[name] for name in arrays.files}
-            steps = values.pop("steps", None)
-            if steps is not None:
-                values["rates"] = decode(values["rates"], steps)
-            return Shard(**{"images": None, **values})
-        except _DAMAGE as error:
-            raise _damaged(file) from error
+        values = read_shard(file, *_OF_ROWS, "rates", optional=("steps", "images"))
+        steps = values.pop("steps", None)
+        if steps is not None:
+            values["rates"] = decode(values["rates"], steps)
+        return Shard(images=values.pop("images", None), **values)
 
     def readings(self, jobs: Sequence[Job]) -> Readings:
         """Return what the jobs of one slug and split gave; of attacks, only the successes.
@@ -103,26 +103,64 @@ class Workspace:
     def _open(self, job: Job) -> dict[str, Any]:
         """Return a shard's arrays without its images, its rates checked but left on disk."""
         file = self.folder / job.file
-        try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                names = set(arrays.files) - {"images"}
-                values = {name: arrays[name] for name in names}  # checks every sum
-                if "steps" in values:
-                    values["rates"] = StoredRates.of_shard(file, stream, values["steps"])
-        except _DAMAGE as error:
-            raise _damaged(file) from error
-        return values
+        values: dict[str, Any] = read_shard(file, *_OF_ROWS, optional=("steps",))
+        if "steps" not in values:
+            return values | read_shard(file, "rates")
+        steps = values["steps"]
+        place = find_place(file, "rates", error=DataError, what=SHARD, remedy=REMEDY)
+        shape = (len(values["sources"]), len(steps))
+        if place is None or place.dtype != np.uint8 or place.shape != shape:
+            raise DataError(f"expected {SHARD}, {file} holds its rates otherwise: {REMEDY}")
+        return values | {"rates": StoredRates.at(place, steps)}
 
 
-def _damaged(file: Path) -> DataError:
-    return DataError(f"the shard {file} is damaged: remove it to make it anew")
+def read_shard(file: Path, *names: str, optional: Collection[str] = ()) -> dict[str, NDArray[Any]]:
+    """Return arrays of a shard by name, each of the kind it has to be.
+
+    Args:
+        file: the shard.
+        names: arrays that must be there.
+        optional: arrays that are read if they are there.
+
+    Raises:
+        DataError: it is damaged, lacks one, or holds other things under their names.
+    """
+    values = read_arrays(
+        file, *names, error=DataError, optional=optional, what=SHARD, remedy=REMEDY
+    )
+    rows = {len(value) if value.ndim else 0 for name, value in values.items() if name != "steps"}
+    fit = all(
+        value.dtype.kind in _KINDS[name] and value.ndim == _AXES[name]
+        for name, value in values.items()
+    )
+    wide = values["rates"].shape[1:] if fit and "steps" in values and "rates" in values else ()
+    if not fit or len(rows) > 1 or (wide and wide != values["steps"].shape):
+        found = ", ".join(f"{n} {value.dtype} {value.shape}" for n, value in values.items())
+        raise DataError(f"expected {SHARD}, {file} holds {found}: {REMEDY}")
+    return values
 
 
-def _differences(known: str, plan: Mapping[str, Any]) -> str:
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """Return what the shards of a folder were made from; None if it does not say.
+
+    Raises:
+        DataError: what it says can't be read.
+    """
+    file = folder / PLAN
+    try:
+        plan = json.loads(file.read_bytes()) if file.exists() else None
+    except DAMAGE as error:
+        raise DataError(f"expected the plan of a harvest, {file} is damaged ({error})") from error
+    if plan is not None and not isinstance(plan, dict):
+        raise DataError(f"expected the plan of a harvest in {file}, got other JSON")
+    return plan
+
+
+def _differences(known: bytes, plan: Mapping[str, Any]) -> str:
     """Return in what a stored plan differs, as words."""
     try:
         stored = dict(json.loads(known))
-    except (ValueError, TypeError):
+    except DAMAGE:
         return "plan"
     wanted = json.loads(json.dumps(plan))
     keys = sorted(stored.keys() | wanted.keys())

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import read_arrays
 from reluguard.detector.artifact import write_file
 from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.training.attacks import Attack
+from reluguard.training.errors import DataError
+from reluguard.training.harvest.rates import REMEDY
 from reluguard.training.harvest.workspace import Workspace
 from reluguard.training.progress import Progress
 from reluguard.training.red_team.target import Scores, Target
@@ -75,8 +78,15 @@ class Tries:
             arrays: dict[str, NDArray[Any]] = {"scores": scores, "images": images}
             write_file(file, npz=arrays if queries is None else arrays | {"queries": queries})
         self._progress.advance(len(rows))
-        with np.load(file, allow_pickle=False) as kept:
-            return {entry: kept[entry] for entry in kept.files}
+        return read_arrays(
+            file,
+            "scores",
+            "images",
+            optional=("queries",),
+            error=DataError,
+            what="a kept try",
+            remedy=REMEDY,
+        )
 
 
 def _hash(head: Head) -> str:

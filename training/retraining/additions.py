@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 import sqlite3
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import read_arrays
 from reluguard.detector.artifact import GuardArtifact, write_file
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import attack_named
@@ -48,7 +48,6 @@ LABELLED_CLEAN = "labelled-clean"
 MOST_PER_SOURCE = 250
 LOCK_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DAMAGE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +101,12 @@ def _read_file(file: Path, reader: Reader) -> Fresh:
     if data.images.shape[1:] != (spec.height, spec.width, spec.channels):
         expected = (spec.height, spec.width, spec.channels)
         raise DataError(f"expected images {expected} in {file}, got {data.images.shape[1:]}")
-    with np.load(file, allow_pickle=False) as arrays:
-        sources = arrays["sources"] if "sources" in arrays.files else None
-    if sources is not None and sources.shape != data.labels.shape:
-        raise DataError(f"expected one source per image in {file}, got shape {sources.shape}")
+    sources = read_arrays(file, error=DataError, optional=("sources",)).get("sources")
+    if sources is not None and (
+        sources.shape != data.labels.shape or sources.dtype.kind not in "iu"
+    ):
+        got = f"{sources.dtype} {sources.shape}"
+        raise DataError(f"expected one source per image in {file}, a whole number, got {got}")
     rates, logits = reader.read(data.images)
     if data.labels.max() >= logits.shape[1]:
         raise DataError(f"expected labels below {logits.shape[1]} in {file}")
@@ -237,11 +238,12 @@ def _labelled(
 
 def _read_shard(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            rates, logits = arrays["rates"], arrays["logits"]
-    except _DAMAGE:
+        arrays = read_arrays(file, "rates", "logits", error=DataError)
+    except DataError:
         return None
+    rates, logits = arrays["rates"], arrays["logits"]
     fits = rates.ndim == logits.ndim == 2 and len(rates) == len(logits)
+    fits = fits and rates.dtype.kind == logits.dtype.kind == "f"
     return (rates, logits) if fits and np.isfinite(logits).all() else None
 
 

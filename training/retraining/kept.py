@@ -4,8 +4,6 @@ A guard's manifest says what it was fitted on; its work folder holds the reading
 shards under `added/` and lists them in the new guard's manifest. N images, D rates.
 """
 
-import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +16,9 @@ from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.lock import hold
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
+from reluguard.training.harvest.rates import SHARD
 from reluguard.training.harvest.readings import CLEAN, Kind, Readings
-from reluguard.training.harvest.workspace import COLUMNS, Workspace
+from reluguard.training.harvest.workspace import COLUMNS, Workspace, read_plan, read_shard
 from reluguard.training.head.fit import HeadSettings
 
 __all__ = ["Added", "Kept", "hold_kept", "open_kept"]
@@ -159,12 +158,11 @@ def hold_kept(artifact: GuardArtifact, work: Path | None = None) -> Iterator[Non
 
 def _plan(artifact: GuardArtifact, folder: Path) -> dict[str, Any]:
     """Return what the harvest in a folder was made from."""
-    try:
-        plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
-    except (OSError, ValueError) as error:
+    plan = read_plan(folder)
+    if plan is None:
         raise DataError(
             f"expected the harvest of {artifact.path} in {folder}: give its --work folder"
-        ) from error
+        )
     return plan
 
 
@@ -182,10 +180,8 @@ def _jobs(folder: Path, slug: str, kind: Kind) -> tuple[Job, ...]:
     found = []
     for file in sorted((folder / slug).glob("*-*.npz")):
         split, _, number = file.stem.partition("-")
-        try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                sources = arrays["sources"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"the shard {file} is damaged: remove it to make it anew") from error
+        if not number.isdecimal():
+            raise DataError(f"expected {SHARD} named SPLIT-NUMBER.npz, {file} is none: remove it")
+        sources = read_shard(file, "sources")["sources"]
         found.append(Job(slug=slug, kind=kind, split=split, number=int(number), sources=sources))
     return tuple(found)

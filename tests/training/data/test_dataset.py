@@ -258,7 +258,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     """A file that is no archive, a cut one, and nothing at all are told apart from data."""
     (tmp_path / "d.npz").write_bytes(b"hello")
-    with pytest.raises(DataError, match=r"expected a .npz file, .* is not one"):
+    with pytest.raises(DataError, match=r"expected a .npz file of plain arrays, .* is not one"):
         load_data(str(tmp_path / "d.npz"))
     with pytest.raises(DataError, match=r"expected a .npz file, a folder or torchvision:NAME:ROOT"):
         load_data(str(tmp_path / "nothing"))

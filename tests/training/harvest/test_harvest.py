@@ -218,7 +218,9 @@ def test_a_damaged_shard_is_named(
     file = orders.workspace / job.file
     file.write_bytes(damage(file.read_bytes()))
     workspace = Workspace(orders.workspace, PLAN)
-    with pytest.raises(DataError, match=r"fit-00000\.npz is damaged: remove it to make it anew"):
+    with pytest.raises(
+        DataError, match=r"expected a shard, .*fit-00000\.npz .*: remove it to make it anew"
+    ):
         workspace.read(job)
 
 
@@ -228,7 +230,7 @@ def test_a_shard_with_an_array_missing_is_damaged(order: Callable[..., Orders]) 
     job = jobs_of(orders)[0]
     (orders.workspace / "clean").mkdir(parents=True)
     np.savez(orders.workspace / job.file, sources=np.arange(3))
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="labels, logits, rates and success missing: it has sour"):
         Workspace(orders.workspace, PLAN).read(job)
 
 

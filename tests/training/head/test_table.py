@@ -8,8 +8,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import find_place
 from reluguard.detector.artifact import write_file
 from reluguard.detector.taps import Tap
+from reluguard.training.errors import DataError
 from reluguard.training.harvest.rates import StoredRates, places, stored
 from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.head import moments
@@ -54,8 +56,9 @@ def on_disk(readings: Readings, folder: Path) -> Readings:
         arrays = stored(readings.rates[start : start + 100], places(TAPS))
         file = folder / f"{readings.name}-{start}.npz"
         write_file(file, npz=arrays, compress=False)
-        with file.open("rb") as stream:
-            parts.append(StoredRates.of_shard(file, stream, arrays["steps"]))
+        place = find_place(file, "rates", error=DataError)
+        assert place is not None
+        parts.append(StoredRates.at(place, arrays["steps"]))
     return Readings(
         name=readings.name,
         kind=readings.kind,
