@@ -26,7 +26,8 @@ __all__ = [
 def level_of_consistency(codes: NDArray[Any], labels: Ints, *, top: int = 10) -> Floats:
     """Return how often two of a channel's favourite images share a label: float64, (C,), in [0, 1].
 
-    One means the channel answers to one class only; chance is about 1 / K.
+    One means the channel answers to one class only; chance is about 1 / K. Of images that tie for
+    the last places each is as likely a favourite as the other, and the level is the mean over them.
 
     Args:
         codes: (N, C). The channel's mean output per image.
@@ -39,11 +40,16 @@ def level_of_consistency(codes: NDArray[Any], labels: Ints, *, top: int = 10) ->
     n = check_rows(codes, labels)
     if not 2 <= top <= n:
         raise ShapeError(f"expected 2 to {n} favourites among {n} images, got {top}")
-    best = np.argpartition(-codes, top - 1, axis=0)[:top]
+    last = np.partition(codes, n - top, axis=0)[n - top]
+    sure, tied = codes > last, codes == last
+    places, rivals = top - sure.sum(axis=0), tied.sum(axis=0)
     share = np.zeros(codes.shape[1])
     for label in np.unique(labels):
-        hits = (labels[best] == label).sum(axis=0)
-        share += hits * (hits - 1)
+        own = labels == label
+        a, b = sure[own].sum(axis=0), tied[own].sum(axis=0)
+        one = places / rivals  # how likely a tied image is to get a place, and two of them both
+        both = one * (places - 1) / np.maximum(rivals - 1, 1)
+        share += a * (a - 1) + 2 * a * b * one + b * (b - 1) * both
     level: Floats = share / (top * (top - 1))
     return level
 

@@ -2,18 +2,20 @@
 
 The Fiedler vector is the eigenvector of the second-smallest eigenvalue of a graph's Laplacian; its
 sign is a two-way cut found without any label. Up to `DENSE` nodes LAPACK solves it, above that
-Lanczos iterations, on a sparse matrix where the graph is one.
+Lanczos iterations, on a sparse matrix where the graph is one. No cut hangs on the solver: what
+falls apart by itself is cut between its pieces, and of equally weak cuts a rule takes one.
 
 Source: Fiedler 1973; Jamil et al. 2023, arXiv 2305.01808; Shi and Malik 2000.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_rows, check_square
+from reluguard.training.analysis.spectra import ROUNDING, nearest, settle
 from reluguard.training.errors import ConstantError, LabelError, ShapeError
 from reluguard.training.statistics.intervals import class_pair_mean
 from reluguard.training.statistics.metrics import Interval
@@ -38,6 +40,8 @@ __all__ = [
 Graph = Literal["plain", "normalised", "knn"]
 GRAPHS: tuple[Graph, ...] = ("plain", "normalised", "knn")
 DENSE = 2000
+_KRYLOV = 64  # vectors between two restarts of the iterations
+_TURNS = 8  # equal eigenvalues that are looked for one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +49,11 @@ class Cut:
     """A graph's Fiedler vector and how sure its cut is.
 
     Attributes:
-        vector: float64, (N,), of unit length, its largest component positive.
-        connectivity: the second-smallest eigenvalue; zero means the graph falls apart by itself.
-        gap: the third minus the second; zero means another cut is as good.
+        vector: float64, (N,), of unit length, its largest component positive. Between equally weak
+            cuts it is the one that reaches furthest into one image, the first if several do.
+        connectivity: the second-smallest eigenvalue; exactly zero means that the graph falls apart
+            by itself, and the vector has one sign on each of its pieces.
+        gap: the third minus the second; exactly zero means another cut is as good.
     """
 
     vector: Floats
@@ -56,14 +62,15 @@ class Cut:
 
     @property
     def side(self) -> NDArray[np.bool_]:
-        """bool, (N,): which side of the cut each image is on. Which is called true is chance."""
+        """bool, (N,): which side of the cut each image is on. Which is called true says nothing."""
         return self.vector > 0
 
 
 def knn_graph(similarity: NDArray[np.floating], neighbours: int | None = None) -> Any:
     """Return the graph of each node's nearest neighbours, symmetric: scipy CSR, (N, N).
 
-    An edge is there if either end counts the other among its nearest.
+    An edge is there if either end counts the other among its nearest. Whoever is as near as the
+    last of them counts too, so that the graph does not hang on the order of the images.
 
     Args:
         similarity: (N, N), symmetric, non-negative.
@@ -77,10 +84,8 @@ def knn_graph(similarity: NDArray[np.floating], neighbours: int | None = None) -
         raise ShapeError(f"expected 1 to {n - 1} neighbours among {n} images, got {k}")
     masked = np.array(similarity, np.float64)
     np.fill_diagonal(masked, -np.inf)
-    columns = np.argpartition(masked, -k, axis=1)[:, -k:].ravel()
-    rows = np.repeat(np.arange(n), k)
-    directed = csr_array((masked[rows, columns], (rows, columns)), shape=(n, n))
-    return directed.maximum(directed.T)
+    kept = nearest(masked, k)
+    return csr_array(np.where(kept | kept.T, masked, 0))
 
 
 def fiedler(
@@ -92,6 +97,10 @@ def fiedler(
     seed: int = 0,
 ) -> Cut:
     """Return the weakest cut of a similarity graph.
+
+    A graph in pieces, or so weakly held together that no solver can tell, is cut between them: from
+    the largest down, each piece joins the side of fewer images. Of equally many images the piece of
+    more similarity goes first, then that of the first image.
 
     Args:
         similarity: (N, N), symmetric, in [0, 1]; the diagonal is not read.
@@ -137,66 +146,151 @@ def check_similarity(similarity: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def _solve(weights: Any, *, normalise: bool, seed: int) -> Cut:
-    n = weights.shape[0]
-    degree = np.asarray(weights.sum(axis=1), np.float64).ravel()
-    if normalise:
-        root = 1 / np.sqrt(np.maximum(degree, np.finfo(np.float64).tiny))
-        root[degree == 0] = 0
-        values, vectors = _top_three(weights, root, seed) if n > DENSE else _all(weights, root)
-    else:
-        values, vectors = _plain(weights, degree, seed)
-    vector = vectors[:, 1]
-    if vector[np.argmax(np.abs(vector))] < 0:
-        vector = -vector
-    return Cut(
-        vector=vector,
-        connectivity=float(max(values[1], 0.0)),
-        gap=float(max(values[2] - values[1], 0.0)),
-    )
+    laplacian = _Laplacian(weights, normalise=normalise)
+    pieces = _pieces(weights > 0)
+    if pieces.max() == 0:
+        values, vectors = laplacian.lowest(laplacian.constant[:, None], seed)
+        weak = values[0] <= ROUNDING * laplacian.scale
+        if weak:  # a link holds no more than its cut is worth, times the number of images
+            pieces = _pieces(laplacian.links > len(pieces) * ROUNDING * laplacian.scale)
+        if not weak or pieces.max() == 0:
+            gap = float(values[-1] - values[0]) if vectors.shape[1] == 1 else 0.0
+            return Cut(
+                vector=settle(vectors)[:, 0], connectivity=max(float(values[0]), 0.0), gap=gap
+            )
+    vector = laplacian.step(_gathered(pieces, laplacian.degree))
+    gap = 0.0
+    if pieces.max() == 1:
+        values, _ = laplacian.lowest(np.stack([laplacian.constant, vector], axis=1), seed)
+        gap = max(float(values[0]), 0.0)
+    return Cut(vector=settle(vector[:, None])[:, 0], connectivity=0.0, gap=gap)
 
 
-def _all(weights: Any, root: Floats) -> tuple[Floats, Floats]:
-    from scipy.linalg import eigh
-
-    dense = weights.toarray() if hasattr(weights, "toarray") else weights
-    laplacian = np.eye(len(root)) - root[:, None] * dense * root[None, :]
-    return cast(
-        "tuple[Floats, Floats]",
-        eigh(laplacian, subset_by_index=(0, 2), check_finite=False, overwrite_a=True),
-    )
-
-
-def _top_three(weights: Any, root: Floats, seed: int) -> tuple[Floats, Floats]:
-    """Largest of D^-1/2 W D^-1/2 are smallest of the Laplacian, and Lanczos finds large ones."""
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    n = len(root)
-    operator = LinearOperator((n, n), matvec=lambda x: root * (weights @ (root * x.ravel())))
-    start = np.random.default_rng(seed).standard_normal(n)
-    values, vectors = eigsh(operator, k=3, which="LA", v0=start)
-    order = np.argsort(-values)
-    return 1 - values[order], vectors[:, order]
+def _pieces(linked: Any) -> Ints:
+    """Return which piece of the graph each node lies in, numbered by first nodes: int64, (N,)."""
+    piece = np.full(linked.shape[0], -1, np.int64)
+    while (piece < 0).any():
+        found = np.arange(len(piece)) == np.argmin(piece >= 0)
+        number, edge = piece.max() + 1, found
+        while edge.any():
+            piece[edge] = number
+            edge = (np.asarray(linked[np.flatnonzero(edge)].sum(axis=0)) > 0) & (piece < 0)
+    return piece
 
 
-def _plain(weights: Any, degree: Floats, seed: int) -> tuple[Floats, Floats]:
-    from scipy.linalg import eigh
-    from scipy.sparse.linalg import LinearOperator, eigsh
+def _gathered(pieces: Ints, degree: Floats) -> NDArray[np.bool_]:
+    """Return two sides made of whole pieces, of about as many images each."""
+    _, first, sizes = np.unique(pieces, return_index=True, return_counts=True)
+    # rounded, as a sum hangs on its order
+    strengths = [float(f"{total:.9g}") for total in np.bincount(pieces, degree)]
+    side = np.zeros(len(pieces), np.bool_)
+    lead = 0
+    for piece in np.lexsort((first, np.negative(strengths), -sizes)):
+        side[pieces == piece] = lead > 0
+        lead += -sizes[piece] if lead > 0 else sizes[piece]
+    return side
 
-    n = len(degree)
-    if n <= DENSE:
-        laplacian = np.diag(degree) - weights
-        return cast(
-            "tuple[Floats, Floats]",
-            eigh(laplacian, subset_by_index=(0, 2), check_finite=False, overwrite_a=True),
-        )
-    shift = 2 * degree.max()
-    operator = LinearOperator(
-        (n, n), matvec=lambda x: (shift - degree) * x.ravel() + weights @ x.ravel()
-    )
-    start = np.random.default_rng(seed).standard_normal(n)
-    values, vectors = eigsh(operator, k=3, which="LA", v0=start)
-    order = np.argsort(-values)
-    return shift - values[order], vectors[:, order]
+
+class _Laplacian:
+    """A graph's Laplacian: its lowest eigenvalues beside known ones.
+
+    Attributes:
+        degree: float64, (N,).
+        scale: its eigenvalues are at most twice this.
+        constant: float64, (N,). The vector of eigenvalue 0 that every graph has.
+        links: (N, N), like the weights. What it has off its diagonal, positive.
+    """
+
+    def __init__(self, weights: Any, *, normalise: bool) -> None:
+        self.degree: Floats = np.asarray(weights.sum(axis=1), np.float64).ravel()
+        if normalise:
+            self._diagonal = (self.degree > 0).astype(np.float64)
+            root = np.sqrt(np.divide(1, self.degree, out=self.degree * 0, where=self.degree > 0))
+            self.links = weights * root[:, None] * root
+            # what is linked to nothing may weigh anything
+            self._mass = np.where(self.degree > 0, self.degree, self.degree.mean())
+        else:
+            self._diagonal, self.links = self.degree, weights
+            self._mass = np.ones(len(self.degree))
+        self.scale = float(self._diagonal.max())
+        self.constant: Floats = np.sqrt(self._mass / self._mass.sum())
+
+    def step(self, side: NDArray[np.bool_]) -> Floats:
+        """Return the vector of eigenvalue 0 that tells two sides without a link: float64, (N,)."""
+        shares = np.where(side, 1 / self._mass[side].sum(), -1 / self._mass[~side].sum())
+        vector: Floats = np.sqrt(self._mass) * shares
+        return vector / np.linalg.norm(vector)
+
+    def lowest(self, known: Floats, seed: int) -> tuple[Floats, Floats]:
+        """Return the lowest eigenvalue left, all vectors of it, and the next eigenvalue.
+
+        Equal eigenvalues count as one however many vectors there are, and the known vectors are put
+        out of the way first: nothing here is the solver's to choose but a turn of the space.
+
+        Args:
+            known: (N, M). Vectors to leave out.
+            seed: of the iterative solver's start.
+
+        Returns:
+            The eigenvalues, the next one last where there is one; and the vectors (N, L).
+        """
+        if len(known) > DENSE:
+            found = self._lanczos(known, seed)
+            if found is not None:
+                return found
+        return self._lapack(known)
+
+    def _lapack(self, known: Floats) -> tuple[Floats, Floats]:
+        from scipy.linalg import eigh
+
+        links = self.links.toarray() if hasattr(self.links, "toarray") else self.links
+        matrix = np.diag(self._diagonal) - links + 3 * self.scale * known @ known.T
+        left, count = len(known) - known.shape[1], 2
+        while True:
+            values, vectors = eigh(
+                matrix, subset_by_index=(0, min(count, left) - 1), check_finite=False
+            )
+            alike = int((values <= values[0] + ROUNDING * self.scale).sum())
+            if alike < len(values) or len(values) == left:
+                return values[: alike + 1], vectors[:, :alike]
+            count *= 4
+
+    def _lanczos(self, known: Floats, seed: int) -> tuple[Floats, Floats] | None:
+        """One vector after the other, as iterations see only one of an eigenvalue; None: too many.
+
+        What is smallest of the Laplacian is largest of its mirror image, and is found sooner there.
+        """
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+        n, top = len(known), 2 * self.scale
+        generator = np.random.default_rng(seed)
+        space, found = known, np.zeros(0)
+        while len(found) < _TURNS:
+
+            def mirrored(x: Floats, space: Floats = space) -> Floats:
+                x = x.ravel()
+                kept = (top - self._diagonal) * x + self.links @ x
+                return np.asarray(kept - top * (space @ (space.T @ x)))
+
+            operator = LinearOperator((n, n), matvec=mirrored, dtype=np.float64)
+            try:
+                values, vectors = eigsh(
+                    operator,
+                    k=1,
+                    which="LA",
+                    v0=generator.standard_normal(n),
+                    ncv=min(n, _KRYLOV),
+                )
+            except ArpackError:  # did not converge: the gap is tiny
+                return None
+            found = np.append(found, top - values)
+            apart = found[-1] - found[0]
+            if apart < -ROUNDING * self.scale:  # one was passed over
+                return None
+            if apart > ROUNDING * self.scale:
+                return found, space[:, known.shape[1] :]
+            space = np.concatenate([space, vectors], axis=1)
+        return None
 
 
 def split_accuracy(side: NDArray[np.bool_], labels: NDArray[Any]) -> float:
@@ -255,7 +349,8 @@ def partition(
 ) -> Ints:
     """Return a partition into `parts` by cutting again and again: int64, (N,), values 0 .. parts-1.
 
-    Every step cuts the part whose own graph is the least connected.
+    Every step cuts the part whose own graph is the least connected; of equally connected ones the
+    part of most images, then that of the first image.
 
     Raises:
         ShapeError: more parts than the images allow.
@@ -266,10 +361,14 @@ def partition(
     groups: list[Ints] = [np.arange(n, dtype=np.int64)]
     cuts: list[Cut | None] = [_cut(similarity, groups[0], graph, seed)]
     while len(groups) < parts:
-        open_ = [(c.connectivity, i) for i, c in enumerate(cuts) if c is not None]
+        open_ = [
+            (cut.connectivity, -len(rows), int(rows[0]), i)
+            for i, (cut, rows) in enumerate(zip(cuts, groups, strict=True))
+            if cut is not None
+        ]
         if not open_:
             raise ConstantError(f"the layer is constant within its {len(groups)} parts")
-        chosen = min(open_)[1]
+        chosen = min(open_)[-1]
         cut, rows = cuts.pop(chosen), groups.pop(chosen)
         assert cut is not None
         for half in (rows[cut.side], rows[~cut.side]):
@@ -361,9 +460,12 @@ def nystrom(similarity: NDArray[np.floating], *, seed: int = 0) -> NystromFiedle
     Source: Bengio et al. 2003, out-of-sample extensions; Fowlkes et al. 2004.
     """
     check_similarity(similarity)
-    cut = _solve(np.array(similarity, np.float64), normalise=True, seed=seed)
-    degree = similarity.sum(axis=1, dtype=np.float64)
+    weights = np.array(similarity, np.float64)
+    cut = _solve(weights, normalise=True, seed=seed)
+    degree = weights.sum(axis=1)
     value = 1 - cut.connectivity
     if abs(value) < 1e-12:
         raise ConstantError("the graph's second eigenvalue is 1: the coordinate can't be extended")
-    return NystromFiedler(root=1 / np.sqrt(degree), vector=cut.vector, value=value)
+    # a reference that is like nothing, itself included, has no say
+    root = np.sqrt(np.divide(1, degree, out=np.zeros(len(degree)), where=degree > 0))
+    return NystromFiedler(root=root, vector=cut.vector, value=value)

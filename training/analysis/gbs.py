@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_rows, check_square
+from reluguard.training.analysis.spectra import nearest
 from reluguard.training.errors import ConstantError, ShapeError
 
 __all__ = ["Motifs", "layer_graph", "lsim", "lsim_rows", "lsim_table", "match_layers", "motifs"]
 
 Graph = NDArray[np.floating]
+_EQUAL = 1e-6  # similarities closer than that differ by rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,8 @@ def layer_graph(similarity: NDArray[np.floating], neighbours: int | None = None)
 
     Args:
         similarity: (N, N), symmetric. The paper takes cosines.
-        neighbours: keep each node's k largest and average with the transpose; by default keep all,
-            which is what the authors' later code does.
+        neighbours: keep each node's k largest, and whatever equals the last of them, and average
+            with the transpose; by default keep all, which is what the authors' later code does.
 
     Raises:
         ShapeError: not square, or fewer nodes than neighbours.
@@ -53,9 +55,7 @@ def layer_graph(similarity: NDArray[np.floating], neighbours: int | None = None)
     if not 1 <= neighbours < n:
         raise ShapeError(f"expected 1 to {n - 1} neighbours among {n} images, got {neighbours}")
     np.fill_diagonal(graph, -np.inf)
-    kept = np.argpartition(graph, -neighbours, axis=1)[:, -neighbours:]
-    sparse = np.zeros(graph.shape, np.float32)
-    np.put_along_axis(sparse, kept, np.take_along_axis(graph, kept, axis=1), axis=1)
+    sparse = np.where(nearest(graph, neighbours), graph, np.float32(0))
     averaged: Graph = (sparse + sparse.T) / 2
     return averaged
 
@@ -107,12 +107,15 @@ def lsim_table(first: NDArray[np.float32], second: NDArray[np.float32] | None = 
 def match_layers(table: Floats) -> float:
     """Return the share of layers whose most similar layer in a twin network is their own.
 
+    Where several are as similar, the own one counts for its share of them.
+
     Args:
         table: (L, L). Rows are layers of one network, columns of another of the same architecture.
     """
     if table.ndim != 2 or table.shape[0] != table.shape[1]:
         raise ShapeError(f"expected as many layers in both networks, got {table.shape}")
-    return float((np.argmax(table, axis=1) == np.arange(len(table))).mean())
+    best = table >= table.max(axis=1, keepdims=True) - _EQUAL
+    return float((np.diagonal(best) / best.sum(axis=1)).mean())
 
 
 def motifs(graph: Graph, labels: Ints) -> Motifs:

@@ -1,8 +1,8 @@
 """Self-organizing maps of a layer's codes. N images, C code dimensions, U = rows * columns units.
 
 A map is a grid of codebook vectors in which neighbours are alike; an image's best-matching unit
-(BMU) is its code. Batch learning: every epoch assigns all images and moves all units at once, so
-the order of the images does not matter.
+(BMU) is its code, the first of equally good ones. Batch learning: every epoch assigns all images
+and moves all units at once, so the order of the images does not matter.
 
 Source: Kohonen 2001, Self-Organizing Maps, section 3.6; Lee and Vijayan, arXiv 2205.10952.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.training.analysis.checks import Floats, Ints, check_rows, check_varies
+from reluguard.training.analysis.spectra import first_least, largest_axes
 from reluguard.training.errors import ShapeError
 
 __all__ = [
@@ -53,8 +54,7 @@ class Som:
 
     def best(self, codes: NDArray[Any]) -> Ints:
         """Return each image's best-matching unit: int64, (N,)."""
-        best: Ints = np.argmin(self._distances(codes), axis=1).astype(np.int64)
-        return best
+        return first_least(self._distances(codes), len(self.center))
 
     def errors(self, codes: NDArray[Any]) -> Floats:
         """Return each image's quantisation error, in standard deviations: float64, (N,)."""
@@ -70,10 +70,12 @@ class Som:
 
         Source: Kiviluoto 1996.
         """
-        two = np.argpartition(self._distances(codes), 1, axis=1)[:, :2]
-        row, column = np.divmod(two, self.columns)
-        apart = np.maximum(np.abs(np.diff(row, axis=1)), np.abs(np.diff(column, axis=1)))
-        return float((apart > 1).mean())
+        distances = self._distances(codes)
+        best = first_least(distances, len(self.center))
+        np.put_along_axis(distances, best[:, None], np.inf, axis=1)
+        second = first_least(distances, len(self.center))
+        (r0, c0), (r1, c1) = np.divmod(best, self.columns), np.divmod(second, self.columns)
+        return float((np.maximum(np.abs(r0 - r1), np.abs(c0 - c1)) > 1).mean())
 
     def codebook_distance(self) -> float:
         """Return the mean cosine distance between codebook vectors, in the codes' own units.
@@ -136,7 +138,7 @@ def fit_som(
     apart = _squared(grid, grid)
     w = _start(x, rows, columns, seed)
     for sigma in np.geomspace(max(rows, columns) / 2, 0.5, epochs):
-        best = np.argmin(_squared(x, w), axis=1)
+        best = first_least(_squared(x, w), x.shape[1])
         hits = np.bincount(best, minlength=len(w)).astype(np.float64)
         sums = np.zeros_like(w)
         np.add.at(sums, best, x)
@@ -147,12 +149,9 @@ def fit_som(
 
 
 def _start(x: Floats, rows: int, columns: int, seed: int) -> Floats:
-    values, vectors = np.linalg.eigh(x.T @ x / len(x))
-    first = vectors[:, -1] * np.sqrt(max(values[-1], 0))
-    second = vectors[:, -2] * np.sqrt(max(values[-2], 0)) if len(values) > 1 else 0 * first
-    # eigenvectors have no sign of their own: fix one, so a rerun gives the same map
-    first = first * np.sign(first[np.argmax(np.abs(first))] or 1)
-    second = second * np.sign(second[np.argmax(np.abs(second))] or 1)
+    values, vectors = largest_axes(x.T @ x / len(x), min(2, x.shape[1]))
+    axes = vectors * np.sqrt(np.maximum(values, 0))
+    first, second = axes[:, 0], axes[:, 1] if len(values) > 1 else 0 * axes[:, 0]
     across = np.linspace(-1, 1, columns) if columns > 1 else np.zeros(1)
     down = np.linspace(-1, 1, rows) if rows > 1 else np.zeros(1)
     w = (down[:, None, None] * second + across[None, :, None] * first).reshape(rows * columns, -1)

@@ -24,6 +24,25 @@ def test_level_counts_pairs() -> None:
     assert con.level_of_consistency(codes, np.array([1, 1, 0, 0]), top=3) == pytest.approx(1 / 3)
 
 
+def test_tied_favourites_count_by_chance() -> None:
+    """The level of a dead channel is that of any choice, and no order of the images changes it."""
+    labels = np.repeat([0, 1, 2], 4)  # in order of class: the first images would be of one
+    dead = np.zeros((12, 1))
+    assert con.level_of_consistency(dead, labels, top=3) == pytest.approx(3 * 4 * 3 / (12 * 11))
+    codes = np.random.default_rng(4).integers(0, 3, (12, 5)).astype(float)
+    level = con.level_of_consistency(codes, labels, top=5)
+    rng = np.random.default_rng(5)
+    drawn = []
+    for _ in range(4000):
+        order = rng.permutation(12)
+        best = np.argsort(-codes[order], axis=0, kind="stable")[:5]
+        hits = np.stack([(labels[order][best] == c).sum(axis=0) for c in range(3)])
+        drawn.append((hits * (hits - 1)).sum(axis=0) / 20)
+    assert_allclose(level, np.mean(drawn, axis=0), atol=0.02)
+    order = rng.permutation(12)
+    assert_allclose(con.level_of_consistency(codes[order], labels[order], top=5), level)
+
+
 def test_cosines_are_scikit_learns() -> None:
     """A code is most like itself; centred cosines agree with scikit-learn's."""
     rng = np.random.default_rng(1)

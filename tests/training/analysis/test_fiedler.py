@@ -31,6 +31,20 @@ def blobs(
     return hamming_similarity(hamming_counts(pack(active)), bits).astype(float), labels
 
 
+def pieces(sizes: tuple[int, ...], between: float = 0.0, seed: int = 0) -> np.ndarray:
+    """A random dense graph of each size, side by side, with weak links between all of them."""
+    rng = np.random.default_rng(seed)
+    own = np.repeat(np.arange(len(sizes)), sizes)
+    graph = np.where(own[:, None] == own, rng.uniform(0.5, 1, (len(own),) * 2), between)
+    graph = np.triu(graph, 1)
+    return graph + graph.T
+
+
+def ring(n: int) -> np.ndarray:
+    """A ring of n nodes: its second eigenvalue is a double one."""
+    return np.asarray(np.roll(np.eye(n), 1, axis=1) + np.roll(np.eye(n), -1, axis=1))
+
+
 @pytest.mark.parametrize("graph", ["plain", "normalised"])
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 9), (30, 11)], ids=str)
 def test_two_cliques_are_cut_at_their_edge(graph: fd.Graph, sizes: tuple[int, int]) -> None:
@@ -51,6 +65,150 @@ def test_clear_classes_are_found_whatever_the_order(graph: fd.Graph) -> None:
     order = np.random.default_rng(0).permutation(60)
     shuffled = fd.fiedler(similarity[np.ix_(order, order)], graph)
     assert fd.split_accuracy(shuffled.side, labels[order]) == 1
+
+
+@pytest.mark.parametrize("between", [0.0, 1e-18, 1e-15, 1e-14])
+@pytest.mark.parametrize("graph", ["plain", "normalised"])
+@pytest.mark.parametrize(
+    ("sizes", "smaller"),
+    [((7, 5), 5), ((20, 2, 2), 4), ((9, 4, 3, 3), 9), ((12, 11, 3, 2), 14), ((8, 7, 5, 4, 2), 12)],
+    ids=str,
+)
+def test_pieces_stay_whole_and_sides_even(
+    sizes: tuple[int, ...], smaller: int, graph: fd.Graph, between: float
+) -> None:
+    """What falls apart is cut between pieces into even sides, whatever the order of the images.
+
+    Nor do links matter that no solver can tell from none: eigenvalues of all but zero.
+    """
+    weights = pieces(sizes, between)
+    own = np.repeat(np.arange(len(sizes)), sizes)
+    cut = fd.fiedler(weights, graph)
+    assert (cut.connectivity, cut.gap > 0) == (0, len(sizes) == 2)
+    for piece in range(len(sizes)):
+        assert len(set(cut.side[own == piece])) == 1
+    assert min(cut.side.sum(), (~cut.side).sum()) == smaller
+    assert np.linalg.norm(cut.vector) == pytest.approx(1)
+    assert (np.abs(cut.vector) > 1e-3).all()
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(own))
+        vector = fd.fiedler(weights[np.ix_(order, order)], graph).vector
+        # two sides as heavy as each other have no sign but that of the first image
+        assert_allclose(vector * np.sign(vector @ cut.vector[order]), cut.vector[order], atol=1e-9)
+
+
+@pytest.mark.parametrize("graph", ["plain", "normalised"])
+def test_images_like_no_other_lie_opposite_the_rest(graph: fd.Graph) -> None:
+    """One large piece and single images without a link are told apart."""
+    cut = fd.fiedler(pieces((1, 14, 1, 1)), graph)
+    assert_array_equal(cut.side, [True, *[False] * 14, True, True])
+    assert (cut.connectivity, cut.gap) == (0, 0)
+
+
+@pytest.mark.parametrize("graph", ["plain", "normalised"])
+def test_pieces_of_one_size_are_told_apart_by_their_links(graph: fd.Graph) -> None:
+    """Three pieces of as many images are gathered in the same way in any order."""
+    weights = pieces((4, 4, 4))
+    cut = fd.fiedler(weights, graph)
+    assert sorted((cut.side.sum(), (~cut.side).sum())) == [4, 8]
+    order = np.random.default_rng(2).permutation(12)
+    shuffled = fd.fiedler(weights[np.ix_(order, order)], graph).side
+    assert fd.split_accuracy(shuffled, cut.side[order].astype(np.int64)) == 1
+
+
+@pytest.mark.parametrize("graph", ["plain", "normalised"])
+@pytest.mark.parametrize("between", [1e-5, 1e-9, 1e-11])
+def test_two_pieces_hang_together_by_a_thread(graph: fd.Graph, between: float) -> None:
+    """The cut of two pieces with hardly a link is clean: the first eigenvector is not mixed in."""
+    weights = pieces((9, 6), between)
+    cut = fd.fiedler(weights, graph)
+    assert fd.split_accuracy(cut.side, np.arange(15) < 9) == 1
+    assert 0 < cut.connectivity < 100 * between
+    assert abs(cut.vector.sum()) < 1e-9 or graph == "normalised"
+    root = np.sqrt(weights.sum(axis=1))
+    assert abs(cut.vector @ root) < 1e-9 or graph == "plain"
+
+
+@pytest.mark.parametrize("graph", ["plain", "normalised"])
+@pytest.mark.parametrize("n", [4, 9, 12, 30])
+def test_of_equally_weak_cuts_a_rule_takes_one(
+    graph: fd.Graph, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring is cut about its first image by either solver from any start, and its gap is zero."""
+    cut = fd.fiedler(ring(n), graph)
+    assert cut.gap == 0
+    expected = np.cos(2 * np.pi * np.arange(n) / n)
+    assert_allclose(cut.vector, expected / np.linalg.norm(expected), atol=1e-9)
+    assert_array_equal(cut.side, expected > 1e-9)
+    monkeypatch.setattr(fd, "DENSE", 3)
+    for seed in range(3):
+        iterated = fd.fiedler(ring(n), graph, seed=seed)
+        assert_array_equal(iterated.side, cut.side)
+        assert_allclose(iterated.vector, cut.vector, atol=1e-6)
+        assert iterated.gap == 0
+
+
+def test_many_equal_eigenvalues_are_one_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty nodes about one have eighteen equal eigenvalues: the first of them is cut off."""
+    star = np.zeros((21, 21))
+    star[20, :20] = star[:20, 20] = 1
+    dense = fd.fiedler(star)
+    monkeypatch.setattr(fd, "DENSE", 10)
+    for cut in (dense, fd.fiedler(star, seed=4)):
+        assert_array_equal(np.flatnonzero(cut.side), [0])
+        assert cut.gap == 0
+        assert cut.connectivity == pytest.approx(1)
+
+
+def test_a_middle_that_belongs_to_neither_side_is_not_drawn_by_lot() -> None:
+    """The node between two equal halves is zero, not the sign of a rounding error."""
+    for arm in range(1, 9):
+        path = np.diag(np.ones(2 * arm), 1)
+        cut = fd.fiedler(path + path.T, "plain")
+        assert cut.vector[arm] == 0
+        assert_array_equal(cut.side, np.arange(2 * arm + 1) < arm)
+
+
+@pytest.mark.parametrize("bits", [3, 8, 20])
+def test_ties_do_not_hang_on_the_order(bits: int) -> None:
+    """Few bits tie often: neighbour graphs of shuffled images are the shuffled graphs."""
+    similarity, _ = blobs(40, bits, 0.3, seed=bits)
+    graph = fd.knn_graph(similarity, 5).toarray()
+    assert ((graph > 0).sum(axis=1) >= 5).all()
+    order = np.random.default_rng(1).permutation(40)
+    shuffled = fd.knn_graph(similarity[np.ix_(order, order)], 5).toarray()
+    assert_array_equal(shuffled, graph[np.ix_(order, order)])
+
+
+def test_parts_of_a_graph_in_pieces_are_its_pieces() -> None:
+    """Cut into as many parts as there are pieces, each part is one, in any order of the images."""
+    weights = pieces((9, 8, 6, 4, 3))
+    own = np.repeat(np.arange(5), (9, 8, 6, 4, 3))
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(own))
+        parts = fd.partition(weights[np.ix_(order, order)], 5)
+        assert fd.matched_accuracy(parts, own[order]) == 1
+
+
+def test_new_images_find_their_piece() -> None:
+    """The extension of a graph in three pieces puts a new image on the side of what it is like."""
+    weights = pieces((8, 7, 6))
+    np.fill_diagonal(weights, 1)
+    extended = fd.nystrom(weights)
+    assert_allclose(extended.coordinate(weights), extended.vector, atol=1e-9)
+    own = np.repeat(np.arange(3), (8, 7, 6))
+    new = np.where(own[None] == np.arange(3)[:, None], 0.7, 0.0)
+    side = extended.coordinate(new) > 0
+    assert_array_equal(side[own], extended.vector > 0)
+    assert side[1] == side[2] != side[0]
+
+
+def test_a_reference_like_nothing_has_no_say() -> None:
+    """A blank reference, not even like itself, leaves the coordinate of others finite."""
+    weights = pieces((5, 5, 1), seed=1)
+    np.fill_diagonal(weights[:10, :10], 1)
+    coordinate = fd.nystrom(weights).coordinate(weights[:10])
+    assert fd.split_accuracy(coordinate > 0, np.arange(10) < 5) == 1
 
 
 def test_networkx_finds_the_same_vector() -> None:

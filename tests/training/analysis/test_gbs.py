@@ -64,6 +64,22 @@ def test_sparse_graph_keeps_k_and_is_averaged() -> None:
     assert_allclose(graph, [[0, 0.9, 0], [0.9, 0, 0.4], [0, 0.4, 0]], atol=1e-6)
 
 
+def test_ties_stay_in_the_graph() -> None:
+    """Neighbours as near as the last are kept: no order of the images changes the graph."""
+    codes = np.random.default_rng(3).integers(0, 2, (20, 4))
+    similarity = (codes[:, None] == codes[None]).mean(axis=2)
+    graph = gbs.layer_graph(similarity, 3)
+    order = np.random.default_rng(4).permutation(20)
+    shuffled = gbs.layer_graph(similarity[np.ix_(order, order)], 3)
+    assert_array_equal(shuffled, graph[np.ix_(order, order)])
+
+
+def test_layers_that_are_alike_share_the_match() -> None:
+    """A layer found twice counts for a half, on whichever side rounding errors fall."""
+    table = np.array([[1, 1 - 1e-9, 0.2], [1 - 1e-9, 1, 0.2], [0.2, 0.2, 1]])
+    assert gbs.match_layers(table) == gbs.match_layers(table[:, [1, 0, 2]]) == 2 / 3
+
+
 def test_triangles_are_networkx_and_split_by_class(features: NDArray[np.float64]) -> None:
     """All triangles are counted once, by how many classes meet in them."""
     graph = gbs.layer_graph(cosines(features) + 1, 4)

@@ -29,6 +29,24 @@ def test_a_map_knows_its_clusters() -> None:
     assert som.topographic_error(codes) < 0.2
 
 
+def test_a_map_does_not_hang_on_rounding() -> None:
+    """Codes that spread alike in all directions, or but few codes, give one map in any order.
+
+    Their axes are of equal length, and many units are equally good: both are free choices.
+    """
+    cube = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), axis=-1).reshape(-1, 3)
+    for codes in (np.repeat(cube, 5, axis=0), np.repeat(cube[[0, 7]], 20, axis=0)):
+        som = maps.fit_som(codes, rows=4, columns=4)
+        best, error = som.best(codes), som.topographic_error(codes)
+        for seed in range(4):
+            order = np.random.default_rng(seed).permutation(len(codes))
+            nudge = 1 + 1e-15 * np.random.default_rng(seed).standard_normal(codes.shape)
+            other = maps.fit_som((codes * nudge)[order], rows=4, columns=4)
+            assert_allclose(other.codebook, som.codebook, atol=1e-6)
+            assert_array_equal(other.best(codes), best)
+            assert other.topographic_error(codes) == error
+
+
 def test_as_good_as_minisom() -> None:
     """Quantisation error is no worse than that of a well-kept library, on the same grid."""
     codes, _ = clusters(400, 1)
