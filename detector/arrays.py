@@ -47,6 +47,9 @@ _AT_ONCE = 2**20
 _ENCRYPTED = 1  # PKWARE's APPNOTE 4.4.4: bit 0 of the flags
 _LENGTHS = 26  # 4.3.7: where a member's own header says how long its name and extra field are
 _FIXED = 30  # how long that header is without them
+_END, _COUNT, _LONGEST_END = b"PK\5\6", 10, 22 + 0xFFFF  # 4.3.16: the end of zip's list
+_COUNTED_ELSEWHERE = 0xFFFF  # 4.4.1.4: in zip64's own end
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MOST_INFLATED = 1032  # zlib's technical details: what a byte of deflate can become
 _PLAIN = "a .npz file of plain arrays"
 _READERS = {
@@ -245,11 +248,25 @@ def _opened(
                 raise refuse("is not one")
             whole = stream.seek(0, io.SEEK_END)
             with zipfile.ZipFile(stream) as archive:
+                _check_list(archive, stream, whole)
                 yield archive, whole
     except OSError as problem:
         raise refuse(f"can't be read ({problem.strerror or _first_line(problem)})") from problem
     except DAMAGE as problem:
         raise refuse(f"is damaged ({_first_line(problem)})") from problem
+
+
+def _check_list(archive: zipfile.ZipFile, stream: BinaryIO, whole: int) -> None:
+    """Raise BadZipFile where damage to zip's list, which has no sum, hides or renames a member."""
+    members = archive.infolist()
+    stream.seek(max(0, whole - _LONGEST_END))
+    end = stream.read()
+    count = int.from_bytes(end[end.rfind(_END) + _COUNT :][:2], "little")
+    if count not in {len(members), _COUNTED_ELSEWHERE}:
+        raise zipfile.BadZipFile(f"{count} members are promised, {len(members)} are listed")
+    for info in members:
+        if not info.flag_bits & _ENCRYPTED and info.compress_type in _METHODS:
+            archive.open(info).close()  # which holds its name against that in its own header
 
 
 def _first_line(problem: Exception) -> str:
@@ -262,7 +279,7 @@ def _member(
     info = archive.getinfo(f"{name}.npy")
     if info.flag_bits & _ENCRYPTED:
         raise refuse(f"holds {name} encrypted")
-    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+    if info.compress_type not in _METHODS:
         raise refuse(f"holds {name} compressed by method {info.compress_type}, not by deflate")
     if info.header_offset + info.compress_size > whole:
         raise EOFError(f"{name} goes on behind the end of the file")

@@ -69,6 +69,14 @@ def _instead(content: bytes) -> Callable[[bytes], bytes]:
     return lambda data: _members(data, zipfile.ZIP_DEFLATED, **{_first(data): content})
 
 
+def _flipped_stream(data: bytes) -> bytes:
+    """Return the archive with a byte inverted well inside its largest member."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        info = max(archive.infolist(), key=lambda info: info.compress_size)
+    place = info.header_offset + 30 + len(info.filename) + info.compress_size // 2
+    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+
+
 def _flagged(data: bytes) -> bytes:
     """Return the archive with every member said to be encrypted."""
     bad = bytearray(data)
@@ -92,6 +100,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "text": lambda _: b"not an archive\n" * 20,
     "cut": lambda data: data[: len(data) // 2],
     "without its end": lambda data: data[:-30],
+    "flipped stream": _flipped_stream,
     "zeros at the end": lambda data: data[:-40] + bytes(40),
     "zeros in the middle": lambda data: data[:300] + bytes(200) + data[500:],
     "bzip2": lambda data: _members(data, zipfile.ZIP_BZIP2),

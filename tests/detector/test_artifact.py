@@ -28,6 +28,7 @@ from reluguard.detector.artifact import (
 from reluguard.detector.errors import GuardError, GuardFormatError, ModelMismatchError
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard
+from tests.damage import DAMAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,6 +151,17 @@ def test_no_damage_inside_an_archive_escapes_as_another_error(folder: Path) -> N
         except GuardError:
             refused += 1
     assert refused > 200  # most of it is under zip's own checksums
+
+
+@pytest.mark.parametrize("harm", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["head.npz", "golden.npz"])
+def test_a_vouched_for_archive_that_is_damaged_is_named(
+    folder: Path, name: str, harm: Callable[[bytes], bytes]
+) -> None:
+    """Whatever stands in the place of its arrays, the guard's file is named."""
+    put(folder, name, harm((folder / name).read_bytes()))
+    with pytest.raises(GuardError, match=rf"\A[^\n]*{name}[^\n]*\Z"):
+        read_guard(folder)
 
 
 def test_no_damage_to_the_manifest_escapes_as_another_error(folder: Path) -> None:

@@ -99,7 +99,7 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
     plan = _plan(artifact, folder)
     try:
         recipe = provenance["recipe"]
-        same = (plan["model"], plan["data"], plan["seed"]) == (
+        same = (plan.get("model"), plan.get("data"), plan.get("seed")) == (
             artifact.manifest.model_sha256,
             provenance["data"]["sha256"],
             provenance["seed"],
