@@ -4,11 +4,8 @@
 point group `reluguard.attacks`, and a class of yours as `module:Class`.
 """
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import MappingProxyType
 
 from reluguard.training.attacks.auto_pgd import APGD
@@ -27,6 +24,7 @@ from reluguard.training.attacks.transfer import Ensemble, Transfer
 from reluguard.training.attacks.varied import Varied, VariedQueries
 from reluguard.training.attacks.victim import Victim, open_victim
 from reluguard.training.errors import AttackError
+from reluguard.training.lent import Lent
 
 __all__ = [
     "APGD",
@@ -112,32 +110,19 @@ def attack_named(text: str) -> Attack:
     """
     if text in ATTACKS:
         return ATTACKS[text]()
+    lent = Lent(text, "attack", AttackError)
     if ":" in text:
-        return _made(_imported(text), text)
+        return _made(lent.find(), lent)
     for entry in entry_points(group=GROUP):
         if entry.name == text:
-            return _made(entry.load(), text)
+            return _made(lent.make(entry.load), lent)
     raise AttackError(
         f"expected an attack of {', '.join(ATTACKS)}, or module:Class of yours, got {text!r}"
     )
 
 
-def _imported(text: str) -> object:
-    module, _, name = text.partition(":")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: object = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise AttackError(f"can't find the attack {text}: {error}") from error
-    return found
-
-
-def _made(maker: object, text: str) -> Attack:
-    try:
-        attack = maker() if callable(maker) else maker
-    except TypeError as error:
-        raise AttackError(f"expected {text} to need no arguments: {error}") from error
+def _made(maker: object, lent: Lent) -> Attack:
+    attack = lent.make(maker) if callable(maker) and not isinstance(maker, Attack) else maker
     if not isinstance(attack, Attack):
-        raise AttackError(f"expected {text} to be an Attack, got {type(attack).__name__}")
+        raise AttackError(f"expected {lent.text} to be an Attack, got {type(attack).__name__}")
     return attack

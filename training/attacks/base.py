@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reluguard.detector.errors import DetectorError
 from reluguard.detector.images import Images, check_images
 from reluguard.training.attacks.budget import Budget, norms
 from reluguard.training.attacks.victim import Victim
 from reluguard.training.data.dataset import Labels
 from reluguard.training.errors import AttackError
+from reluguard.training.lent import Lent
 from reluguard.training.twin.twin import from_pixels, to_pixels
 
 __all__ = ["Attack", "AttackResult", "Goal"]
@@ -162,8 +164,8 @@ class Attack(ABC):
             batch: images at a time; by default what suits the device.
 
         Raises:
-            AttackError: the attack lacks a twin or surrogates, labels don't fit, or what came back
-                is not an image.
+            AttackError: the attack lacks a twin or surrogates, labels don't fit, what came back is
+                not an image, or the `run` of an attack of yours failed.
             ImageError: the images are not uint8 of that shape.
         """
         check_images(images)
@@ -200,11 +202,25 @@ class Attack(ABC):
         if self.needs_surrogates and not victim.surrogates:
             raise AttackError(f"{self.name} needs surrogates: expected another model, got none")
 
+    def _run(
+        self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        kind = type(self)
+        try:
+            return self.run(clean, goal, victim, generator)
+        except DetectorError:
+            raise
+        except Exception as error:
+            if kind.__module__.startswith("reluguard."):
+                raise
+            lent = Lent(f"{kind.__module__}:{kind.__qualname__}", "attack", AttackError)
+            raise AttackError(lent.failed(error)) from error
+
     def _batch(
         self, images: Images, goal: Goal, victim: Victim, generator: torch.Generator
     ) -> tuple[Images, NDArray[np.int64] | None]:
         clean = to_pixels(images, victim.device)
-        found = self.run(clean, goal, victim, generator)
+        found = self._run(clean, goal, victim, generator)
         moved, queries = found if isinstance(found, tuple) else (found, None)
         if moved.shape != clean.shape:
             raise AttackError(

@@ -4,8 +4,6 @@ Attacks live in pixel space: floats in [0, 1], (N, C, H, W), RGB. The twin appli
 specification inside, so no attack knows of normalisation or layout.
 """
 
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +18,7 @@ from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import in_batches
 from reluguard.detector.session import open_session
 from reluguard.training.errors import TwinError
+from reluguard.training.lent import Lent
 
 __all__ = ["Twin", "from_pixels", "load_twin", "to_pixels"]
 
@@ -135,8 +134,8 @@ def load_twin(
         model: the production ONNX file.
         spec: how images go into the model.
         how: `auto` builds it from the ONNX file; `package.module:function` calls your function of
-            no arguments, which returns a torch module taking the model's own input tensor; `none`
-            goes without, which leaves the attacks that need no gradients.
+            no arguments, which returns a torch module taking the model's own input tensor, or names
+            such a module; `none` goes without, which leaves the attacks that need no gradients.
         images: uint8, (N, H, W, C), a sample to compare answers on; the first 32 are used.
         output: which output holds the class scores, where the model has several.
         tolerance: largest difference in scores, as a share of the largest score.
@@ -154,7 +153,7 @@ def load_twin(
 
         module: nn.Module = OnnxModule(production.proto, production.logits)
     else:
-        module = _lent(how)
+        module = _lent(Lent(how, "twin", TwinError))
     twin = Twin(module, spec, device=device)
     _check(twin, production, how, images[:_SAMPLE], tolerance)
     twin.half = _has_bfloat16(twin.device) and _half_will_do(twin, images[:_HALF_SAMPLE])
@@ -188,18 +187,17 @@ def _slope(scores: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     return gradient
 
 
-def _lent(how: str) -> nn.Module:
-    name, separator, function = how.partition(":")
-    if not (name and separator and function):
-        raise TwinError(f"expected a twin of auto, none or package.module:function, got {how!r}")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = getattr(importlib.import_module(name), function)()
-    except (ImportError, AttributeError) as error:
-        raise TwinError(f"can't find the twin {how}: {error}") from error
+def _lent(lent: Lent) -> nn.Module:
+    if ":" not in lent.text:
+        raise TwinError(
+            f"expected a twin of auto, none or package.module:function, got {lent.text!r}"
+        )
+    found = lent.find()
+    module = lent.make(found) if callable(found) and not isinstance(found, nn.Module) else found
     if not isinstance(module, nn.Module):
-        raise TwinError(f"expected {how} to return a torch module, got {type(module).__name__}")
+        raise TwinError(
+            f"expected {lent.text} to return a torch module, got {type(module).__name__}"
+        )
     return module
 
 
@@ -209,7 +207,11 @@ def _check(twin: Twin, production: Production, how: str, images: Images, toleran
     wanted = in_batches(session, twin.spec, tensor, [production.answer])[0].astype(np.float32)
     try:
         logits = twin.predict(images)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
+        if how != "auto":  # their code: any error may come out of it
+            raise TwinError(Lent(how, "twin", TwinError).failed(error)) from error
+        if not isinstance(error, RuntimeError | TypeError | ValueError):
+            raise
         raise TwinError(f"the twin {how} failed to run: {error}") from error
     if logits.shape != wanted.shape:
         raise TwinError(

@@ -188,7 +188,7 @@ def test_a_lent_module_is_used(lent: Path) -> None:
             r"within 0.001 of its largest score, got a difference of 0.\d+: check",
         ),
         ("lent_twins:narrow", r"to return scores of shape \(5, 6\), got \(5, 5\)"),
-        ("lent_twins:broken", "the twin lent_twins:broken failed to run"),
+        ("lent_twins:broken", r"the twin lent_twins:broken failed in .*, line \d+: \w+Error: "),
         ("lent_twins:number", "expected lent_twins:number to return a torch module, got int"),
         ("lent_twins:missing", "can't find the twin lent_twins:missing"),
         ("no_such_module:f", "can't find the twin no_such_module:f"),

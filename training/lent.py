@@ -1,0 +1,125 @@
+"""What a user lends by name, `package.module:name`, found in their project; its errors are theirs.
+
+Modules are looked for in the working folder first, as `python script.py` would in that folder: also
+when a console script started us, and before a library that is installed under the same name.
+"""
+
+import importlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from reluguard.detector.errors import DetectorError
+
+__all__ = ["Lent"]
+
+_LIBRARIES = tuple(
+    sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+_OURS = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Something of the user's, by name.
+
+    Attributes:
+        text: `package.module:name`.
+        what: what it is lent as, like `twin`.
+        refusal: raised when it is not there, or fails.
+    """
+
+    text: str
+    what: str
+    refusal: type[DetectorError]
+
+    def find(self) -> object:
+        """Return what the name names.
+
+        Raises:
+            DetectorError: of class `refusal`. There is no such module, or it has no such name, or
+                it failed while it was imported: then with its own error, file and line.
+        """
+        place, _, name = self.text.partition(":")
+        if not all(part.isidentifier() for part in (*place.split("."), name)):
+            raise self.refusal(f"expected a {self.what} of package.module:name, got {self.text!r}")
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            module = importlib.import_module(place)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
+                raise self.refusal(self._not_found(_missing(str(error.name)))) from error
+            raise self.refusal(self.failed(error)) from error
+        try:
+            found: object = getattr(module, name)
+        except AttributeError as error:
+            raise self.refusal(self._not_found(_without(module, name))) from error
+        except Exception as error:  # a module may make its names when they are asked for
+            raise self.refusal(self.failed(error)) from error
+        return found
+
+    def make(self, maker: Callable[[], object]) -> object:
+        """Return what a lent function or class makes, called without arguments.
+
+        Raises:
+            DetectorError: of class `refusal`. It wants arguments, or it failed: then with its own
+                error, file and line.
+        """
+        try:
+            return maker()
+        except (Exception, SystemExit) as error:
+            if isinstance(error, TypeError) and self._line(error) is None:
+                raise self.refusal(f"expected {self.text} to need no arguments: {error}") from error
+            raise self.refusal(self.failed(error)) from error
+
+    def failed(self, error: BaseException) -> str:
+        """Return in whose file and line what was lent failed, and with what error."""
+        said, line = str(error), self._line(error)
+        where = "" if line is None else f" in {line.filename}, line {line.lineno}"
+        if isinstance(error, SyntaxError) and Path(error.filename or "").is_file():
+            said, where = error.msg, f" in {error.filename}, line {error.lineno}"
+        told = f"{type(error).__name__}: {said}".removesuffix(": ")
+        return f"the {self.what} {self.text} failed{where}: {told}"
+
+    def _not_found(self, why: str) -> str:
+        return f"can't find the {self.what} {self.text}: {why}"
+
+    def _line(self, error: BaseException) -> traceback.FrameSummary | None:
+        """Return the last line of the user's that the error passed, or else of a library's."""
+        package = self.text.partition(":")[0].partition(".")[0]
+        last = own = None
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            file = frame.f_code.co_filename
+            if file.startswith((_OURS, "<frozen importlib")) or file == importlib.__file__:
+                continue
+            last = traceback.FrameSummary(file, number, frame.f_code.co_name)
+            module = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if module == package or not file.startswith((*_LIBRARIES, "<")):
+                own = last
+        return own or last
+
+
+def _missing(name: str) -> str:
+    package = sys.modules.get(name.rpartition(".")[0])
+    if package is None:
+        return f"no module {name} in {Path.cwd()}, on PYTHONPATH or among what is installed"
+    return f"no module {name}: {package.__name__} is {_file(package)}"
+
+
+def _without(module: ModuleType, name: str) -> str:
+    own = [
+        other
+        for other, value in vars(module).items()
+        if not other.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+    return f"{_file(module)} has no {name}, only {', '.join(sorted(own)) or 'names of others'}"
+
+
+def _file(module: ModuleType) -> str:
+    folders = list(getattr(module, "__path__", ()))
+    return str(getattr(module, "__file__", None) or (folders or [module.__name__])[0])
