@@ -49,7 +49,7 @@ def analyze(
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="A JPEG or PNG.")],
+    image: Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP.")],
     *,
     model: Model,
     guard: GuardFolder,

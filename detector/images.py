@@ -4,26 +4,23 @@ Images in files and in our interfaces are uint8 (N, H, W, C). `InputSpec` is the
 knows how a production model wants them: layout, value range, normalisation.
 """
 
-import io
 import math
 from dataclasses import asdict, dataclass
 from types import NoneType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from reluguard.detector.arrays import DAMAGE
-from reluguard.detector.errors import ImageError, ImageTooLargeError, SettingsError
+from reluguard.detector.errors import ImageError, SettingsError
+from reluguard.detector.pixels.decoding import MAX_PIXELS, SERVED
+from reluguard.detector.pixels.pipeline import Pipeline, Resize
+from reluguard.detector.pixels.resampling import Images
 
-__all__ = ["Images", "InputSpec", "check_images", "decode_image"]
-
-Images = NDArray[np.uint8]
+__all__ = ["Images", "InputSpec", "Layout", "check_images", "decode_image"]
 
 Layout = Literal["NCHW", "NHWC", "flat"]
 _DTYPES = ("float32", "float16", "float64", "uint8")
-_FORMATS = ("JPEG", "PNG")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +29,8 @@ class InputSpec:
 
     `height`, `width` and `channels` describe the image; `layout` says how it lies in the tensor,
     where "flat" is (N, C * H * W) in CHW order. `batch` is the model's fixed batch, None if free.
+    `files` says how encoded images become such pixels; None stretches them, as guards of before it
+    did. Arrays of pixels are taken to be after resize and crop, so they pass as they are.
     """
 
     name: str
@@ -45,9 +44,16 @@ class InputSpec:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     bgr: bool = False
+    files: Pipeline | None = None
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        size = None if self.files is None else self.files.size
+        if size not in {None, (self.height, self.width)}:
+            raise SettingsError(
+                f"expected files to become images of {self.height} x {self.width} as the model "
+                f"takes them, resize and crop make {size[0]} x {size[1]}"
+            )
         if self.layout not in {"NCHW", "NHWC", "flat"}:
             raise SettingsError(f"expected layout NCHW, NHWC or flat, got {self.layout!r}")
         if self.dtype not in _DTYPES:
@@ -88,6 +94,11 @@ class InputSpec:
         """The shape of one image in the model's tensor, without the batch."""
         h, w, c = self.height, self.width, self.channels
         return {"NCHW": (c, h, w), "NHWC": (h, w, c), "flat": (c * h * w,)}[self.layout]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What happens to an encoded image before it is a row of pixels."""
+        return self.files or Pipeline(resize=Resize(height=self.height, width=self.width))
 
     def to_tensor(self, images: Images) -> NDArray[Any]:
         """Return the model's input tensor for these images.
@@ -145,8 +156,11 @@ class InputSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for the manifest."""
-        return asdict(self)
+        """Return plain values for the manifest; without `files` where they are stretched."""
+        values = asdict(self)
+        if self.files is None:
+            del values["files"]  # as it was written before there was anything to say
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "InputSpec":
@@ -159,7 +173,13 @@ class InputSpec:
         if unknown:
             raise SettingsError(f"unknown input settings: {', '.join(unknown)}")
         try:
-            return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+            files = values.get("files")
+            read = {
+                "mean": tuple(values["mean"]),
+                "std": tuple(values["std"]),
+                "files": None if files is None else Pipeline.from_json(files),
+            }
+            return cls(**{**values, **read})
         except (KeyError, TypeError) as error:
             raise SettingsError(f"the input specification is incomplete: {error}") from error
 
@@ -183,39 +203,34 @@ def check_images(
             raise ImageError(f"expected uint8 images of shape {text}, got {images.shape}")
 
 
-def decode_image(data: bytes, spec: InputSpec, *, max_pixels: int = 16_777_216) -> Images:
-    """Return one encoded JPEG or PNG as uint8 (H, W, C) in the size the model wants.
+def decode_image(
+    data: bytes,
+    spec: InputSpec,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = SERVED,
+) -> Images:
+    """Return one encoded image as uint8 (H, W, C) in the size the model wants.
 
-    The header is read before any pixel, so an image of a claimed enormous size costs nothing.
-    Another size than the model's is resized bilinearly, as torchvision does it.
+    It goes the way of the specification's `files`. The header is read before any pixel, so an image
+    of a claimed enormous size costs nothing.
+
+    Args:
+        data: the whole file.
+        spec: how the model wants its images.
+        max_pixels: an image may have at most, on its way too.
+        formats: Pillow's names of those that are read; JPEG, PNG and WebP by default.
 
     Raises:
-        ImageError: not a JPEG or PNG, or broken.
+        ImageError: none of these formats, broken, or of another size than it must have.
         ImageTooLargeError: more than `max_pixels` pixels.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise ImageTooLargeError(
-                    f"expected at most {max_pixels} pixels, got {image.width} x {image.height}"
-                )
-            pixels = _eight_bits(image).convert("L" if spec.channels == 1 else "RGB")
-            if pixels.size != (spec.width, spec.height):
-                pixels = pixels.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(f"expected at most {max_pixels} pixels: {error}") from error
-    except DAMAGE as error:
+    image = spec.pipeline.decode(
+        data, channels=spec.channels, max_pixels=max_pixels, formats=formats
+    )
+    if image.shape[:2] != (spec.height, spec.width):
         raise ImageError(
-            "expected a whole JPEG or PNG image, got bytes that don't decode"
-        ) from error
-    decoded = np.asarray(pixels, dtype=np.uint8)
-    return cast("Images", decoded.reshape(spec.height, spec.width, spec.channels))
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    # convert("L") cuts 16-bit grey at 255, which leaves white
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            f"expected images that are {spec.height} x {spec.width} after resize and crop, "
+            f"got {image.shape[0]} x {image.shape[1]}"
+        )
     return image

@@ -265,7 +265,7 @@ class Guard:
         return self.verdicts(self.run(tensor))
 
     def inspect_encoded(self, images: Sequence[bytes]) -> Verdicts:
-        """Return verdicts on encoded JPEG or PNG images, resized to the model's size.
+        """Return verdicts on encoded images, brought to the model's size as the guard says.
 
         Raises:
             ImageError: one does not decode, or there is none.

@@ -40,7 +40,7 @@ def explain(
         model: the production ONNX file.
         guard: the guard's folder.
         data: clean labelled images to look for neighbours in, as `load_data` takes them.
-        image: a JPEG or PNG.
+        image: a JPEG, PNG or WebP.
         out: a .png, .svg or .pdf file; written aside and then renamed.
         limit: clean images, at most.
         neighbours: shown per tap.

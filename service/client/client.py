@@ -114,7 +114,7 @@ class Client:
         return self._ask(tensor_requests(tensor, self._limits(len(tensor))), outputs=outputs)
 
     def inspect_encoded(self, images: Sequence[bytes], *, outputs: bool = False) -> Verdicts:
-        """Return verdicts on whole JPEG or PNG files.
+        """Return verdicts on whole JPEG, PNG or WebP files.
 
         Raises:
             ImageError: there is none.
@@ -223,7 +223,7 @@ class AsyncClient:
         return await self._ask(tensor_requests(tensor, limits), outputs=outputs)
 
     async def inspect_encoded(self, images: Sequence[bytes], *, outputs: bool = False) -> Verdicts:
-        """Return verdicts on whole JPEG or PNG files, as `Client.inspect_encoded`."""
+        """Return verdicts on whole JPEG, PNG or WebP files, as `Client.inspect_encoded`."""
         check_some(images)
         limits = await self._limits(len(images))
         return await self._ask(encoded_requests(images, limits), outputs=outputs)

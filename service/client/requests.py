@@ -65,7 +65,7 @@ def tensor_requests(tensor: NDArray[Any], limits: Limits | None) -> Iterator[pb.
 
 
 def encoded_requests(images: Sequence[bytes], limits: Limits | None) -> Iterator[pb.InspectRequest]:
-    """Yield requests with whole JPEG or PNG files."""
+    """Yield requests with whole JPEG, PNG or WebP files."""
     for rows in row_runs([len(image) for image in images], limits):
         yield pb.InspectRequest(encoded=pb.EncodedImages(images=images[rows]))
 

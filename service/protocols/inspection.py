@@ -1,7 +1,6 @@
 """One request's way through the server, whatever its protocol: decode, queue, model, policy."""
 
 import asyncio
-import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -10,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from reluguard.detector.errors import ImageTooLargeError
 from reluguard.detector.images import InputSpec, decode_image
+from reluguard.detector.pixels.decoding import claimed_pixels
 from reluguard.service.captures.capture import Capture, Raw
 from reluguard.service.edge import Call, request_id
 from reluguard.service.errors import RequestError
@@ -63,7 +62,7 @@ class PixelArray:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Whole JPEG or PNG files."""
+    """Whole JPEG, PNG or WebP files."""
 
     images: Sequence[bytes]
 
@@ -81,7 +80,7 @@ class Encoded:
         left = limits.max_pixels
         decoded = []
         for image in self.images:
-            left -= _claimed_pixels(image)
+            left -= claimed_pixels(image)
             if left < 0:
                 raise ImageTooLargeError(
                     f"expected at most {limits.max_pixels} pixels in one request's images, got more"
@@ -91,15 +90,6 @@ class Encoded:
 
 
 Input = TensorArray | PixelArray | Encoded
-
-
-def _claimed_pixels(image: bytes) -> int:
-    """Return how many pixels the file's header claims; 0 where there is none to read."""
-    try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            return opened.width * opened.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0  # decoding it says what is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,7 @@ BROKEN = {
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 def test_what_is_no_whole_jpeg_or_png_is_refused(data: bytes) -> None:
     """Other formats, cut files and other bytes get one clear error."""
-    with pytest.raises(ImageError, match="expected a whole JPEG or PNG image"):
+    with pytest.raises(ImageError, match="expected a whole JPEG, PNG or WebP image"):
         decode_image(data, spec())
 
 

@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_refused(guard: Guard) -> None:
         guard.inspect_tensor(np.zeros((1, 1, 8, 8)))
     with pytest.raises(ImageError, match="got NaN or infinity in the tensor"):
         guard.inspect_tensor(np.full((1, 1, 8, 8), np.nan, np.float32))
-    with pytest.raises(ImageError, match="expected a whole JPEG or PNG image"):
+    with pytest.raises(ImageError, match="expected a whole JPEG, PNG or WebP image"):
         guard.inspect_encoded([b"no image"])
     with pytest.raises(ImageError, match="got an empty batch"):
         guard.inspect_encoded([])

@@ -151,15 +151,15 @@ BAD: dict[str, tuple[bytes | pb.InspectRequest, str]] = {
     ),
     "undecodable": (
         pb.InspectRequest(encoded=pb.EncodedImages(images=[b"no image"])),
-        "expected a whole JPEG or PNG image",
+        "expected a whole JPEG, PNG or WebP image",
     ),
     "truncated": (
         pb.InspectRequest(encoded=pb.EncodedImages(images=[NOISE, NOISE[: len(NOISE) // 2]])),
-        "expected a whole JPEG or PNG image",
+        "expected a whole JPEG, PNG or WebP image",
     ),
     "gif": (
         pb.InspectRequest(encoded=pb.EncodedImages(images=[png(IMAGE[0], "GIF")])),
-        "expected a whole JPEG or PNG image",
+        "expected a whole JPEG, PNG or WebP image",
     ),
     "bomb": (
         pb.InspectRequest(encoded=pb.EncodedImages(images=[BOMB])),
