@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads, Twin, Workers
 
 __all__ = ["evaluate"]
 
@@ -41,9 +41,7 @@ def evaluate(
             "[default: GUARD.work]",
         ),
     ] = None,
-    twin: Annotated[
-        str, typer.Option("--twin", help="auto, package.module:function or none, as in fit.")
-    ] = "auto",
+    twin: Twin = "auto",
     surrogate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -71,9 +69,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes. [default: the usable cores]")
-    ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Judge a guard on images it never saw: report card, baselines, seen against unseen."""
@@ -86,13 +82,13 @@ def evaluate(
             model,
             guard,
             data,
-            out,
+            out=out,
             attacks=attack,
             benign=benign,
             work=work,
             fit_work=fit_work,
             twin=twin,
-            left_out=left_out_named(leave_out),
+            leave_out=left_out_named(leave_out),
             matrix_rows=matrix_rows,
             surrogates=surrogate or (),
             trained_on=trained_on,

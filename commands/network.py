@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.options import (
+    Bgr,
+    Data,
+    GuardFolder,
+    Json,
+    Mean,
+    Model,
+    Output,
+    Scale,
+    Seed,
+    Std,
+    Threads,
+    Twin,
+    preprocessing_of,
+)
 
 __all__ = ["analyze", "explain", "harden"]
 
@@ -18,7 +32,12 @@ def analyze(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder of the report.")],
     guard: Annotated[
-        Path | None, typer.Option("--guard", help="A guard, to see its scores on the same images.")
+        Path | None,
+        typer.Option(
+            "--guard",
+            help="A guard, to see its scores on the same images; how pixels go into the model, it "
+            "says too.",
+        ),
     ] = None,
     other: Annotated[
         Path | None, typer.Option("--other", help="Another ONNX model, to compare layers with.")
@@ -27,23 +46,48 @@ def analyze(
     pairwise: Annotated[
         int, typer.Option("--pairwise", help="Images compared with one another, at most.")
     ] = 1000,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attack",
+            help="By name or module:Class; may be repeated, the first is the one every study looks "
+            "at. [pgd-linf-8, pgd-linf-2]",
+        ),
+    ] = None,
+    twin: Twin = "auto",
     papers: Annotated[
         bool, typer.Option("--papers", help="Also train what the papers' claims need.")
     ] = False,
+    output: Output = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    bgr: Bgr = False,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Look into the network: RDMs, Fiedler cuts, maps, graphs and CKA, clean against attacked."""
-    from reluguard.training.analyze import AnalysisSettings
+    from reluguard.training.analyze import ATTACKS
     from reluguard.training.analyze import analyze as run_analysis
 
-    settings = AnalysisSettings(
-        limit=limit, pairwise=pairwise, papers=papers, threads=threads, seed=seed
-    )
     with show_progress(quiet=as_json) as progress:
         found = run_analysis(
-            model, data, out, guard=guard, other=other, settings=settings, progress=progress
+            model,
+            data,
+            out=out,
+            guard=guard,
+            other=other,
+            limit=limit,
+            pairwise=pairwise,
+            attacks=attack or ATTACKS,
+            twin=twin,
+            papers=papers,
+            output=output,
+            preprocessing=preprocessing_of(scale, mean, std, bgr=bgr),
+            seed=seed,
+            threads=threads,
+            progress=progress,
         )
     typer.echo(json.dumps(found) if as_json else f"report: {out / 'report.html'}")
 
@@ -78,7 +122,16 @@ def harden(
     held_out: Annotated[
         str | None, typer.Option("--held-out", help="Images to measure on. [a fifth of --data]")
     ] = None,
+    guard: Annotated[
+        Path | None,
+        typer.Option("--guard", help="A guard of the model, to take from it how pixels go in."),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", help="Images to train on, at most.")] = 4000,
+    output: Output = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    bgr: Bgr = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
@@ -86,7 +139,15 @@ def harden(
 
     with show_progress(quiet=as_json) as progress:
         report = run_harden(
-            model, data, out, held_out=held_out, limit=limit, progress=progress
+            model,
+            data,
+            out=out,
+            held_out=held_out,
+            guard=guard,
+            limit=limit,
+            output=output,
+            preprocessing=preprocessing_of(scale, mean, std, bgr=bgr),
+            progress=progress,
         ).to_json()
     if as_json:
         typer.echo(json.dumps(report))

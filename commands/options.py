@@ -1,11 +1,30 @@
 """Options that several commands take, each written once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["Data", "GuardFolder", "Json", "Model", "Provider", "Seed", "Threads"]
+if TYPE_CHECKING:
+    from reluguard.training.data.preprocessing import Preprocessing
+
+__all__ = [
+    "Bgr",
+    "Data",
+    "GuardFolder",
+    "Json",
+    "Mean",
+    "Model",
+    "Output",
+    "Provider",
+    "Scale",
+    "Seed",
+    "Std",
+    "Threads",
+    "Twin",
+    "Workers",
+    "preprocessing_of",
+]
 
 Model = Annotated[Path, typer.Option("--model", help="The production model, an ONNX file.")]
 GuardFolder = Annotated[Path, typer.Option("--guard", help="The guard's folder.")]
@@ -31,3 +50,54 @@ Provider = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
+Twin = Annotated[
+    str,
+    typer.Option(
+        "--twin",
+        help="Where gradients come from: auto converts the ONNX file, package.module:function "
+        "gives your torch module, none leaves only black-box attacks.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes. [default: the usable cores]"),
+]
+
+# How pixels become the model's input: said to `fit`, which writes it into the guard, and to what
+# works without a guard. A command that is given a guard takes all of it from there.
+Output = Annotated[
+    str | None, typer.Option("--output", help="The model output with the class scores.")
+]
+Scale = Annotated[
+    float | None,
+    typer.Option("--scale", help="Factor from pixels to the model's range. [default: 1/255]"),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean", help="Subtracted after scaling: one value or one per channel. [default: 0]"
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", help="Divided by after that: one value or one per channel. [default: 1]"),
+]
+Bgr = Annotated[bool, typer.Option("--bgr", help="The model wants blue first.")]
+
+
+def preprocessing_of(
+    scale: float | None, mean: str | None, std: str | None, *, bgr: bool
+) -> "Preprocessing | None":
+    """Return what these options say of the pixels, None where they say nothing."""
+    from reluguard.training.data.preprocessing import Preprocessing
+
+    if scale is None and mean is None and std is None and not bgr:
+        return None
+    return Preprocessing(scale=scale, mean=_floats(mean or "0"), std=_floats(std or "1"), bgr=bgr)
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers with commas between, got {text!r}") from error

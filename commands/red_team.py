@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from reluguard.detector.verdict import Verdicts
     from reluguard.training.progress import Progress
-    from reluguard.training.rounds import Hardened
+    from reluguard.training.rounds import Refitted
 
     Card = Mapping[str, Any]
 
@@ -75,92 +75,90 @@ def redteam(
         Path | None,
         typer.Option("--key", help="PEM, an Ed25519 private key: signs what was published."),
     ] = None,
-    harden: Annotated[
+    rounds: Annotated[
         int,
         typer.Option(
-            "--harden",
+            "--rounds",
             min=0,
             help="Rounds of refitting the guard on what got past it; then the new guard is "
             "attacked too, told beside the old one, and the gate says what it costs: exit code 1 "
             "if refused.",
         ),
     ] = 0,
-    hardened: Annotated[
-        Path | None, typer.Option("--hardened", help="The new guard's folder, with --harden.")
+    refitted: Annotated[
+        Path | None, typer.Option("--refitted", help="The new guard's folder, with --rounds.")
     ] = None,
+    harden: Annotated[int, typer.Option("--harden", min=0, hidden=True)] = 0,
+    hardened: Annotated[Path | None, typer.Option("--hardened", hidden=True)] = None,
     fit_data: Annotated[
         str | None,
-        typer.Option("--fit-data", help="With --harden: the images of the fit, if they moved."),
+        typer.Option("--fit-data", help="With --rounds: the images of the fit, if they moved."),
     ] = None,
     fit_work: Annotated[
         Path | None,
-        typer.Option("--fit-work", help="With --harden: the harvest. [what the guard names]"),
+        typer.Option("--fit-work", help="With --rounds: the harvest. [what the guard names]"),
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Attack your own guard with full knowledge of it, and say how often that gets past."""
-    from dataclasses import replace
-
     from reluguard.training import redteam as red
-    from reluguard.training.pages.publication import publish as publish_figures
     from reluguard.training.pages.red_team_text import print_red_team
 
-    if (harden > 0) != (hardened is not None):
-        raise typer.BadParameter("expected --harden ROUNDS and --hardened FOLDER together")
-    if harden and server:
-        raise typer.BadParameter("expected no --server with --harden: it serves the old guard only")
-    effort = red.STANDARD if standard else red.Effort()
-    effort = replace(
-        effort,
-        steps=effort.steps if steps is None else steps,
-        restarts=effort.restarts if restarts is None else restarts,
-        queries=queries,
-    )
+    places = _ROUNDS
+    if harden or hardened:
+        typer.echo("reluguard: --harden and --hardened are now --rounds and --refitted", err=True)
+        rounds, refitted, places = rounds or harden, refitted or hardened, _HARDENING
+    if (rounds > 0) != (refitted is not None):
+        raise typer.BadParameter("expected --rounds ROUNDS and --refitted FOLDER together")
+    if rounds and server:
+        raise typer.BadParameter("expected no --server with --rounds: it serves the old guard only")
 
     def attack(guard: Path, out: Path, progress: "Progress") -> dict[str, Any]:
         with _asking(server, token, guard) as ask:
-            card = red.redteam(
+            return red.redteam(
                 model,
                 guard,
                 data,
-                out,
+                out=out,
                 budgets=budget or red.BUDGETS,
-                effort=effort,
-                ladders=red.LADDERS if ladders else {},
-                seed=seed,
+                standard=standard,
+                steps=steps,
+                restarts=restarts,
+                queries=queries,
                 limit=limit,
-                threads=threads,
+                ladders=ladders,
                 ask=ask,
                 told=f"the server at {server}" if server else red.IN_PROCESS,
+                publish=publish,
+                key=key,
+                seed=seed,
+                threads=threads,
                 progress=progress,
             )
-        if publish:
-            publish_figures(guard, card, key=key)
-        return card
 
-    if hardened is not None:
+    if refitted is not None:
         from reluguard.detector.artifact import check_place
-        from reluguard.training.rounds import SIZES, harden_guard
+        from reluguard.training.rounds import SIZES, refit_in_rounds
 
-        check_place(hardened)  # before hours of attacks, not after
+        check_place(refitted)  # before hours of attacks, not after
         with show_progress(quiet=as_json) as progress:
             before = attack(guard, out, progress)
-            found = harden_guard(
+            found = refit_in_rounds(
                 model,
                 guard,
                 fit_data,
-                hardened,
-                rounds=harden,
+                out=refitted,
+                rounds=rounds,
                 sizes=budget or SIZES,
                 fit_work=fit_work,
                 seed=seed,
                 threads=threads,
                 progress=progress,
             )
-            after = attack(hardened, out / "hardened", progress)
-        _tell_hardening(found, before, after, out, as_json=as_json)
+            after = attack(refitted, out / places.folder, progress)
+        _tell_rounds(found, before, after, out / places.figures, as_json=as_json)
         sys.exit(0 if found.gate.passed else 1)
     with show_progress(quiet=as_json) as progress:
         card = attack(guard, out, progress)
@@ -171,23 +169,34 @@ def redteam(
         typer.echo(f"\nreport: {out / 'red_team.html'}, images: {out / 'evasions.npz'}")
 
 
-def _tell_hardening(
-    found: "Hardened", before: "Card", after: "Card", out: Path, *, as_json: bool
+class _Places(NamedTuple):
+    """Where the second red team and both sides' figures go, in the first one's folder."""
+
+    folder: str
+    figures: str
+
+
+_ROUNDS = _Places("refitted", "rounds.json")
+_HARDENING = _Places("hardened", "hardening.json")  # who asks by the old name looks for these
+
+
+def _tell_rounds(
+    found: "Refitted", before: "Card", after: "Card", figures: Path, *, as_json: bool
 ) -> None:
     from reluguard.detector.artifact import read_guard, write_file
-    from reluguard.training.pages.red_team_text import print_hardening
+    from reluguard.training.pages.red_team_text import print_rounds
     from reluguard.training.retraining.gate import print_gate
 
     digest = read_guard(found.guard.path).digest  # what was published since is in it
     about = {"guard": str(found.guard.path), "digest": digest, "gate": found.gate.to_json()}
     document = {**about, "before": before, "after": after}
-    write_file(out / "hardening.json", json.dumps(document, indent=2).encode())
+    write_file(figures, json.dumps(document, indent=2).encode())
     if as_json:
         typer.echo(json.dumps(document))
         return
-    print_hardening(before, after)
+    print_rounds(before, after)
     print_gate(found.gate)
-    typer.echo(f"guard: {found.guard.path}, figures: {out / 'hardening.json'}")
+    typer.echo(f"guard: {found.guard.path}, figures: {figures}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from reluguard.detector.runtime import Guard
     from reluguard.detector.verdict import Verdict, Verdicts
     from reluguard.service.client.client import AsyncClient, Client
+    from reluguard.training.analyze import analyze
+    from reluguard.training.evaluate import evaluate
+    from reluguard.training.fit import fit
     from reluguard.training.guarded_module import GuardedModule
+    from reluguard.training.redteam import redteam
 
 __all__ = [
     "AsyncClient",
@@ -24,7 +28,11 @@ __all__ = [
     "GuardedSession",
     "Verdict",
     "Verdicts",
+    "analyze",
+    "evaluate",
+    "fit",
     "main",
+    "redteam",
 ]
 
 _HOMES = {
@@ -36,6 +44,10 @@ _HOMES = {
     "GuardedSession": "reluguard.detector.dropin",
     "Verdict": "reluguard.detector.verdict",
     "Verdicts": "reluguard.detector.verdict",
+    "analyze": "reluguard.training.analyze",
+    "evaluate": "reluguard.training.evaluate",
+    "fit": "reluguard.training.fit",
+    "redteam": "reluguard.training.redteam",
 }
 
 

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from reluguard.detector.arrays import write_arrays
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.images import Images, InputSpec
-from reluguard.detector.model import Production, infer_spec, load_production
+from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Guard
 from reluguard.detector.taps import Tap, find_taps
 from reluguard.training.analysis.checks import Ints, check_labels, check_memory, check_varies
@@ -37,110 +36,121 @@ from reluguard.training.analysis.studies.splits import study_splits
 from reluguard.training.analysis.studies.votes import study_votes
 from reluguard.training.attacks import attack_named
 from reluguard.training.attacks.victim import Victim
-from reluguard.training.data.case import Preprocessing
-from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.dataset import check_labels as check_label_range
+from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.network import open_network
+from reluguard.training.data.preprocessing import Preprocessing, spec_of
 from reluguard.training.errors import AnalysisError
 from reluguard.training.harden import HardenSettings, harden_images
 from reluguard.training.pages.analysis.report import report_page, summary
 from reluguard.training.progress import Progress
 from reluguard.training.twin.twin import Twin, load_twin
 
-__all__ = ["AnalysisSettings", "analyze"]
+__all__ = ["ATTACKS", "analyze"]
+
+ATTACKS = ("pgd-linf-8", "pgd-linf-2")
 
 _STUDIES = 6
 _Study = TypeVar("_Study")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnalysisSettings:
-    """What to look at and how much of it.
-
-    Attributes:
-        limit: images read, at most.
-        pairwise: images attacked and compared with one another, at most; distances take
-            12 bytes * taps * pairwise^2.
-        attacks: slugs; the first is the one every study looks at.
-        twin: as `load_twin` takes it.
-        papers: also train what the papers' claims need: networks of several seeds and a hardened
-            network. Adds some minutes.
-        class_names: one per class, for the plots.
-        preprocessing: from pixels to the model's input.
-        output: which output holds the class scores.
-        threads: of ONNX Runtime.
-        seed: of every random choice.
-    """
-
-    limit: int = 2000
-    pairwise: int = 1000
-    attacks: tuple[str, ...] = ("pgd-linf-8", "pgd-linf-2")
-    twin: str = "auto"
-    papers: bool = False
-    class_names: tuple[str, ...] = ()
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    output: str | None = None
-    threads: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.limit < 20 or self.pairwise < 20:
-            raise SettingsError(
-                f"expected a limit and a pairwise of 20 or more images, "
-                f"got {self.limit} and {self.pairwise}"
-            )
-        if not self.attacks:
-            raise SettingsError("expected one or more attacks, got none")
-
-
 def analyze(
-    model: Path,
-    data: str,
-    out: Path,
+    model: Path | str,
+    data: Data,
     *,
-    guard: Path | None = None,
-    other: Path | None = None,
-    train: str | None = None,
-    settings: AnalysisSettings | None = None,
+    out: Path | str,
+    guard: Path | str | None = None,
+    other: Path | str | None = None,
+    train: Data | None = None,
+    limit: int = 2000,
+    pairwise: int = 1000,
+    attacks: Sequence[str] = ATTACKS,
+    twin: str = "auto",
+    papers: bool = False,
+    class_names: Sequence[str] = (),
+    output: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Mapping[str, Any]:
     """Write `report.html`, `analysis.json` and `arrays.npz` to `out`; return what the JSON holds.
 
     Args:
         model: the production ONNX file.
-        data: labelled images it was not trained on, as `load_data` takes them.
+        data: labelled images it was not trained on, as `fit` takes them.
         out: a folder. Each file is written aside and then renamed.
-        guard: a guard fitted to this model, to see its scores and evidence on the same images.
+        guard: a guard fitted to this model, to see its scores and evidence on the same images. How
+            pixels become the model's input, and which output holds the class scores, it says too.
         other: another ONNX classifier of the same images, to compare layers with.
         train: labelled images to train the papers' networks on; by default those images of `data`
             that no study attacks.
-        settings: what to look at.
+        limit: images read, at most.
+        pairwise: images attacked and compared with one another, at most; distances take
+            12 bytes * taps * pairwise^2.
+        attacks: slugs; the first is the one every study looks at.
+        twin: where gradients come from, as `fit` takes it.
+        papers: also train what the papers' claims need: networks of several seeds and a hardened
+            network. Adds some minutes.
+        class_names: one per class, for the plots.
+        output: which output holds the class scores, without a guard.
+        preprocessing: from pixels to the model's input, without a guard.
+        seed: of every random choice.
+        threads: of ONNX Runtime.
         progress: told of stages and steps.
 
     Raises:
+        SettingsError: a value has no meaning, or a guard says already what is said here.
         DataError: the images can't be read, or labels don't fit the model.
         LabelError: images of one class only.
         ConstantError: a tap says the same of every image.
-        OutOfMemoryError: the settings ask for more than is free.
+        OutOfMemoryError: it would take more than is free.
         ModelError: the model can't be read or run, or images of this size don't fit it.
+        GuardError: the guard can't be read or is not the model's.
         TwinError: the model can't be attacked for lack of a twin.
     """
-    settings, progress = settings or AnalysisSettings(), progress or Progress()
+    _check(limit, pairwise, attacks)
+    model, out = Path(model), Path(out)
+    other = None if other is None else Path(other)
+    progress = progress or Progress()
     started = time.perf_counter()
-    production = load_production(model, output=settings.output)
-    dataset = _sample(load_data(data, size=production.image_size), settings)
-    spec = _spec(production, dataset, settings.preprocessing)
+    network = open_network(
+        model,
+        data,
+        guard=None if guard is None else Path(guard),
+        output=output,
+        preprocessing=preprocessing,
+        threads=threads,
+    )
+    production, spec = network.production, network.spec
+    dataset = _sample(network.dataset, limit, seed)
     taps = find_taps(production, spec)
-    rows = choose_rows(dataset.labels, settings.pairwise, seed=settings.seed)
-    _check_budget(taps, len(dataset), len(rows), len(settings.attacks))
+    rows = choose_rows(dataset.labels, pairwise, seed=seed)
+    _check_budget(taps, len(dataset), len(rows), len(attacks))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
-        material = _material(
-            model, production, spec, taps, dataset, rows, settings, other, Path(work), progress
+        gradients = load_twin(
+            model, spec, twin, images=dataset.images[:16], output=production.answer
         )
-        findings = _study(material, other, guard, model, settings, progress)
+        material = _material(
+            production,
+            spec,
+            taps,
+            dataset,
+            rows,
+            attacks=attacks,
+            twins=(gradients, *_surrogates(other, dataset, spec, attacks)),
+            class_names=class_names,
+            work=Path(work),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+        findings = _study(material, other, network.guard, threads, progress)
         seeds, hardening = None, None
-        if settings.papers:
-            seeds, hardening = _papers(material, train, settings, progress)
+        if papers:
+            seeds, hardening = _papers(material, train, seed, progress)
         claims = paper_claims(
             splits=findings.splits,
             votes=findings.votes,
@@ -148,17 +158,17 @@ def analyze(
             consistency=findings.consistency,
             seeds=seeds,
             hardening=hardening,
-            seed=settings.seed,
+            seed=seed,
         )
         about = {
             "model": model.name,
             "model_sha256": production.sha256,
-            "data": Path(data).name,
+            "data": Path(dataset.source).name,
             "data_sha256": dataset.digest,
             "images": len(dataset),
             "pairwise": len(rows),
-            "seed": settings.seed,
-            "attacks": list(settings.attacks),
+            "seed": seed,
+            "attacks": list(attacks),
             "seconds": round(time.perf_counter() - started, 1),
         }
         found = summary(about, material, findings, claims, seeds, hardening)
@@ -166,19 +176,22 @@ def analyze(
     return found
 
 
-def _sample(data: Dataset, settings: AnalysisSettings) -> Dataset:
+def _check(limit: int, pairwise: int, attacks: Sequence[str]) -> None:
+    """Raise SettingsError where a value has no meaning."""
+    if limit < 20 or pairwise < 20:
+        raise SettingsError(
+            f"expected a limit and a pairwise of 20 or more images, got {limit} and {pairwise}"
+        )
+    if not attacks:
+        raise SettingsError("expected one or more attacks, got none")
+
+
+def _sample(data: Dataset, limit: int, seed: int) -> Dataset:
     check_labels(data.labels)
-    if len(data) <= settings.limit:
+    if len(data) <= limit:
         return data
-    order = np.random.default_rng(settings.seed).permutation(len(data))
-    return data.take(np.sort(order[: settings.limit]))
-
-
-def _spec(production: Production, data: Dataset, how: Preprocessing) -> InputSpec:
-    h, w, c = data.images.shape[1:]
-    return infer_spec(
-        production, (h, w, c), scale=how.scale, mean=how.mean, std=how.std, bgr=how.bgr
-    )
+    order = np.random.default_rng(seed).permutation(len(data))
+    return data.take(np.sort(order[:limit]))
 
 
 def _check_budget(taps: Sequence[Tap], n: int, p: int, attacks: int) -> None:
@@ -192,55 +205,57 @@ def _check_budget(taps: Sequence[Tap], n: int, p: int, attacks: int) -> None:
 
 
 def _material(
-    model: Path,
     production: Production,
     spec: InputSpec,
     taps: tuple[Tap, ...],
     data: Dataset,
     rows: Ints,
-    settings: AnalysisSettings,
-    other: Path | None,
+    *,
+    attacks: Sequence[str],
+    twins: Sequence[Twin | None],
+    class_names: Sequence[str],
     work: Path,
+    seed: int,
+    threads: int | None,
     progress: Progress,
 ) -> Material:
-    recorder = Recorder(production, spec, taps, threads=settings.threads)
+    """Return what all studies read; the first twin is the network's own."""
+    recorder = Recorder(production, spec, taps, threads=threads)
     progress.stage("read bits", len(data))
     clean = recorder.record(data.images, folder=work / "clean", progress=progress.advance)
     check_label_range(data, clean.logits.shape[1])
     for tap, patterns in zip(taps, clean.patterns, strict=True):
         check_varies(patterns, f"the tap {tap.name}")
-    twin = load_twin(model, spec, settings.twin, images=data.images[:16], output=settings.output)
-    surrogates: tuple[Twin, ...] = ()
-    if any(attack_named(slug).needs_surrogates for slug in settings.attacks):
-        surrogates = _surrogates(other, data, settings)
     victim = Victim(
-        predict=lambda images: recorder.record(images).logits, twin=twin, surrogates=surrogates
+        predict=lambda images: recorder.record(images).logits,
+        twin=twins[0],
+        surrogates=tuple(twin for twin in twins[1:] if twin is not None),
     )
     images, labels = data.images[rows], data.labels[rows]
     attacked_images: dict[str, Images] = {}
     success: dict[str, NDArray[np.bool_]] = {}
     attacked: dict[str, Recording] = {}
     budget = 8.0
-    for slug in settings.attacks:
+    for slug in attacks:
         progress.stage(slug, len(rows))
         result = attack_named(slug)(
-            images, labels, victim, seed=settings.seed, progress=_differences(progress.advance)
+            images, labels, victim, seed=seed, progress=_differences(progress.advance)
         )
         attacked_images[slug] = result.images
         success[slug] = (result.clean_prediction == labels) & (result.prediction != labels)
         attacked[slug] = recorder.record(result.images, folder=work / slug)
         if len(attacked) == 1:
             budget = float(np.median(result.linf))
-    if not success[settings.attacks[0]].any():
+    if not success[attacks[0]].any():
         raise AnalysisError(
-            f"expected {settings.attacks[0]} to fool the model at least once in {len(rows)} "
+            f"expected {attacks[0]} to fool the model at least once in {len(rows)} "
             "images, it never did: choose a stronger attack"
         )
-    noisy = recorder.record(_noisy(images, budget, settings.seed), folder=work / "noise")
+    noisy = recorder.record(_noisy(images, budget, seed), folder=work / "noise")
     progress.stage("distances", 1)
-    distances = measure_distances(clean.take(rows), attacked[settings.attacks[0]])
+    distances = measure_distances(clean.take(rows), attacked[attacks[0]])
     progress.advance(1)
-    names = settings.class_names or tuple(str(i) for i in range(clean.logits.shape[1]))
+    names = tuple(class_names) or tuple(str(i) for i in range(clean.logits.shape[1]))
     if len(names) != clean.logits.shape[1]:
         raise SettingsError(f"expected {clean.logits.shape[1]} class names, got {len(names)}")
     return Material(
@@ -257,20 +272,24 @@ def _material(
         noisy=noisy,
         distances=distances,
         class_names=names,
-        seed=settings.seed,
+        seed=seed,
     )
 
 
-def _surrogates(other: Path | None, data: Dataset, settings: AnalysisSettings) -> tuple[Twin, ...]:
+def _surrogates(
+    other: Path | None, data: Dataset, spec: InputSpec, attacks: Sequence[str]
+) -> tuple[Twin | None, ...]:
     """Attacks on several networks at once use the other network beside this one."""
+    if not any(attack_named(slug).needs_surrogates for slug in attacks):
+        return ()
     if other is None:
         raise SettingsError(
             f"attacks on several networks need another model: give `other`, or leave them out of "
-            f"{', '.join(settings.attacks)}"
+            f"{', '.join(attacks)}"
         )
-    spec = _spec(load_production(other), data, settings.preprocessing)
-    twin = load_twin(other, spec, images=data.images[:16])
-    return () if twin is None else (twin,)
+    production = load_production(other)
+    theirs = spec_of(production, data.images.shape[1:], Preprocessing.of(spec))
+    return (load_twin(other, theirs, images=data.images[:16]),)
 
 
 def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
@@ -295,9 +314,8 @@ def _noisy(images: Images, size: float, seed: int) -> Images:
 def _study(
     material: Material,
     other: Path | None,
-    guard: Path | None,
-    model: Path,
-    settings: AnalysisSettings,
+    guard: Guard | None,
+    threads: int | None,
     progress: Progress,
 ) -> Findings:
     progress.stage("studies", _STUDIES)
@@ -306,7 +324,7 @@ def _study(
         progress.advance(1)
         return study
 
-    second = None if other is None else _second(material, other, settings)
+    second = None if other is None else _second(material, other, threads)
     return Findings(
         similarity=done(study_similarity(material)),
         splits=done(study_splits(material)),
@@ -315,25 +333,19 @@ def _study(
         graphs=done(study_graphs(material, second)),
         consistency=done(study_consistency(material)),
         other=None if other is None else other.name,
-        guard=None if guard is None else _guard_view(material, model, guard, settings),
+        guard=None if guard is None else _guard_view(material, guard),
     )
 
 
-def _second(material: Material, other: Path, settings: AnalysisSettings) -> Recording:
+def _second(material: Material, other: Path, threads: int | None) -> Recording:
+    """Return what another network says of the same images, prepared as for this one."""
     production = load_production(other)
-    h, w, c = material.images.shape[1:]
-    how = settings.preprocessing
-    spec = infer_spec(
-        production, (h, w, c), scale=how.scale, mean=how.mean, std=how.std, bgr=how.bgr
-    )
-    recorder = Recorder(production, spec, find_taps(production, spec), threads=settings.threads)
+    spec = spec_of(production, material.images.shape[1:], Preprocessing.of(material.spec))
+    recorder = Recorder(production, spec, find_taps(production, spec), threads=threads)
     return recorder.record(material.images[material.rows])
 
 
-def _guard_view(
-    material: Material, model: Path, guard: Path, settings: AnalysisSettings
-) -> GuardView:
-    guarded = Guard.open(model, guard, threads=settings.threads)
+def _guard_view(material: Material, guarded: Guard) -> GuardView:
     clean = guarded.inspect(material.images[material.rows])
     attacked = {name: guarded.inspect(x) for name, x in material.attacked_images.items()}
     main = material.main
@@ -348,12 +360,12 @@ def _guard_view(
 
 
 def _papers(
-    material: Material, train: str | None, settings: AnalysisSettings, progress: Progress
+    material: Material, train: Data | None, seed: int, progress: Progress
 ) -> tuple[SeedStudy, HardenReport]:
     """Train on images no study attacks, compare on those that were attacked."""
     if train is not None:
-        source = load_data(train, size=(material.spec.height, material.spec.width))
-        order = np.random.default_rng(settings.seed).permutation(len(source))
+        source = given_data(train, size=(material.spec.height, material.spec.width))
+        order = np.random.default_rng(seed).permutation(len(source))
         source = source.take(np.sort(order[:4000]))
     else:
         rest = np.setdiff1d(np.arange(len(material.labels)), material.rows)
@@ -365,14 +377,14 @@ def _papers(
         source = Dataset(
             images=material.images[rest], labels=material.labels[rest], source="the rest"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(material.rows))
+    order = np.random.default_rng(seed).permutation(len(material.rows))
     compared = material.rows[order[:500]]
     images, labels = material.images[compared], material.labels[compared]
     progress.stage("seeds", 3 * 400)
     seeds = study_seeds(
         (source.images, source.labels),
         (images, labels),
-        seed=settings.seed,
+        seed=seed,
         progress=progress.advance,
     )
     _, hardening = harden_images(
@@ -380,7 +392,7 @@ def _papers(
         material.spec,
         source,
         Dataset(images=images, labels=labels, source="held out"),
-        settings=HardenSettings(seed=settings.seed),
+        settings=HardenSettings(seed=seed),
         progress=progress,
     )
     return seeds, hardening

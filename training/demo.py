@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import GuardArtifact, read_guard, write_file
+from reluguard.detector.artifact import GuardArtifact, write_file
 from reluguard.detector.head import threshold_at
 from reluguard.detector.images import Images
 from reluguard.detector.model import load_production
@@ -23,9 +23,9 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.data.dataset import Dataset, save_dataset
-from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.fit import fit
 from reluguard.training.harvest.readings import CLEAN
-from reluguard.training.harvest.workspace import read_shard
+from reluguard.training.harvest.workspace import read_shard, work_folder
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_above
 
@@ -119,13 +119,12 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
     progress = progress or Progress()
     out.mkdir(parents=True, exist_ok=True)
     model, held_out = train_and_export(out, seed, progress)
-    settings = FitSettings(
-        model=model, data=str(held_out), out=out / "guard", recipe="digits", seed=seed, workers=1
+    place = out / "guard"
+    _forget(work_folder(place))
+    guard = fit(
+        model, held_out, out=place, recipe="digits", seed=seed, workers=1, progress=progress
     )
-    _forget(work_folder(settings))
-    fit_guard(settings, progress)
-    guard = Guard.open(model, settings.out)
-    clean, attacked = _unseen(settings, read_guard(settings.out))
+    clean, attacked = _unseen(guard.artifact)
     progress.stage("serve and ask", 1)
     served, page = ask(guard, [clean.images, attacked.images])
     metrics = _telling(page)
@@ -159,7 +158,7 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
             for a, b in zip(served, offline, strict=True)
         ),
         "picture": str(picture),
-        "guard": str(settings.out),
+        "guard": str(place),
         "seconds": perf_counter() - started,
     }
     return DemoResult(
@@ -171,7 +170,7 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
         labels=labels,
         metrics=metrics,
         picture=picture,
-        guard=settings.out,
+        guard=place,
     )
 
 
@@ -216,12 +215,12 @@ def _forget(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _unseen(settings: FitSettings, artifact: GuardArtifact) -> tuple[_Images, _Images]:
+def _unseen(artifact: GuardArtifact) -> tuple[_Images, _Images]:
     """Return the clean and the attacked images of the test split, attacks in turn."""
     clean: list[_Images] = []
     attacked: list[_Images] = []
     slugs = {portion["slug"] for portion in artifact.manifest.provenance["recipe"]["attacks"]}
-    for folder in sorted(work_folder(settings).iterdir()):
+    for folder in sorted(work_folder(artifact.path).iterdir()):
         for file in sorted(folder.glob("test-*.npz")) if folder.is_dir() else ():
             if folder.name == CLEAN or folder.name in slugs:
                 shard = read_shard(file, "success", "images", "sources", "labels")

@@ -23,7 +23,8 @@ from reluguard.detector.session import available_cores
 from reluguard.training.attacks import Attack, attack_named
 from reluguard.training.changes import BENIGN, Change, benign_named
 from reluguard.training.data.case import predict
-from reluguard.training.data.dataset import Dataset, check_labels, load_data
+from reluguard.training.data.dataset import Dataset, check_labels
+from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import check_untrained, unseen_rows
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.baselines import BASELINES, Baseline
@@ -34,7 +35,7 @@ from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
-from reluguard.training.harvest.workspace import Shard, Workspace
+from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import Progress
 
@@ -71,22 +72,22 @@ TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to
 
 
 def evaluate(
-    model: Path,
-    guard: Path,
-    data: str,
-    out: Path,
+    model: Path | str,
+    guard: Path | str,
+    data: Data,
     *,
+    out: Path | str,
     attacks: Sequence[str] | None = None,
     benign: Sequence[str] | None = None,
-    work: Path | None = None,
-    fit_work: Path | None = None,
+    work: Path | str | None = None,
+    fit_work: Path | str | None = None,
     twin: str = "auto",
     baselines: Sequence[type[Baseline]] = BASELINES,
     baseline_rows: int = 1000,
     matrix_rows: int | None = 1500,
-    left_out: LeftOut = "family",
-    surrogates: Sequence[Path] = (),
-    trained_on: str | None = None,
+    leave_out: LeftOut = "family",
+    surrogates: Sequence[Path | str] = (),
+    trained_on: Data | None = None,
     seed: int = 0,
     limit: int | None = None,
     threads: int | None = None,
@@ -98,7 +99,8 @@ def evaluate(
     Args:
         model: the production ONNX file.
         guard: the guard's folder.
-        data: labelled images; of those the guard was fitted on, only its test split is used.
+        data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
+            split is used.
         out: the folder to write to.
         attacks: by name, as `attack_named` takes them; by default `DEFAULT_ATTACKS`.
         benign: harmless changes by name; by default all of `BENIGN`, severities 1 to 5 with them.
@@ -109,7 +111,7 @@ def evaluate(
         baselines: which to run.
         baseline_rows: rows of each group that baselines are fitted on at most.
         matrix_rows: the same for the heads of the matrix, None for all, 0 for no matrix.
-        left_out: what the matrix leaves out of the fit at a time.
+        leave_out: what the matrix leaves out of the fit at a time.
         surrogates: ONNX files of other models of the same task, whose attacks are tried on this.
         trained_on: images the model was trained on, to make sure that none of them is judged.
         seed: of every random choice.
@@ -128,12 +130,13 @@ def evaluate(
     """
     started = perf_counter()
     progress = progress or Progress()
+    model, guard, out = Path(model), Path(guard), Path(out)
     opened = Guard.open(model, guard, threads=threads)
     manifest = opened.artifact.manifest
-    dataset = load_data(data, size=(opened.spec.height, opened.spec.width))
+    size = (opened.spec.height, opened.spec.width)
+    dataset = given_data(data, size=size)
     if trained_on is not None:
-        size = (opened.spec.height, opened.spec.width)
-        check_untrained(dataset, load_data(trained_on, size=size))
+        check_untrained(dataset, given_data(trained_on, size=size))
     production = load_production(model, output=manifest.answer)
     reader = Reader(production, opened.spec, manifest.taps, threads=threads)
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])
@@ -149,10 +152,10 @@ def evaluate(
         twin=twin,
         dataset=dataset,
         changes=changes,
-        workspace=work or out / "work",
+        workspace=Path(work) if work else out / "work",
         seed=seed,
         threads=threads,
-        surrogates=tuple(surrogates),
+        surrogates=tuple(map(Path, surrogates)),
     )
     jobs = _jobs(changes, rows, logits.argmax(axis=1) == dataset.labels[rows])
     every = [job for made in jobs.values() for job in made]
@@ -170,13 +173,13 @@ def evaluate(
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
     card = scorecard(groups, manifest, threats, seed)
     card["about"] = _about(opened, dataset, rows, seed)
-    fit = _fit_workspace(fit_work or guard.with_name(f"{guard.name}.work"), manifest, card)
+    fit = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest, card)
     card["baselines"] = compare(
         groups, opened, production, reader, fit, baselines, baseline_rows, seed, progress
     )
     if fit is not None and matrix_rows != 0:
         card["matrix"] = leave_one_out(
-            fit, manifest, by=left_out, rows=matrix_rows, seed=seed, progress=progress
+            fit, manifest, by=leave_out, rows=matrix_rows, seed=seed, progress=progress
         )
     card["red_team"] = manifest.metrics.get("red_team")
     card["goals"] = numbers_to_beat(card, manifest.metrics, _size(opened.artifact))

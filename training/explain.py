@@ -13,7 +13,7 @@ from reluguard.detector.taps import Tap
 from reluguard.training.analysis.checks import Floats, Ints, check_rows
 from reluguard.training.analysis.recording import Recorder
 from reluguard.training.analysis.similarity import hamming_counts
-from reluguard.training.data.dataset import load_data
+from reluguard.training.data.given import Data, given_data
 from reluguard.training.errors import ShapeError
 from reluguard.training.pages.explanation import VOTERS, Explanation, draw_explanation
 
@@ -25,7 +25,7 @@ _CHANNELS = 12
 def explain(
     model: Path,
     guard: Path,
-    data: str,
+    data: Data,
     image: Path,
     out: Path,
     *,
@@ -39,7 +39,7 @@ def explain(
     Args:
         model: the production ONNX file.
         guard: the guard's folder.
-        data: clean labelled images to look for neighbours in, as `load_data` takes them.
+        data: clean labelled images to look for neighbours in, as `given_data` takes them.
         image: a JPEG, PNG or WebP.
         out: a .png, .svg or .pdf file; written aside and then renamed.
         limit: clean images, at most.
@@ -61,7 +61,7 @@ def explain(
     except OSError as error:
         raise ImageError(f"can't read the image {image}: {error.strerror}") from error
     spec = guarded.spec
-    references = load_data(data, size=(spec.height, spec.width))
+    references = given_data(data, size=(spec.height, spec.width))
     found = explain_image(
         model,
         guarded,

@@ -4,7 +4,7 @@ import datetime as dt
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,14 +20,16 @@ from reluguard.detector.reference import KEY as REFERENCE
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
-from reluguard.training.data.case import Case, Preprocessing, open_case
+from reluguard.training.data.case import Case, open_case
+from reluguard.training.data.given import Data
+from reluguard.training.data.preprocessing import Preprocessing
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.report_card import promised_rates, report_card
 from reluguard.training.harvest.engine import check_engine
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
-from reluguard.training.harvest.workspace import COLUMNS, Workspace, column_runs
+from reluguard.training.harvest.workspace import COLUMNS, Workspace, column_runs, work_folder
 from reluguard.training.head.economy import choose_taps
 from reluguard.training.head.fit import calibrate, fit_head
 from reluguard.training.head.probes import column_taps
@@ -35,54 +37,61 @@ from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import Progress
 from reluguard.training.recipes import Portion, Recipe, recipe_named
 
-__all__ = ["FitSettings", "fit_guard", "work_folder"]
+__all__ = ["fit"]
 
 GOLDEN_BYTES = 200_000
 GOLDEN_IMAGES = 8
 ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitSettings:
-    """What a fit is asked for. `work` keeps the shards; by default it lies beside the guard."""
+def fit(
+    model: Path | str,
+    data: Data,
+    *,
+    out: Path | str,
+    recipe: str | Recipe = "default",
+    twin: str = "auto",
+    output: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    target_fpr: float = 0.05,
+    prevalence: float = 0.5,
+    seed: int = 0,
+    threads: int | None = None,
+    workers: int | None = None,
+    max_overhead: float | None = None,
+    work: Path | str | None = None,
+    engine: str = "local",
+    progress: Progress | None = None,
+) -> Guard:
+    """Fit a guard to a classifier, write it to a folder and return it, ready to inspect images.
 
-    model: Path
-    data: str
-    out: Path
-    recipe: str | Recipe = "default"
-    twin: str = "auto"
-    output: str | None = None
-    preprocessing: Preprocessing = Preprocessing()
-    fpr: float = 0.05
-    prevalence: float = 0.5
-    seed: int = 0
-    threads: int | None = None
-    workers: int | None = None
-    max_overhead: float | None = None
-    work: Path | None = None
-    engine: str = "local"
+    Attacks clean images, reads which ReLUs fire, fits a head on that and calibrates it on clean
+    images that nothing else saw. What the work folder holds already is not made again, so a fit
+    that was killed goes on.
 
-    def __post_init__(self) -> None:
-        check_engine(self.engine)
-        if not 0 < self.prevalence < 1:
-            raise SettingsError(f"expected a prevalence between 0 and 1, got {self.prevalence}")
-        if self.seed < 0:
-            raise SettingsError(f"expected a seed of 0 or more, got {self.seed}")
-        if self.workers is not None and self.workers < 1:
-            raise SettingsError(f"expected 1 or more workers, got {self.workers}")
-
-
-def work_folder(settings: FitSettings) -> Path:
-    """Return where the shards lie."""
-    return settings.work or settings.out.with_name(f"{settings.out.name}.work")
-
-
-def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardArtifact:
-    """Fit a guard, write it to `settings.out` and return it.
-
-    What the work folder holds already is not made again, so a fit that was killed goes on.
+    Args:
+        model: the production ONNX file.
+        data: labelled images the model was not trained on: a place as `load_data` takes it, or a
+            pair of images uint8 (N, H, W, C) and labels (N,).
+        out: the guard's folder. Another guard there is replaced, anything else is left alone.
+        recipe: what to attack with: "default", "quick", "digits", or one of your own.
+        twin: where gradients come from: "auto" converts the ONNX file, "package.module:function"
+            gives your torch module, "none" leaves only black-box attacks.
+        output: the model's output with the class scores, where it has several.
+        preprocessing: from pixels to the model's input; the guard keeps it, so that it is said
+            once. By default to [0, 1].
+        target_fpr: the share of clean images that may be flagged.
+        prevalence: the share of attacks that the likelihood assumes.
+        seed: of every random choice.
+        threads: of ONNX Runtime and torch in each process; by default the usable cores.
+        workers: processes; by default the usable cores.
+        max_overhead: read only as many taps as keep guarded / plain time under this, like 1.05.
+        work: where harvested shards are kept; by default `out` with `.work` behind it.
+        engine: who attacks and reads: "local", processes of this machine, or "ray".
+        progress: told of each stage.
 
     Raises:
+        SettingsError: a value has no meaning.
         DataError: the data don't fit the model, or are too few for the rate asked for.
         TwinError: the twin can't be made, or does not match the model.
         ModelError: the model can't be read, run or guarded.
@@ -90,80 +99,89 @@ def fit_guard(settings: FitSettings, progress: Progress | None = None) -> GuardA
         HeldError: another process works in the work folder.
         OSError: the disk is full; nothing half-written is left.
     """
-    check_place(settings.out)
+    _check(prevalence, seed, workers, engine)
+    model, out = Path(model), Path(out)
+    check_place(out)
     progress = progress or Progress()
     started = perf_counter()
-    recipe = settings.recipe
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     progress.stage("model and data", 1)
     case, reader = open_case(
-        settings.model,
-        settings.data,
+        model,
+        data,
         levels=recipe.levels,
         shares=recipe.shares,
-        preprocessing=settings.preprocessing,
-        output=settings.output,
-        fpr=settings.fpr,
-        seed=settings.seed,
-        threads=settings.threads,
+        preprocessing=preprocessing,
+        output=output,
+        fpr=target_fpr,
+        seed=seed,
+        threads=threads,
     )
     recipe = recipe.for_images(case.spec.height, case.spec.width)
-    orders = _orders(case, recipe, settings)
+    orders = _orders(case, recipe, twin, Path(work) if work else work_folder(out), seed, threads)
     progress.advance(1)
     orders.workspace.mkdir(parents=True, exist_ok=True)
     with hold(orders.workspace):
-        return _fit_in(case, reader, recipe, orders, settings, progress, started)
+        workspace = Workspace(orders.workspace, _plan(case, recipe, orders))
+        resumed = any(workspace.folder.glob("*/*.npz"))
+        jobs = _harvest(case, recipe, orders, workers or available_cores(), engine, progress)
+        head = _head(case, recipe, jobs, workspace, seed, progress)
+        if max_overhead is not None:
+            case, reader = _cheaper(case, head, workspace, max_overhead, threads)
+            head = _head(case, recipe, jobs, workspace, seed, progress)
+        clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
+        head = calibrate(head, clean, rates=[target_fpr], prevalence=prevalence)
+        draft = GuardArtifact(
+            path=out,
+            digest="",
+            manifest=_manifest(case, head, clean, recipe, orders, target_fpr, prevalence),
+            head=head,
+            golden=_golden(case, head, reader, jobs, workspace),
+        )
+        if workspace.columns is not None:
+            draft = _reading_only(draft, workspace.columns)
+        progress.stage("report card", 1)
+        card = report_card(
+            Guard(case.production, draft, threads=threads),
+            workspace,
+            {slug: _of_split(made, "test") for slug, made in jobs.items()},
+            thresholds=draft.manifest.thresholds,
+            seed=seed,
+        )
+        card |= {"seconds": perf_counter() - started, "resumed": resumed}
+        progress.advance(1)
+        written = write_guard(
+            out,
+            manifest=replace(draft.manifest, metrics=card),
+            head=head,
+            golden=draft.golden,
+            reports={
+                "report.json": json.dumps(card, indent=2).encode(),
+                "report.html": report_page(card, draft.manifest).encode(),
+            },
+        )
+    return Guard(case.production, written, threads=threads)
 
 
-def _fit_in(
-    case: Case,
-    reader: Reader,
-    recipe: Recipe,
-    orders: Orders,
-    settings: FitSettings,
-    progress: Progress,
-    started: float,
-) -> GuardArtifact:
-    """Harvest, fit, judge and write, in a work folder that is ours alone."""
-    workspace = Workspace(orders.workspace, _plan(case, recipe, settings))
-    resumed = any(workspace.folder.glob("*/*.npz"))
-    jobs = _harvest(case, recipe, orders, settings, progress)
-    head = _fit(case, recipe, jobs, workspace, settings, progress)
-    if settings.max_overhead is not None:
-        case, reader = _cheaper(case, head, workspace, settings)
-        head = _fit(case, recipe, jobs, workspace, settings, progress)
-    clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
-    head = calibrate(head, clean, rates=[settings.fpr], prevalence=settings.prevalence)
-    manifest = _manifest(case, head, clean, recipe, settings)
-    if workspace.columns is not None:
-        provenance = {**manifest.provenance, COLUMNS: column_runs(workspace.columns)}
-        manifest = replace(manifest, provenance=provenance)
-    golden = _golden(case, head, reader, jobs, workspace)
-    progress.stage("report card", 1)
-    draft = GuardArtifact(path=settings.out, digest="", manifest=manifest, head=head, golden=golden)
-    guard = Guard(case.production, draft, threads=settings.threads)
-    card = report_card(
-        guard,
-        workspace,
-        {slug: _of_split(made, "test") for slug, made in jobs.items()},
-        thresholds=manifest.thresholds,
-        seed=settings.seed,
-    )
-    card |= {"seconds": perf_counter() - started, "resumed": resumed}
-    progress.advance(1)
-    return write_guard(
-        settings.out,
-        manifest=replace(manifest, metrics=card),
-        head=head,
-        golden=golden,
-        reports={
-            "report.json": json.dumps(card, indent=2).encode(),
-            "report.html": report_page(card, manifest).encode(),
-        },
-    )
+def _check(prevalence: float, seed: int, workers: int | None, engine: str) -> None:
+    """Raise SettingsError where a value has no meaning."""
+    check_engine(engine)
+    if not 0 < prevalence < 1:
+        raise SettingsError(f"expected a prevalence between 0 and 1, got {prevalence}")
+    if seed < 0:
+        raise SettingsError(f"expected a seed of 0 or more, got {seed}")
+    if workers is not None and workers < 1:
+        raise SettingsError(f"expected 1 or more workers, got {workers}")
 
 
-def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
+def _reading_only(draft: GuardArtifact, columns: NDArray[np.int64]) -> GuardArtifact:
+    """Return the guard with a note of which of the harvested rates it reads."""
+    manifest = draft.manifest
+    provenance = {**manifest.provenance, COLUMNS: column_runs(columns)}
+    return replace(draft, manifest=replace(manifest, provenance=provenance))
+
+
+def _plan(case: Case, recipe: Recipe, orders: Orders) -> dict[str, Any]:
     """Everything that a shard's content depends on."""
     strided = {tap.name: [*tap.strides, tap.pooled] for tap in case.taps if tap.is_strided}
     return {
@@ -172,28 +190,30 @@ def _plan(case: Case, recipe: Recipe, settings: FitSettings) -> dict[str, Any]:
         "data": case.dataset.digest,
         "input": case.spec.to_json(),
         "output": case.production.answer,
-        "twin": settings.twin,
+        "twin": orders.twin,
         "recipe": {
             k: v for k, v in recipe.to_json().items() if k not in {"name", "head", "weights"}
         },
-        "seed": settings.seed,
+        "seed": orders.seed,
     }
 
 
-def _orders(case: Case, recipe: Recipe, settings: FitSettings) -> Orders:
+def _orders(
+    case: Case, recipe: Recipe, twin: str, folder: Path, seed: int, threads: int | None
+) -> Orders:
     return Orders(
-        model=settings.model,
+        model=case.path,
         output=case.production.answer,
         spec=case.spec,
         taps=case.taps,
-        twin=settings.twin,
+        twin=twin,
         dataset=case.dataset,
         changes={
             portion.change.name: portion.change for portion in (*recipe.attacks, *recipe.benign)
         },
-        workspace=work_folder(settings),
-        seed=settings.seed,
-        threads=settings.threads,
+        workspace=folder,
+        seed=seed,
+        threads=threads,
     )
 
 
@@ -202,13 +222,18 @@ def _of_split(jobs: Sequence[Job], split: str) -> list[Job]:
 
 
 def _harvest(
-    case: Case, recipe: Recipe, orders: Orders, settings: FitSettings, progress: Progress
+    case: Case,
+    recipe: Recipe,
+    orders: Orders,
+    workers: int,
+    engine: str,
+    progress: Progress,
 ) -> dict[str, list[Job]]:
     """Make every shard of the recipe; return the jobs by slug, clean first."""
     fitted = {split: case.splits[split] for split in ("fit", "test")}
     jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted)}
     for index, portion in enumerate(recipe.benign):
-        some = _portion(fitted, portion, settings.seed + index)
+        some = _portion(fitted, portion, orders.seed + index)
         jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some)
     # an attack has nothing to do where the model is wrong already
     right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
@@ -219,9 +244,9 @@ def _harvest(
                 "right: give more images"
             )
     for index, portion in enumerate(recipe.attacks):
-        if settings.twin == "none" and getattr(portion.change, "needs_gradients", False):
+        if orders.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
-        some = _portion(right, portion, settings.seed + ATTACK_SEEDS + index)
+        some = _portion(right, portion, orders.seed + ATTACK_SEEDS + index)
         jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some)
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
@@ -230,8 +255,8 @@ def _harvest(
     harvest(
         every,
         orders,
-        workers=settings.workers or available_cores(),
-        engine=settings.engine,
+        workers=workers,
+        engine=engine,
         progress=lambda job: progress.advance(len(job.sources)),
     )
     return jobs
@@ -248,12 +273,12 @@ def _portion(
     }
 
 
-def _fit(
+def _head(
     case: Case,
     recipe: Recipe,
     jobs: Mapping[str, Sequence[Job]],
     workspace: Workspace,
-    settings: FitSettings,
+    seed: int,
     progress: Progress,
 ) -> Head:
     weights = {p.change.name: p.weight for p in (*recipe.attacks, *recipe.benign)}
@@ -269,22 +294,17 @@ def _fit(
         progress.advance(round(100 * share) - done)
         done = round(100 * share)
 
-    return fit_head(
-        groups, taps=case.taps, settings=recipe.head, seed=settings.seed, progress=advance
-    )
+    return fit_head(groups, taps=case.taps, settings=recipe.head, seed=seed, progress=advance)
 
 
 def _cheaper(
-    case: Case, head: Head, workspace: Workspace, settings: FitSettings
+    case: Case, head: Head, workspace: Workspace, max_overhead: float, threads: int | None
 ) -> tuple[Case, Reader]:
     """Return the case with the taps that fit the budget; the workspace gives their rates alone."""
-    assert settings.max_overhead is not None
-    chosen = choose_taps(
-        case.production, case.spec, case.taps, head, max_overhead=settings.max_overhead
-    )
+    chosen = choose_taps(case.production, case.spec, case.taps, head, max_overhead=max_overhead)
     workspace.columns = np.flatnonzero(np.isin(column_taps(case.taps), chosen))
     taps = tuple(case.taps[i] for i in chosen)
-    reader = Reader(case.production, case.spec, taps, threads=settings.threads)
+    reader = Reader(case.production, case.spec, taps, threads=threads)
     return replace(case, taps=taps), reader
 
 
@@ -313,7 +333,13 @@ def _golden(
 
 
 def _manifest(
-    case: Case, head: Head, clean: Readings, recipe: Recipe, settings: FitSettings
+    case: Case,
+    head: Head,
+    clean: Readings,
+    recipe: Recipe,
+    orders: Orders,
+    fpr: float,
+    prevalence: float,
 ) -> Manifest:
     packages = ("numpy", "onnxruntime", "torch", "adversarial-robustness-toolbox")
     return Manifest(
@@ -321,18 +347,18 @@ def _manifest(
         input=case.spec,
         answer=case.production.answer,
         taps=case.taps,
-        fpr=settings.fpr,
-        thresholds=promised_rates(head.clean_scores, settings.fpr),
+        fpr=fpr,
+        thresholds=promised_rates(head.clean_scores, fpr),
         calibration_images=len(head.clean_scores),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         provenance={
             "recipe": recipe.to_json(),
-            "seed": settings.seed,
-            "twin": settings.twin,
-            "prevalence": settings.prevalence,
+            "seed": orders.seed,
+            "twin": orders.twin,
+            "prevalence": prevalence,
             "data": {"source": case.dataset.source, "sha256": case.dataset.digest},
             "images": {split: len(sources) for split, sources in case.splits.items()},
-            "work": str(work_folder(settings).resolve()),
+            "work": str(orders.workspace.resolve()),
             REFERENCE: reference_of(clean.rates, clean.logits, case.taps).to_json(),
             "versions": {name: importlib.metadata.version(name) for name in packages},
         },

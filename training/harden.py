@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.images import Images, InputSpec
-from reluguard.detector.model import Production, infer_spec, load_production
+from reluguard.detector.model import Production
 from reluguard.detector.taps import find_taps
 from reluguard.training.analysis.checks import Floats, Ints
 from reluguard.training.analysis.consistency import twin_cosine
@@ -34,8 +34,10 @@ from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.attacks.gradient import PGD
 from reluguard.training.attacks.victim import Victim
-from reluguard.training.data.case import Preprocessing
-from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.data.dataset import Dataset, split_sources
+from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.network import open_network
+from reluguard.training.data.preprocessing import Preprocessing
 from reluguard.training.errors import AnalysisError, TwinError
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.intervals import bootstrap, mean_of
@@ -79,11 +81,12 @@ class HardenSettings:
 
 
 def harden(
-    model: Path,
-    data: str,
-    out: Path,
+    model: Path | str,
+    data: Data,
     *,
-    held_out: str | None = None,
+    out: Path | str,
+    held_out: Data | None = None,
+    guard: Path | str | None = None,
     limit: int | None = 4000,
     settings: HardenSettings | None = None,
     preprocessing: Preprocessing | None = None,
@@ -94,30 +97,40 @@ def harden(
 
     Args:
         model: the production ONNX file; it stays as it is.
-        data: labelled images to train on, as `load_data` takes them. Those the model was trained on
+        data: labelled images to train on, as `fit` takes them. Those the model was trained on
             are right here.
         out: a folder.
         held_out: labelled images to measure on; by default a fifth of `data`.
+        guard: a guard of the model as it is, which says how pixels become its input and which
+            output holds the class scores.
         limit: images to train on, at most.
         settings: of the training.
-        preprocessing: from pixels to the model's input.
-        output: which output holds the class scores.
+        preprocessing: from pixels to the model's input, without a guard.
+        output: which output holds the class scores, without a guard.
         progress: told of stages and steps.
 
     Raises:
+        SettingsError: a value has no meaning, or a guard says already what is said here.
         DataError: the images can't be read.
         ModelError: the model can't be read or run, or images of this size don't fit it.
+        GuardError: the guard can't be read or is not the model's.
         TwinError: the graph can't be run in torch, or has no weight that can be trained.
     """
     settings, progress = settings or HardenSettings(), progress or Progress()
-    production = load_production(model, output=output)
-    dataset = load_data(data)
-    spec = _spec(production, dataset, preprocessing or Preprocessing())
+    out = Path(out)
+    network = open_network(
+        Path(model),
+        data,
+        guard=None if guard is None else Path(guard),
+        output=output,
+        preprocessing=preprocessing,
+    )
+    production, spec, dataset = network.production, network.spec, network.dataset
     if held_out is None:
         parts = split_sources(dataset.labels, {"train": 0.8, "test": 0.2}, settings.seed)
         train, test = dataset.take(parts["train"]), dataset.take(parts["test"])
     else:
-        train, test = dataset, load_data(held_out)
+        train, test = dataset, given_data(held_out, size=(spec.height, spec.width))
     train = _some(train, limit or len(train), settings.seed)
     test = _some(test, settings.evaluate, settings.seed)
     hardened, report = harden_images(
@@ -169,13 +182,6 @@ def harden_images(
         seconds=seconds,
     )
     return hardened, report
-
-
-def _spec(production: Production, data: Dataset, how: Preprocessing) -> InputSpec:
-    h, w, c = data.images.shape[1:]
-    return infer_spec(
-        production, (h, w, c), scale=how.scale, mean=how.mean, std=how.std, bgr=how.bgr
-    )
 
 
 def _some(data: Dataset, most: int, seed: int) -> Dataset:

@@ -20,7 +20,9 @@ from reluguard.detector.artifact import write_file
 from reluguard.detector.lock import hold
 from reluguard.training.attacks import Attack
 from reluguard.training.attacks.budget import Norm
+from reluguard.training.data.given import Data
 from reluguard.training.errors import AttackError
+from reluguard.training.pages.publication import publish as write_into
 from reluguard.training.pages.red_team import red_team_page
 from reluguard.training.progress import Progress
 from reluguard.training.red_team.aware import Aware
@@ -81,19 +83,26 @@ STANDARD = Effort(steps=1000, restarts=5, everyone=False)
 
 
 def redteam(
-    model: Path,
-    guard: Path,
-    data: str,
-    out: Path,
+    model: Path | str,
+    guard: Path | str,
+    data: Data,
     *,
+    out: Path | str,
     budgets: Sequence[float] = BUDGETS,
-    effort: Effort = Effort(),
-    seed: int = 0,
+    standard: bool = False,
+    steps: int | None = None,
+    restarts: int | None = None,
+    queries: int = 1000,
+    everyone: bool | None = None,
     limit: int = 100,
-    ladders: Mapping[Norm, Sequence[float]] = LADDERS,
-    threads: int | None = None,
+    ladders: bool | Mapping[Norm, Sequence[float]] = True,
+    ladder_steps: int = 100,
     ask: Ask | None = None,
     told: str = IN_PROCESS,
+    publish: bool = False,
+    key: Path | str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Attack a guard with full knowledge of it; write `red_team.json`, a page and `evasions.npz`.
@@ -102,34 +111,61 @@ def redteam(
 
     Args:
         model: the production ONNX file.
-        guard: the guard's folder; only read.
-        data: labelled images; of those the guard was fitted on, only its test split is used.
+        guard: the guard's folder; only read, unless figures are published.
+        data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
+            split is used.
         out: the folder to write to.
         budgets: Linf, in 8-bit steps, at which every attack attacks.
-        effort: how hard to try.
-        seed: of every random choice.
+        standard: the least that counts as an honest try: 1,000 steps and 5 restarts, later attacks
+            on the images that are left. Takes hours, and goes on where it was stopped.
+        steps: of each run of a gradient attack, instead of 100.
+        restarts: runs of each gradient attack on an image that does not evade, instead of 2.
+        queries: most questions of the black box for one image.
+        everyone: whether each attack tries all images, so that attacks can be compared; otherwise
+            all but the first of a budget try those that are left, which finds the same evasions.
+            By default unless it is `standard`.
         limit: how many images, of those the model answers right.
-        ladders: by norm, rising budgets for the smallest evasion of each image and for convergence.
-        threads: of ONNX Runtime.
+        ladders: whether to climb to each image's smallest budget, or by norm the budgets to climb.
+        ladder_steps: of each run up a ladder of budgets, which is many runs.
         ask: what the black box asks, by default the guard in this process.
         told: what that is, in words.
+        publish: whether to write the figures into the guard's manifest and report.
+        key: PEM, an Ed25519 private key: signs what was published.
+        seed: of every random choice.
+        threads: of ONNX Runtime.
         progress: told of each image.
 
     Raises:
-        DataError: no image is left that the guard has not seen and the model answers right, or
-            `out/work` holds tries at another guard.
+        AttackError: no step, restart or question.
+        DataError: no image is left that the guard has not seen and the model answers right,
+            `out/work` holds tries at another guard, or a signed guard can't be published without a
+            key.
         TwinError: the model can't be run in torch.
         GuardError: the guard can't be read or is not the model's.
         HeldError: another process works in `out/work`.
     """
     started = perf_counter()
     progress = progress or Progress()
+    model, guard, out = Path(model), Path(guard), Path(out)
+    least = STANDARD if standard else Effort()
+    effort = Effort(
+        steps=least.steps if steps is None else steps,
+        restarts=least.restarts if restarts is None else restarts,
+        queries=queries,
+        ladder_steps=ladder_steps,
+        everyone=least.everyone if everyone is None else everyone,
+    )
+    if isinstance(ladders, bool):
+        ladders = LADDERS if ladders else {}
     target = open_target(model, guard, data, seed=seed, limit=limit, threads=threads, ask=ask)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     with hold(work):
         tries = Tries(target, work, told, progress)
-        return _attacked(target, tries, out, budgets, effort, ladders, told, progress, started)
+        card = _attacked(target, tries, out, budgets, effort, ladders, told, progress, started)
+    if publish:
+        write_into(guard, card, key=None if key is None else Path(key))
+    return card
 
 
 def _attacked(

@@ -1,4 +1,4 @@
-"""Rounds of hardening: attack the guard knowing it, refit its head on what got past, again.
+"""Rounds: attack the guard knowing it, refit its head on what got past, again.
 
 The head is small, so a round is cheap. What it buys is measured by the red team on unseen images,
 before and after, and what it costs by the gate; it makes the attack dearer and never impossible.
@@ -26,7 +26,8 @@ from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Victim
 from reluguard.training.data.case import predict
-from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.data.dataset import Dataset, split_sources
+from reluguard.training.data.given import Data, given_data
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import Readings, clean_readings
 from reluguard.training.progress import Progress
@@ -39,7 +40,7 @@ from reluguard.training.retraining.kept import Added, Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import refit
 from reluguard.training.twin.twin import load_twin
 
-__all__ = ["SIZES", "Hardened", "harden_guard"]
+__all__ = ["SIZES", "Refitted", "refit_in_rounds"]
 
 SIZES = (1.0, 2.0, 4.0, 8.0)
 NAME = "aware"
@@ -47,31 +48,31 @@ WEIGHT = 4.0  # of a round's examples, where an attack of the recipe counts 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hardened:
-    """The hardened guard, what each round added to its harvest, and what the gate says of it."""
+class Refitted:
+    """The refitted guard, what each round added to its harvest, and what the gate says of it."""
 
     guard: GuardArtifact
     added: tuple[Added, ...]
     gate: GateResult
 
 
-def harden_guard(
-    model: Path,
-    guard: Path,
-    data: str | None,
-    out: Path,
+def refit_in_rounds(
+    model: Path | str,
+    guard: Path | str,
+    data: Data | None,
     *,
+    out: Path | str,
     rounds: int = 2,
     images: int = 600,
     sizes: Sequence[float] = SIZES,
     steps: int = 30,
-    fit_work: Path | None = None,
+    fit_work: Path | str | None = None,
     limits: GateLimits | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Hardened:
-    """Write a hardened guard to `out`, judged against the one it came from, which stays as it is.
+) -> Refitted:
+    """Write a refitted guard to `out`, judged against the one it came from, which stays as it is.
 
     Args:
         model: the production ONNX file.
@@ -95,6 +96,8 @@ def harden_guard(
         GuardError: the guard can't be read or is not the model's, or `out` holds something else.
         HeldError: another process works in the harvest.
     """
+    model, guard, out = Path(model), Path(guard), Path(out)
+    fit_work = None if fit_work is None else Path(fit_work)
     check_place(out)
     if min(rounds, images, steps) < 1:
         raise DataError(
@@ -115,7 +118,7 @@ def harden_guard(
     calibration = clean_readings(reader, dataset, splits["calibrate"])
     with hold_kept(champion, fit_work):
         kept = open_kept(champion, fit_work)
-        progress.stage("harden", rounds)
+        progress.stage("rounds", rounds)
         draft, first = champion, len(kept.added)
         for turn in range(rounds):
             rng = np.random.default_rng([seed, turn])
@@ -141,7 +144,7 @@ def harden_guard(
             calibration,
             out=out,
             step={"seed": seed, "added": [one.name for one in added]},
-            more={"hardened": rounded},
+            more={"hardened": rounded},  # by its first name, which readers of manifests know
         )
         progress.stage("gate", 1)
         names = {one.name for one in added}
@@ -150,15 +153,17 @@ def harden_guard(
         judged = gate(production, champion, draft, kept, control=control, limits=limits, seed=seed)
         written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
-    return Hardened(guard=written, added=added, gate=judged)
+    return Refitted(guard=written, added=added, gate=judged)
 
 
-def _fitted_on(champion: GuardArtifact, data: str | None) -> Dataset:
+def _fitted_on(champion: GuardArtifact, data: Data | None) -> Dataset:
     provenance, spec = champion.manifest.provenance, champion.manifest.input
-    place = data or str(provenance.get("data", {}).get("source", ""))
-    dataset = load_data(place, size=(spec.height, spec.width))
+    place = str(provenance.get("data", {}).get("source", "")) if data is None else data
+    dataset = given_data(place, size=(spec.height, spec.width))
     if provenance.get("data", {}).get("sha256") != dataset.digest:
-        raise DataError(f"expected the images the guard was fitted on, {place} holds others")
+        raise DataError(
+            f"expected the images the guard was fitted on, {dataset.source} holds others"
+        )
     return dataset
 
 
@@ -231,6 +236,6 @@ def _store(found: Readings, kept: Kept, attacked: int) -> Added:
         weight=WEIGHT,
         fit=len(found),
         test=0,
-        source="reluguard redteam --harden",
+        source="reluguard redteam --rounds",
         dropped={"did not fool the model": attacked - len(found)},
     )

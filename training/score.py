@@ -7,7 +7,7 @@ import numpy as np
 from reluguard.detector.artifact import write_file
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
-from reluguard.training.data.dataset import load_data
+from reluguard.training.data.given import Data, given_data
 from reluguard.training.progress import Progress
 
 __all__ = ["score_data"]
@@ -16,7 +16,7 @@ BATCH = 64
 
 
 def score_data(
-    model: Path, guard: Path, data: str, out: Path, *, threads: int | None, progress: Progress
+    model: Path, guard: Path, data: Data, out: Path, *, threads: int | None, progress: Progress
 ) -> dict[str, int]:
     """Write verdicts on every image to an npz and return how many were flagged.
 
@@ -29,7 +29,7 @@ def score_data(
         GuardError: the guard can't be read or is not the model's.
     """
     opened = Guard.open(model, guard, threads=threads)
-    dataset = load_data(data, size=(opened.spec.height, opened.spec.width))
+    dataset = given_data(data, size=(opened.spec.height, opened.spec.width))
     progress.stage("score", len(dataset))
     parts: list[Verdicts] = []
     for start in range(0, len(dataset), BATCH):

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import GuardArtifact, read_guard, write_file
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Attack, Victim, open_victim
-from reluguard.training.data.case import Case, Preprocessing, open_case
+from reluguard.training.data.case import Case, open_case
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset, split_sources
 from reluguard.training.demo import train_and_export
 from reluguard.training.evaluation.leave_out import family
-from reluguard.training.fit import FitSettings, fit_guard, work_folder
+from reluguard.training.fit import fit
 from reluguard.training.harvest.orders import SHARD_IMAGES
+from reluguard.training.harvest.workspace import work_folder
 from reluguard.training.progress import Progress
 from reluguard.training.recipes import Recipe
 from reluguard.training.twin.twin import load_twin
@@ -30,6 +31,7 @@ from reluguard.training.twin.twin import load_twin
 __all__ = ["Parts", "attack_all", "digits_files", "fit_without", "split_data", "without"]
 
 SHARES = {"own": 0.6, "traffic": 0.25, "fresh": 0.15}
+FPR = 0.05
 ATTACKED = 0.3  # of the traffic's images are the attacker's
 
 
@@ -98,23 +100,14 @@ def fit_without(
         seed: of every random choice.
         progress: told of the stages.
     """
-    settings = FitSettings(
-        model=parts.model,
-        data=str(parts.own),
-        out=out,
-        recipe=recipe,
-        seed=seed,
-        threads=1,
-        workers=1,
-    )
     case, reader = open_case(
         parts.model,
         str(parts.own),
         levels=recipe.levels,
         shares=recipe.shares,
-        preprocessing=Preprocessing(),
+        preprocessing=None,
         output=None,
-        fpr=settings.fpr,
+        fpr=FPR,
         seed=seed,
         threads=1,
     )
@@ -124,8 +117,19 @@ def fit_without(
         if found.manifest.provenance["recipe"] == json.loads(json.dumps(recipe.to_json())):
             return found, case
     for folder, rows in harvests:
-        _take_over(folder, rows, case, reader, recipe, work_folder(settings))
-    return fit_guard(settings, progress), case
+        _take_over(folder, rows, case, reader, recipe, work_folder(out))
+    guard = fit(
+        parts.model,
+        parts.own,
+        out=out,
+        recipe=recipe,
+        target_fpr=FPR,
+        seed=seed,
+        threads=1,
+        workers=1,
+        progress=progress,
+    )
+    return guard.artifact, case
 
 
 def _take_over(

@@ -16,10 +16,10 @@ from reluguard.training.attacks import FGSM, PGD, Square, Victim, open_victim
 from reluguard.training.changes import GaussianNoise
 from reluguard.training.changes.mixture import Mixture
 from reluguard.training.data.dataset import Dataset, save_dataset
-from reluguard.training.fit import FitSettings, fit_guard
 from reluguard.training.head.fit import HeadSettings
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.twin.twin import Twin, load_twin
+from tests.training.fitting import Order
 
 SPEC = InputSpec(name="image", height=8, width=8, channels=1)
 
@@ -184,9 +184,9 @@ def fit_settings(
     digits_file: Path,
     brief_recipe: Recipe,
     tmp_path_factory: pytest.TempPathFactory,
-) -> FitSettings:
+) -> Order:
     """What `fitted` was asked for; its work folder is kept."""
-    return FitSettings(
+    return Order(
         model=digits_model,
         data=str(digits_file),
         out=tmp_path_factory.mktemp("fitted") / "guard",
@@ -197,6 +197,6 @@ def fit_settings(
 
 
 @pytest.fixture(scope="session")
-def fitted(fit_settings: FitSettings) -> GuardArtifact:
+def fitted(fit_settings: Order) -> GuardArtifact:
     """A guard fitted on digits by the brief recipe."""
-    return fit_guard(fit_settings)
+    return fit_settings.run()

@@ -11,7 +11,7 @@ from reluguard.commands.app import app
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.service.background import running
 from reluguard.training.errors import DataError
-from reluguard.training.fit import FitSettings, work_folder
+from tests.training.fitting import Order
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
-def small(settings: FitSettings, guard: Path, out: Path) -> list[object]:
+def small(settings: Order, guard: Path, out: Path) -> list[object]:
     """Return what both commands take, and so little of it that they take a second."""
     where = ("--model", settings.model, "--guard", guard, "--data", settings.data, "--out", out)
     return [*where, "--limit", 8, "--threads", 1]
@@ -35,7 +35,7 @@ EFFORT = ("--steps", 2, "--restarts", 1, "--queries", 4, "--budget", 48, "--no-l
 
 
 def test_published_figures_are_what_status_and_evaluate_show(
-    guard: Path, fit_settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guard: Path, fit_settings: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redteam --publish, then promote and status, then evaluate with its numbers to beat."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -66,7 +66,7 @@ def test_a_guard_without_figures_says_so(guard: Path, tmp_path: Path) -> None:
 
 
 def test_the_black_box_asks_the_server_that_serves_this_guard(
-    fitted: GuardArtifact, fit_settings: FitSettings, guard: Path, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, guard: Path, tmp_path: Path
 ) -> None:
     """Its questions go by gRPC; a server of another guard is refused before any attack."""
     from reluguard.detector.runtime import Guard
@@ -90,11 +90,9 @@ def test_the_black_box_asks_the_server_that_serves_this_guard(
 
 
 def test_what_is_left_out_is_a_family_or_an_attack(
-    guard: Path, fit_settings: FitSettings, tmp_path: Path
+    guard: Path, fit_settings: Order, tmp_path: Path
 ) -> None:
     """Another word is an error that says which there are."""
     where = small(fit_settings, guard, tmp_path / "card")
     with pytest.raises(DataError, match="expected family or attack to be left out"):
-        run(
-            "evaluate", *where, "--leave-out", "everything", "--fit-work", work_folder(fit_settings)
-        )
+        run("evaluate", *where, "--leave-out", "everything", "--fit-work", fit_settings.shards)

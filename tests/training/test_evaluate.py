@@ -20,8 +20,8 @@ from reluguard.training.evaluation.baselines import (
     RandomScore,
 )
 from reluguard.training.evaluation.leave_out import family, leave_one_out, open_fit
-from reluguard.training.fit import FitSettings, work_folder
 from reluguard.training.pages.evaluation_text import print_evaluation
+from tests.training.fitting import Order
 
 ATTACKS = ("fgsm-linf-8", "pgd-l2-0.5", "pgd-linf-32-5")
 BENIGN = ("gaussian-8", "brightness-c1", "brightness-c3")
@@ -42,7 +42,7 @@ def strong_attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     strong_attack: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Any], Path]:
@@ -53,7 +53,7 @@ def evaluated(
             fit_settings.model,
             fitted.path,
             fit_settings.data,
-            out,
+            out=out,
             attacks=[*ATTACKS[:2], "test_evaluate_attacks:strong"],
             benign=BENIGN,
             baseline_rows=80,
@@ -65,7 +65,7 @@ def evaluated(
 
 
 def test_figures_are_those_of_the_saved_shards(
-    evaluated: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: FitSettings
+    evaluated: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """The compiled guard on the kept images gives the realised rates and detections."""
     card, out = evaluated
@@ -85,12 +85,12 @@ def test_figures_are_those_of_the_saved_shards(
 
 
 def test_only_unseen_sources_are_judged(
-    evaluated: tuple[dict[str, Any], Path], fit_settings: FitSettings
+    evaluated: tuple[dict[str, Any], Path], fit_settings: Order
 ) -> None:
     """No source of fit or calibration is among the judged, twins of one source included."""
     card, out = evaluated
     judged = np.concatenate([np.load(f)["sources"] for f in (out / "work").glob("*/*.npz")])
-    work = work_folder(fit_settings)
+    work = fit_settings.shards
     fitted = np.concatenate([np.load(f)["sources"] for f in work.glob("*/fit-*.npz")])
     assert not np.isin(judged, fitted).any()
     assert card["about"]["from"].startswith("test split")
@@ -141,7 +141,7 @@ def test_page_and_json_hold_the_card(evaluated: tuple[dict[str, Any], Path]) -> 
 def test_nothing_is_attacked_twice(
     evaluated: tuple[dict[str, Any], Path],
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
 ) -> None:
     """A second evaluation reads the shards; without the fit's work folder it says what it lacks."""
@@ -151,7 +151,7 @@ def test_nothing_is_attacked_twice(
         fit_settings.model,
         fitted.path,
         fit_settings.data,
-        tmp_path,
+        out=tmp_path,
         attacks=ATTACKS[:2],
         benign=(),
         work=out / "work",
@@ -168,7 +168,7 @@ def test_a_work_folder_of_other_images_is_refused(
     evaluated: tuple[dict[str, Any], Path],
     digits: Dataset,
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
 ) -> None:
     """Shards of one data set never stand for another's."""
@@ -177,19 +177,21 @@ def test_a_work_folder_of_other_images_is_refused(
         evaluate(
             fit_settings.model,
             fitted.path,
-            str(tmp_path / "other.npz"),
-            tmp_path,
+            tmp_path / "other.npz",
+            out=tmp_path,
             work=evaluated[1] / "work",
             threads=1,
         )
 
 
 def test_unknown_attacks_are_refused(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
     """A name nobody knows is an error that lists those it could be."""
     with pytest.raises(AttackError, match="expected an attack of fgsm-linf-1"):
-        evaluate(fit_settings.model, fitted.path, fit_settings.data, tmp_path, attacks=["nothing"])
+        evaluate(
+            fit_settings.model, fitted.path, fit_settings.data, out=tmp_path, attacks=["nothing"]
+        )
 
 
 def test_the_matrix_leaves_whole_families_out(
@@ -212,10 +214,10 @@ def test_families_hold_like_attacks_together() -> None:
     assert family("square-linf-8") == "square"
 
 
-def test_another_guards_fit_is_refused(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+def test_another_guards_fit_is_refused(fitted: GuardArtifact, fit_settings: Order) -> None:
     """Heads are never compared on another model's readings."""
     manifest = fitted.manifest
-    work = work_folder(fit_settings)
+    work = fit_settings.shards
     workspace = open_fit(work, manifest)
     assert leave_one_out(workspace, manifest, rows=40)["rows_per_group"] == 40
     with pytest.raises(DataError, match="work of another model"):

@@ -19,20 +19,20 @@ from reluguard.detector.errors import GuardError, SettingsError
 from reluguard.detector.head import threshold_at
 from reluguard.detector.runtime import Guard
 from reluguard.training.attacks import FGSM, PGD
-from reluguard.training.data.case import Preprocessing
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset
+from reluguard.training.data.preprocessing import Preprocessing
 from reluguard.training.errors import AttackError, DataError, TwinError
-from reluguard.training.fit import FitSettings, fit_guard, work_folder
 from reluguard.training.progress import Progress
 from reluguard.training.recipes import Portion, Recipe
+from tests.training.fitting import Order
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def shards(settings: FitSettings) -> dict[tuple[str, str], dict[str, NDArray[np.generic]]]:
+def shards(settings: Order) -> dict[tuple[str, str], dict[str, NDArray[np.generic]]]:
     """Return the arrays of all shards by slug and split."""
     found: dict[tuple[str, str], list[dict[str, NDArray[np.generic]]]] = {}
-    for file in sorted(work_folder(settings).glob("*/*.npz")):
+    for file in sorted(settings.shards.glob("*/*.npz")):
         with np.load(file) as arrays:
             key = (file.parent.name, file.name.split("-")[0])
             found.setdefault(key, []).append({name: arrays[name] for name in arrays.files})
@@ -54,7 +54,7 @@ def assert_same_head(one: Path, other: Path) -> None:
         assert_array_equal(value, right[name], err_msg=name)
 
 
-def test_the_guard_works(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+def test_the_guard_works(fitted: GuardArtifact, fit_settings: Order) -> None:
     """It opens on its model, tells attacked from clean, and its answers are the model's."""
     guard = Guard.open(fit_settings.model, fit_settings.out, threads=1)
     tests = {
@@ -70,7 +70,7 @@ def test_the_guard_works(fitted: GuardArtifact, fit_settings: FitSettings) -> No
     assert fitted.manifest.calibration_images == len(fitted.head.clean_scores)
 
 
-def test_the_folder_is_small_and_whole(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+def test_the_folder_is_small_and_whole(fitted: GuardArtifact, fit_settings: Order) -> None:
     """Its files are those of the format, reports included, under a megabyte, nothing beside."""
     out = fit_settings.out
     names = {"manifest.json", "head.npz", "golden.npz", "report.json", "report.html"}
@@ -81,7 +81,7 @@ def test_the_folder_is_small_and_whole(fitted: GuardArtifact, fit_settings: FitS
     assert json.loads((out / "report.json").read_text()) == fitted.manifest.metrics
 
 
-def test_no_source_is_in_two_splits(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+def test_no_source_is_in_two_splits(fitted: GuardArtifact, fit_settings: Order) -> None:
     """An attacked twin is where its source is, and calibration images are nowhere else."""
     seen: dict[str, set[int]] = {"fit": set(), "test": set()}
     for (slug, split), arrays in shards(fit_settings).items():
@@ -98,7 +98,7 @@ def test_no_source_is_in_two_splits(fitted: GuardArtifact, fit_settings: FitSett
 
 
 def test_sources_are_what_they_say(
-    fitted: GuardArtifact, fit_settings: FitSettings, digits: Dataset
+    fitted: GuardArtifact, fit_settings: Order, digits: Dataset
 ) -> None:
     """Every attacked image is within its budget of the source it names, in whole pixels."""
     del fitted
@@ -117,9 +117,7 @@ def test_sources_are_what_they_say(
             assert moved.max() == 0
 
 
-def test_attacks_start_where_the_model_is_right(
-    fitted: GuardArtifact, fit_settings: FitSettings
-) -> None:
+def test_attacks_start_where_the_model_is_right(fitted: GuardArtifact, fit_settings: Order) -> None:
     """An image that is answered wrong anyway is not attacked."""
     del fitted
     found = shards(fit_settings)
@@ -132,7 +130,7 @@ def test_attacks_start_where_the_model_is_right(
 
 
 def test_calibration_is_on_clean_images_that_nothing_else_saw(
-    fitted: GuardArtifact, fit_settings: FitSettings
+    fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """The clean scores are those of exactly the images that are in no shard."""
     data = load_data(fit_settings.data)
@@ -146,7 +144,7 @@ def test_calibration_is_on_clean_images_that_nothing_else_saw(
         assert limit == threshold_at(float(rate), fitted.head.clean_scores)
 
 
-def test_the_manifest_says_whence(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+def test_the_manifest_says_whence(fitted: GuardArtifact, fit_settings: Order) -> None:
     """Model, data, recipe, seed and versions are on record."""
     manifest = fitted.manifest
     assert manifest.model_sha256 == hashlib.sha256(fit_settings.model.read_bytes()).hexdigest()
@@ -185,14 +183,14 @@ class Told(Progress):
 
 
 def test_a_second_fit_goes_on_from_the_shards(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
     """With the work kept no shard is made anew, bars fill up, and the head is the same bits."""
     del fitted
-    work = work_folder(fit_settings)
+    work = fit_settings.shards
     stamps = {file: file.stat().st_mtime_ns for file in work.rglob("*.npz")}
     told = Told()
-    fit_guard(replace(fit_settings, out=tmp_path / "again", work=work), told)
+    replace(fit_settings, out=tmp_path / "again", work=work).run(told)
     assert {file: file.stat().st_mtime_ns for file in work.rglob("*.npz")} == stamps
     assert told.done == told.totals
     assert set(told.totals) == {"model and data", "attack and read", "head", "report card"}
@@ -200,13 +198,13 @@ def test_a_second_fit_goes_on_from_the_shards(
 
 
 def test_a_fresh_fit_is_the_same_guard(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
     """The same settings give the same head from nothing; another seed gives another."""
     del fitted
-    fit_guard(replace(fit_settings, out=tmp_path / "same"))
+    replace(fit_settings, out=tmp_path / "same").run()
     assert_same_head(fit_settings.out, tmp_path / "same")
-    fit_guard(replace(fit_settings, out=tmp_path / "other", seed=1))
+    replace(fit_settings, out=tmp_path / "other", seed=1).run()
     assert not np.array_equal(
         head_bits(fit_settings.out)["weight_0"], head_bits(tmp_path / "other")["weight_0"]
     )
@@ -214,37 +212,37 @@ def test_a_fresh_fit_is_the_same_guard(
 
 def test_a_failed_refit_leaves_the_old_guard(
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An error on the way leaves the guard that is there as it was."""
     del fitted
     settings = replace(fit_settings, out=tmp_path / "g")
-    digest = fit_guard(settings).digest
-    shard = next(work_folder(settings).glob("noise/fit-*.npz"))
+    digest = settings.run().digest
+    shard = next(settings.shards.glob("noise/fit-*.npz"))
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(DataError, match=r"expected a shard, .* is not one: remove it to make"):
-        fit_guard(settings)
+        settings.run()
     assert read_guard(settings.out).digest == digest
     shard.unlink()
     monkeypatch.undo()
-    fit_guard(settings)
+    settings.run()
     assert_same_head(fit_settings.out, settings.out)
 
 
 def test_work_of_another_plan_is_refused(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
     """Shards of another seed are not mixed in; the message says what differs."""
     del fitted
-    settings = replace(fit_settings, out=tmp_path / "g", work=work_folder(fit_settings), seed=9)
+    settings = replace(fit_settings, out=tmp_path / "g", work=fit_settings.shards, seed=9)
     with pytest.raises(DataError, match="holds work of another seed: give another --work folder"):
-        fit_guard(settings)
+        settings.run()
 
 
 def test_head_settings_need_no_new_shards(
-    fitted: GuardArtifact, fit_settings: FitSettings, brief_recipe: Recipe, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, brief_recipe: Recipe, tmp_path: Path
 ) -> None:
     """Another head, weight, rate or prevalence is fitted on the same shards."""
     del fitted
@@ -254,42 +252,38 @@ def test_head_settings_need_no_new_shards(
         + brief_recipe.attacks[1:],
         head=replace(brief_recipe.head, units=8),
     )
-    artifact = fit_guard(
-        replace(
-            fit_settings,
-            out=tmp_path / "g",
-            work=work_folder(fit_settings),
-            recipe=heavier,
-            fpr=0.1,
-            prevalence=0.01,
-        )
-    )
+    artifact = replace(
+        fit_settings,
+        out=tmp_path / "g",
+        work=fit_settings.shards,
+        recipe=heavier,
+        target_fpr=0.1,
+        prevalence=0.01,
+    ).run()
     assert artifact.head.weights[0].shape[1] == 16  # two members of eight
     assert artifact.manifest.fpr == 0.1
     assert "0.1" in artifact.manifest.metrics["clean"]["false_positive_rate"]
 
 
-def test_without_a_twin_black_box_attacks_are_left(
-    fit_settings: FitSettings, tmp_path: Path
-) -> None:
+def test_without_a_twin_black_box_attacks_are_left(fit_settings: Order, tmp_path: Path) -> None:
     """`none` fits a guard on what needs no gradients."""
     settings = replace(fit_settings, out=tmp_path / "g", twin="none")
-    artifact = fit_guard(settings)
+    artifact = settings.run()
     assert list(artifact.manifest.metrics["attacks"]) == ["square-linf-56"]
-    assert not (work_folder(settings) / "fgsm-linf-48").exists()
+    assert not (settings.shards / "fgsm-linf-48").exists()
 
 
-def test_a_recipe_of_gradients_needs_a_twin(fit_settings: FitSettings, tmp_path: Path) -> None:
+def test_a_recipe_of_gradients_needs_a_twin(fit_settings: Order, tmp_path: Path) -> None:
     """Nothing to attack with is an error that names the recipe."""
     recipe = Recipe(
         name="white", attacks=(Portion(FGSM(size=8.0)), Portion(PGD(size=8.0))), benign=()
     )
     with pytest.raises(AttackError, match="recipe white has no attack that works without a twin"):
-        fit_guard(replace(fit_settings, out=tmp_path / "g", recipe=recipe, twin="none"))
+        replace(fit_settings, out=tmp_path / "g", recipe=recipe, twin="none").run()
 
 
 def test_a_twin_that_disagrees_is_refused(
-    fit_settings: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit_settings: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No guard is fitted with another model's gradients, and a second try with a good one works."""
     (tmp_path / "wrong_twin.py").write_text(
@@ -299,59 +293,57 @@ def test_a_twin_that_disagrees_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
     settings = replace(fit_settings, out=tmp_path / "g", twin="wrong_twin:make")
     with pytest.raises(TwinError, match="to answer as the model within"):
-        fit_guard(settings)
+        settings.run()
     assert not settings.out.exists()
-    fit_guard(replace(settings, twin="auto"))
+    replace(settings, twin="auto").run()
 
 
 def test_attacks_that_never_succeed_are_told(
-    fit_settings: FitSettings, brief_recipe: Recipe, tmp_path: Path
+    fit_settings: Order, brief_recipe: Recipe, tmp_path: Path
 ) -> None:
     """Without one success there is nothing to learn."""
     weak = replace(brief_recipe, attacks=(Portion(FGSM(size=0.4)),))  # rounds to no change at all
     with pytest.raises(DataError, match="at least one attack that succeeded"):
-        fit_guard(replace(fit_settings, out=tmp_path / "g", recipe=weak))
+        replace(fit_settings, out=tmp_path / "g", recipe=weak).run()
     assert not (tmp_path / "g").exists()
 
 
-def test_too_low_a_rate_is_refused_before_any_attack(
-    fit_settings: FitSettings, tmp_path: Path
-) -> None:
+def test_too_low_a_rate_is_refused_before_any_attack(fit_settings: Order, tmp_path: Path) -> None:
     """The number of images needed is known at once."""
-    settings = replace(fit_settings, out=tmp_path / "g", fpr=0.001)
+    settings = replace(fit_settings, out=tmp_path / "g", target_fpr=0.001)
     with pytest.raises(
         DataError, match="needs 999 calibration images, which is 3330 images in all"
     ):
-        fit_guard(settings)
-    assert not work_folder(settings).exists()
+        settings.run()
+    assert not settings.shards.exists()
 
 
 def test_wrong_preprocessing_is_refused_before_any_attack(
-    fit_settings: FitSettings, tmp_path: Path
+    fit_settings: Order, tmp_path: Path
 ) -> None:
     """A model at chance is not attacked."""
     settings = replace(fit_settings, out=tmp_path / "g", preprocessing=Preprocessing(mean=(3.0,)))
     with pytest.raises(DataError, match="See --scale, --mean, --std and --bgr"):
-        fit_guard(settings)
-    assert not work_folder(settings).exists()
+        settings.run()
+    assert not settings.shards.exists()
 
 
-def test_one_class_is_refused(fit_settings: FitSettings, digits: Dataset, tmp_path: Path) -> None:
+def test_one_class_is_refused(fit_settings: Order, digits: Dataset, tmp_path: Path) -> None:
     """Images of one class are no data set."""
     save_dataset(digits.take(digits.labels == 1), tmp_path / "ones.npz")
     settings = replace(fit_settings, out=tmp_path / "g", data=str(tmp_path / "ones.npz"))
     with pytest.raises(DataError, match="at least 2 classes"):
-        fit_guard(settings)
+        settings.run()
 
 
-def test_a_place_that_is_taken_is_refused_first(fit_settings: FitSettings, tmp_path: Path) -> None:
+def test_a_place_that_is_taken_is_refused_first(fit_settings: Order, tmp_path: Path) -> None:
     """A folder of other files is not replaced, and no work is done for it."""
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "thesis.tex").write_text("years of work")
     settings = replace(fit_settings, out=tmp_path / "g")
     with pytest.raises(GuardError, match="holds other files"):
-        fit_guard(settings)
-    assert not work_folder(settings).exists()
+        settings.run()
+    assert not settings.shards.exists()
     assert (tmp_path / "g" / "thesis.tex").read_text() == "years of work"
 
 
@@ -365,23 +357,21 @@ def test_a_place_that_is_taken_is_refused_first(fit_settings: FitSettings, tmp_p
         ({"workers": 0}, "1 or more workers, got 0"),
     ],
 )
-def test_settings_are_checked(
-    fit_settings: FitSettings, wrong: dict[str, float], message: str
-) -> None:
-    """What has no meaning is refused when the settings are made."""
+def test_settings_are_checked(fit_settings: Order, wrong: dict[str, float], message: str) -> None:
+    """What has no meaning is refused before anything is opened."""
     with pytest.raises(SettingsError, match=message):
-        replace(fit_settings, **wrong)  # type: ignore[arg-type]  # any field by name
+        replace(fit_settings, model=Path("nowhere.onnx"), **wrong).run()  # type: ignore[arg-type]  # any field by name
 
 
 # Fits on digits by the brief recipe in a process of its own, as a user's script would.
 SCRIPT = """
 import resource, sys
-from pathlib import Path
+
+import reluguard
 from reluguard.training.attacks import FGSM, PGD
 from reluguard.training.changes import GaussianNoise
 from reluguard.training.errors import DataError
 from reluguard.training.head.fit import HeadSettings
-from reluguard.training.fit import FitSettings, fit_guard
 from reluguard.training.recipes import Portion, Recipe
 
 recipe = Recipe(
@@ -392,19 +382,16 @@ recipe = Recipe(
     fit=0.5, calibrate=0.3, test=0.2,
 )
 model, data, out, limit = sys.argv[1:]
-settings = FitSettings(
-    model=Path(model), data=data, out=Path(out), recipe=recipe, threads=1, workers=1
-)
 if int(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 try:
-    fit_guard(settings)
+    reluguard.fit(model, data, out=out, recipe=recipe, threads=1, workers=1)
 except OSError as error:
     sys.exit(f"{type(error).__name__}: {error.strerror}")
 """
 
 
-def run_script(settings: FitSettings, out: Path, limit: int) -> subprocess.CompletedProcess[str]:
+def run_script(settings: Order, out: Path, limit: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, str(settings.model), settings.data, str(out), str(limit)],
         cwd=ROOT,
@@ -417,9 +404,7 @@ def run_script(settings: FitSettings, out: Path, limit: int) -> subprocess.Compl
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("limit", [2_000, 25_000], ids=["a shard", "the guard"])
-def test_a_full_disk_leaves_no_half_guard(
-    fit_settings: FitSettings, tmp_path: Path, limit: int
-) -> None:
+def test_a_full_disk_leaves_no_half_guard(fit_settings: Order, tmp_path: Path, limit: int) -> None:
     """Files that can't be written are one clear error, nothing is left half, and a retry works."""
     out = tmp_path / "g"
     done = run_script(fit_settings, out, limit)
@@ -437,9 +422,7 @@ def test_a_full_disk_leaves_no_half_guard(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_kill_in_the_middle_is_resumed(
-    fit_settings: FitSettings, tmp_path: Path, workers: int
-) -> None:
+def test_a_kill_in_the_middle_is_resumed(fit_settings: Order, tmp_path: Path, workers: int) -> None:
     """Killed while it makes shards, a fit leaves no guard and no process; then it ends as usual."""
     out = tmp_path / "killed"
 

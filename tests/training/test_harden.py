@@ -30,7 +30,7 @@ def test_the_graph_stays_and_the_weights_move(
     """The hardened file has the same nodes and names, other numbers, and loads as a model."""
     save_dataset(labelled, tmp_path / "data.npz")
     settings = HardenSettings(epochs=2, batch=32, evaluate=24)
-    report = harden(tiny_model, str(tmp_path / "data.npz"), tmp_path / "out", settings=settings)
+    report = harden(tiny_model, tmp_path / "data.npz", out=tmp_path / "out", settings=settings)
     before, after = (
         load_production(path).proto for path in (tiny_model, tmp_path / "out" / "model.onnx")
     )

@@ -3,7 +3,6 @@
 import json
 import shutil
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from reluguard.training.attacks import Victim
 from reluguard.training.data.dataset import Dataset, load_data
 from reluguard.training.data.holdout import unseen_rows
 from reluguard.training.errors import AttackError, DataError
-from reluguard.training.fit import FitSettings, work_folder
 from reluguard.training.pages.publication import publish
 from reluguard.training.pages.red_team_text import print_red_team
 from reluguard.training.red_team.aware import Aware
@@ -33,10 +31,11 @@ from reluguard.training.red_team.aware_attacks import (
 )
 from reluguard.training.red_team.convergence import checks
 from reluguard.training.red_team.relaxed import RelaxedGuard
-from reluguard.training.redteam import Effort, redteam
+from reluguard.training.redteam import redteam
 from reluguard.training.twin.twin import to_pixels
+from tests.training.fitting import Order
 
-EFFORT = Effort(steps=6, restarts=2, queries=20, ladder_steps=6)
+EFFORT = {"steps": 6, "restarts": 2, "queries": 20, "ladder_steps": 6}
 KINDS = (Selective, Orthogonal, CombinedLogit, Lagrangian, Mimicry)
 
 
@@ -143,14 +142,14 @@ def test_wrong_settings_are_refused(relaxed: RelaxedGuard) -> None:
 
 
 def test_only_the_test_split_of_the_guards_own_data_is_unseen(
-    digits: Dataset, fitted: GuardArtifact, fit_settings: FitSettings
+    digits: Dataset, fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """What fitting or calibrating saw is never judged on; other data are taken whole."""
     manifest = fitted.manifest
     own = load_data(fit_settings.data)
     rows = unseen_rows(own, manifest)
     assert len(rows) == manifest.provenance["images"]["test"]
-    work = work_folder(fit_settings)
+    work = fit_settings.shards
     seen = [np.load(file)["sources"] for file in work.glob("*/fit-*.npz")]
     assert seen
     assert not np.isin(rows, np.concatenate(seen)).any()
@@ -160,25 +159,25 @@ def test_only_the_test_split_of_the_guards_own_data_is_unseen(
 
 @pytest.fixture(scope="module")
 def card(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path_factory: pytest.TempPathFactory
+    fitted: GuardArtifact, fit_settings: Order, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("red")
     return red_team(fitted, fit_settings, out), out
 
 
 def red_team(
-    fitted: GuardArtifact, fit_settings: FitSettings, out: Path, **changes: Any
+    fitted: GuardArtifact, fit_settings: Order, out: Path, **changes: Any
 ) -> dict[str, Any]:
     """Return the card of a small red team."""
     settings: dict[str, Any] = {
         "budgets": (32.0, 64.0),
-        "effort": EFFORT,
+        **EFFORT,
         "limit": 12,
         "ladders": {"linf": (16.0, 255.0), "l2": (1.0, 4.0)},
         "threads": 1,
     }
     asked = settings | changes
-    return redteam(fit_settings.model, fitted.path, fit_settings.data, out, **asked)
+    return redteam(fit_settings.model, fitted.path, fit_settings.data, out=out, **asked)
 
 
 def test_figures_are_those_of_the_saved_images(
@@ -237,7 +236,7 @@ def test_restarts_made_one_at_a_time_are_the_same(
 
 
 def test_a_stopped_red_team_goes_on(
-    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: FitSettings
+    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """Nothing is tried twice: with one try lost, that one is made again and the rest is read."""
     found, out = card
@@ -254,7 +253,7 @@ def test_a_stopped_red_team_goes_on(
 def test_publishing_spends_no_try(
     card: tuple[dict[str, Any], Path],
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
 ) -> None:
     """The guard with its figures in it is the same guard to attack."""
@@ -269,7 +268,7 @@ def test_publishing_spends_no_try(
 
 
 def test_tries_at_another_guard_are_not_taken_for_this_ones(
-    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: FitSettings
+    card: tuple[dict[str, Any], Path], fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """A folder of tries belongs to one guard, its images and one seed."""
     with pytest.raises(DataError, match="holds work of another images and seed"):
@@ -279,12 +278,11 @@ def test_tries_at_another_guard_are_not_taken_for_this_ones(
 def test_sparing_those_that_evaded_changes_no_evasion(
     card: tuple[dict[str, Any], Path],
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
 ) -> None:
     """Later attacks try what is left, and at the strictest rate as many evade in the end."""
-    effort = replace(EFFORT, everyone=False)
-    spared = red_team(fitted, fit_settings, tmp_path, effort=effort, ladders={})
+    spared = red_team(fitted, fit_settings, tmp_path, everyone=False, ladders=False)
     strictest = min(spared["thresholds"], key=spared["thresholds"].get)
     for size, rows in spared["budgets"].items():
         best = card[0]["budgets"][size]["best per image"]["evaded"][strictest]

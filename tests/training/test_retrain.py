@@ -23,7 +23,6 @@ from reluguard.training.attacks import FGSM, PGD, Patch, Victim
 from reluguard.training.changes import GaussianNoise
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import AttackError, DataError
-from reluguard.training.fit import FitSettings, fit_guard
 from reluguard.training.head.fit import HeadSettings
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.retrain import retrain
@@ -31,6 +30,7 @@ from reluguard.training.retraining.additions import read_captured
 from reluguard.training.retraining.gate import GateLimits, gate, print_gate
 from reluguard.training.retraining.kept import open_kept
 from reluguard.training.statistics.metrics import auroc
+from tests.training.fitting import Order
 
 RECIPE = Recipe(
     name="small",
@@ -66,7 +66,7 @@ def trained(
     folder = tmp_path_factory.mktemp("champion")
     data = folder / "digits.npz"
     save_dataset(digits.take(np.arange(GUARDED)), data)
-    settings = FitSettings(
+    settings = Order(
         model=digits_model,
         data=str(data),
         out=folder / "guard",
@@ -74,7 +74,7 @@ def trained(
         workers=1,
         threads=1,
     )
-    fit_guard(settings)
+    settings.run()
     clean = digits.take(np.arange(GUARDED, GUARDED + 300))
     result = Patch(steps=10)(clean.images, clean.labels, digits_victim, seed=0)
     fooled = result.prediction != clean.labels
@@ -166,7 +166,7 @@ def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
     """What --max-overhead chose is kept; captures of those taps join readings of all of them."""
     monkeypatch.setattr("reluguard.training.fit.choose_taps", lambda *_, **__: (1,))
     work = champion.guard.with_name("guard.work")
-    cheap = FitSettings(
+    cheap = Order(
         model=champion.model,
         data=str(champion.data),
         out=tmp_path / "cheap",
@@ -176,7 +176,7 @@ def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
         max_overhead=1.1,
         work=work,
     )
-    first = fit_guard(cheap)
+    first = cheap.run()
     assert len(first.manifest.taps) == 1
     case = replace(champion, guard=first.path)
     rows: list[tuple[Images, str | None]] = [

@@ -1,4 +1,4 @@
-"""Hardening: a new guard of the same model, fitted on what got past the old one."""
+"""Rounds: a new guard of the same model, fitted on what got past the old one."""
 
 import json
 import shutil
@@ -13,37 +13,37 @@ from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import DataError
-from reluguard.training.fit import FitSettings, work_folder
-from reluguard.training.pages.red_team_text import print_hardening
+from reluguard.training.pages.red_team_text import print_rounds
 from reluguard.training.retraining.kept import open_kept
-from reluguard.training.rounds import harden_guard
+from reluguard.training.rounds import refit_in_rounds
+from tests.training.fitting import Order
 
 EFFORT = ("--steps", 2, "--restarts", 1, "--queries", 4, "--budget", 48, "--no-ladders")
 
 
 @pytest.fixture
-def work(fit_settings: FitSettings, tmp_path: Path) -> Path:
-    """A copy of the harvest: hardening adds to it."""
-    return Path(shutil.copytree(work_folder(fit_settings), tmp_path / "work"))
+def work(fit_settings: Order, tmp_path: Path) -> Path:
+    """A copy of the harvest: rounds add to it."""
+    return Path(shutil.copytree(fit_settings.shards, tmp_path / "work"))
 
 
-def redteam(settings: FitSettings, guard: Path, out: Path, *more: object) -> Result:
+def redteam(settings: Order, guard: Path, out: Path, *more: object) -> Result:
     words = ["redteam", "--model", settings.model, "--guard", guard, "--data", settings.data]
     words += ["--out", out, "--limit", 4, "--threads", 1, *EFFORT, *more]
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def test_a_hardened_guard_opens_and_says_where_it_came_from(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path, work: Path
+def test_a_refitted_guard_opens_and_says_where_it_came_from(
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path, work: Path
 ) -> None:
     """It has another head, was judged, and keeps what it learned; the old guard stays."""
     before = {file.name: file.read_bytes() for file in fitted.path.iterdir()}
-    place = tmp_path / "hardened"
-    hardened = harden_guard(
+    place = tmp_path / "refitted"
+    refitted = refit_in_rounds(
         fit_settings.model,
         fitted.path,
         None,
-        place,
+        out=place,
         rounds=2,
         images=40,
         sizes=(24.0, 48.0),
@@ -55,18 +55,18 @@ def test_a_hardened_guard_opens_and_says_where_it_came_from(
     provenance, metrics = guard.artifact.manifest.provenance, guard.artifact.manifest.metrics
     assert provenance["hardened"]["from"] == provenance["lineage"][-1]["parent"] == fitted.digest
     assert metrics["gate"]["champion"] == fitted.digest
-    assert metrics["gate"]["passed"] == hardened.gate.passed
-    assert not np.array_equal(hardened.guard.head.weights[0], fitted.head.weights[0])
+    assert metrics["gate"]["passed"] == refitted.gate.passed
+    assert not np.array_equal(refitted.guard.head.weights[0], fitted.head.weights[0])
     groups = {group.name: group for group in open_kept(guard.artifact).groups("fit")}
-    assert [one.fit for one in hardened.added] == [len(groups[a.name]) for a in hardened.added]
-    assert len({one.name for one in hardened.added}) == 2
-    assert all(0 < one.fit <= 40 for one in hardened.added)
+    assert [one.fit for one in refitted.added] == [len(groups[a.name]) for a in refitted.added]
+    assert len({one.name for one in refitted.added}) == 2
+    assert all(0 < one.fit <= 40 for one in refitted.added)
     assert before == {file.name: file.read_bytes() for file in fitted.path.iterdir()}
 
 
 def test_the_command_tells_before_and_after(
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
     work: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,33 +74,45 @@ def test_the_command_tells_before_and_after(
 ) -> None:
     """The same unseen images against both guards; the exit code is the gate's word."""
     monkeypatch.setenv("COLUMNS", "160")
-    out, place = tmp_path / "red", tmp_path / "hardened"
-    more = ("--harden", 1, "--hardened", place, "--fit-work", work)
+    out, place = tmp_path / "red", tmp_path / "refitted"
+    more = ("--rounds", 1, "--refitted", place, "--fit-work", work)
     done = redteam(fit_settings, fitted.path, out, *more, "--json")
     told = json.loads(done.stdout)
-    assert told == json.loads((out / "hardening.json").read_text())
+    assert told == json.loads((out / "rounds.json").read_text())
     assert (told["guard"], told["digest"]) == (str(place), read_guard(place).digest)
     assert told["before"]["guard"] == fitted.digest
     assert told["after"]["guard"] == told["digest"]
     assert told["before"]["images"] == told["after"]["images"] == 4
     assert done.exit_code == (0 if told["gate"]["passed"] else 1)
-    print_hardening(told["before"], told["after"])
+    print_rounds(told["before"], told["after"])
     table = capsys.readouterr().out
     share = told["after"]["budgets"]["48"]["best per image"]["evaded"]["0.05"]["value"]
     for word in ("before at", "after at", "best per image", "score-search", f"{share:.3f}"):
         assert word in table
 
 
+def test_the_old_option_still_works_and_says_its_new_name(
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path, work: Path
+) -> None:
+    """What asks by the old names finds its files under them."""
+    out, place = tmp_path / "red", tmp_path / "hardened"
+    more = ("--harden", 1, "--hardened", place, "--fit-work", work)
+    done = redteam(fit_settings, fitted.path, out, *more, "--json")
+    assert "--harden and --hardened are now --rounds and --refitted" in done.stderr
+    assert json.loads(done.stdout) == json.loads((out / "hardening.json").read_text())
+    assert (out / "hardened" / "red_team.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--harden", 1), "expected --harden ROUNDS and --hardened FOLDER together"),
-        (("--hardened", "g2"), "expected --harden ROUNDS and --hardened FOLDER together"),
-        (("--harden", 1, "--hardened", "g2", "--server", "x:1"), "it serves the old guard only"),
+        (("--rounds", 1), "expected --rounds ROUNDS and --refitted FOLDER together"),
+        (("--refitted", "g2"), "expected --rounds ROUNDS and --refitted FOLDER together"),
+        (("--rounds", 1, "--refitted", "g2", "--server", "x:1"), "it serves the old guard only"),
     ],
 )
 def test_half_an_order_is_wrong_usage(
-    fit_settings: FitSettings, tmp_path: Path, words: tuple[object, ...], message: str
+    fit_settings: Order, tmp_path: Path, words: tuple[object, ...], message: str
 ) -> None:
     """Before anything is attacked."""
     done = redteam(fit_settings, tmp_path / "guard", tmp_path / "red", *words)
@@ -109,17 +121,17 @@ def test_half_an_order_is_wrong_usage(
 
 
 def test_other_images_are_refused(
-    fitted: GuardArtifact, fit_settings: FitSettings, digits: Dataset, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, digits: Dataset, tmp_path: Path
 ) -> None:
     """Their split would mean nothing: fitting would leak into judging."""
     save_dataset(digits.take(np.arange(300, 400)), tmp_path / "other.npz")
     with pytest.raises(DataError, match="expected the images the guard was fitted on"):
-        harden_guard(fit_settings.model, fitted.path, str(tmp_path / "other.npz"), tmp_path / "out")
+        refit_in_rounds(
+            fit_settings.model, fitted.path, tmp_path / "other.npz", out=tmp_path / "out"
+        )
 
 
-def test_no_round_is_no_hardening(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
-) -> None:
+def test_no_round_is_no_order(fitted: GuardArtifact, fit_settings: Order, tmp_path: Path) -> None:
     """It would be the same guard under another name."""
     with pytest.raises(DataError, match="expected rounds, images and steps of 1 or more, got 0"):
-        harden_guard(fit_settings.model, fitted.path, None, tmp_path / "out", rounds=0)
+        refit_in_rounds(fit_settings.model, fitted.path, None, out=tmp_path / "out", rounds=0)

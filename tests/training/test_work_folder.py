@@ -19,27 +19,27 @@ from reluguard.detector.errors import HeldError
 from reluguard.detector.lock import LOCK, hold
 from reluguard.training.errors import DataError
 from reluguard.training.evaluate import evaluate
-from reluguard.training.fit import FitSettings, fit_guard, work_folder
 from reluguard.training.redteam import redteam
+from tests.training.fitting import Order
 
 ROOT = Path(__file__).resolve().parents[2]
-Command = Callable[[FitSettings, Path, Path], object]
+Command = Callable[[Order, Path, Path], object]
 
 
-def fit(settings: FitSettings, guard: Path, work: Path) -> None:
+def fit(settings: Order, guard: Path, work: Path) -> None:
     del guard
-    fit_guard(replace(settings, out=work.parent / "new", work=work))
+    replace(settings, out=work.parent / "new", work=work).run()
 
 
-def judge(settings: FitSettings, guard: Path, work: Path) -> None:
-    evaluate(settings.model, guard, settings.data, work.parent, work=work, limit=8, threads=1)
+def judge(settings: Order, guard: Path, work: Path) -> None:
+    evaluate(settings.model, guard, settings.data, out=work.parent, work=work, limit=8, threads=1)
 
 
-def attack(settings: FitSettings, guard: Path, work: Path) -> None:
-    redteam(settings.model, guard, settings.data, work.parent, limit=8, threads=1)
+def attack(settings: Order, guard: Path, work: Path) -> None:
+    redteam(settings.model, guard, settings.data, out=work.parent, limit=8, threads=1)
 
 
-def learn(settings: FitSettings, guard: Path, work: Path) -> None:
+def learn(settings: Order, guard: Path, work: Path) -> None:
     command = ["retrain", "--guard", guard, "--model", settings.model, "--work", work]
     command += ["--out", work.parent / "new", "--attack", "pgd-linf-8", "--threads", 1, "--json"]
     CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
@@ -47,11 +47,11 @@ def learn(settings: FitSettings, guard: Path, work: Path) -> None:
 
 @pytest.mark.parametrize("command", [fit, judge, attack, learn])
 def test_what_another_process_works_in_is_left_alone(
-    command: Command, fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    command: Command, fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
     """The refusal names the folder and the process, and not a file has changed."""
     work = tmp_path / "work"
-    shutil.copytree(work_folder(fit_settings), work)
+    shutil.copytree(fit_settings.shards, work)
     with hold(work):
         before = {file: file.stat().st_mtime_ns for file in work.rglob("*")}
         told = f"expected {re.escape(str(work))} for this process alone, process {os.getpid()} on"
@@ -62,7 +62,7 @@ def test_what_another_process_works_in_is_left_alone(
 
 
 def test_retraining_makes_no_work_folder(
-    fitted: GuardArtifact, fit_settings: FitSettings, tmp_path: Path
+    fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
     """A harvest that is not there is said to be missing, not held."""
     with pytest.raises(DataError, match="expected the harvest of"):
@@ -73,7 +73,7 @@ def test_retraining_makes_no_work_folder(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_second_fit_is_refused_until_the_first_is_killed(
-    fit_settings: FitSettings, tmp_path: Path
+    fit_settings: Order, tmp_path: Path
 ) -> None:
     """Two commands at once: the later one ends in a line that names the earlier one's process."""
     command = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reluguard.detector.head import images_needed
 from reluguard.detector.images import Images, InputSpec
-from reluguard.detector.model import Production, infer_spec, load_production
+from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.session import open_session, run_session
 from reluguard.detector.taps import MAX_LEVEL, Tap, find_taps, in_blocks
@@ -22,14 +22,14 @@ from reluguard.training.data.dataset import (
     Dataset,
     check_classes,
     check_labels,
-    load_data,
     split_sources,
 )
+from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.preprocessing import Preprocessing, spec_of
 from reluguard.training.errors import DataError
 
 __all__ = [
     "Case",
-    "Preprocessing",
     "chunk_of",
     "open_case",
     "predict",
@@ -45,19 +45,6 @@ BLOCKS = 8  # rows and columns of them
 BLOCK_SIDE = 4
 MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
 GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """How pixels become the model's input: tensor = (pixel * scale - mean) / std.
-
-    `scale` is 1 / 255 by default, or 1 for a model that takes uint8.
-    """
-
-    scale: float | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    bgr: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +76,11 @@ class Case:
 
 def open_case(
     model: Path,
-    data: str,
+    data: Data,
     *,
     levels: Sequence[float],
     shares: Mapping[str, float],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     output: str | None,
     fpr: float,
     seed: int,
@@ -103,7 +90,7 @@ def open_case(
 
     Args:
         model: the production ONNX file.
-        data: labelled images, as `load_data` takes them.
+        data: labelled images, as `given_data` takes them.
         levels: each tap is read at these multiples of its mean positive value; at 0 with none.
         shares: of the images, by part: "fit", "calibrate" and "test".
         preprocessing: from pixels to the model's input.
@@ -119,17 +106,9 @@ def open_case(
             or a model that all but guesses on these images.
     """
     production = load_production(model, output=output)
-    dataset = load_data(data, size=production.image_size)
+    dataset = given_data(data, size=production.image_size)
     check_classes(dataset)
-    h, w, c = dataset.images.shape[1:]
-    spec = infer_spec(
-        production,
-        (h, w, c),
-        scale=preprocessing.scale,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        bgr=preprocessing.bgr,
-    )
+    spec = spec_of(production, dataset.images.shape[1:], preprocessing)
     taps = with_blocks(find_taps(production, spec))
     if levels:
         sample = dataset.images[:LEVEL_IMAGES]
@@ -144,7 +123,8 @@ def open_case(
     if len(splits["calibrate"]) < needed:
         raise DataError(
             f"a false-positive rate of {fpr} needs {needed} calibration images, which is "
-            f"{int(np.ceil(needed / shares['calibrate']))} images in all; {data} has {len(dataset)}"
+            f"{int(np.ceil(needed / shares['calibrate']))} images in all; {dataset.source} has "
+            f"{len(dataset)}"
         )
     right = predict(reader, dataset.images).argmax(axis=1) == dataset.labels
     accuracy = float(right.mean())

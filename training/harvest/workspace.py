@@ -17,7 +17,16 @@ from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.rates import REMEDY, SHARD, StoredRates, decode
 from reluguard.training.harvest.readings import Readings
 
-__all__ = ["COLUMNS", "PLAN", "Shard", "Workspace", "column_runs", "read_plan", "read_shard"]
+__all__ = [
+    "COLUMNS",
+    "PLAN",
+    "Shard",
+    "Workspace",
+    "column_runs",
+    "read_plan",
+    "read_shard",
+    "work_folder",
+]
 
 COLUMNS = "columns"  # of the harvested rates, those that a guard reads: runs of start and stop
 
@@ -26,6 +35,11 @@ _OF_ROWS = ("sources", "labels", "success", "logits")
 _KINDS = {"images": "u", "sources": "i", "labels": "i", "success": "b", "logits": "f"}
 _KINDS |= {"rates": "uf", "steps": "u"}
 _AXES = {"images": 4, "sources": 1, "labels": 1, "success": 1, "logits": 2, "rates": 2, "steps": 1}
+
+
+def work_folder(guard: Path) -> Path:
+    """Return where the harvest of a guard lies unless it was put elsewhere: beside it."""
+    return guard.with_name(f"{guard.name}.work")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

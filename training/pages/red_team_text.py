@@ -8,7 +8,7 @@ from rich.table import Table
 
 from reluguard.training.statistics.metrics import interval_text
 
-__all__ = ["print_hardening", "print_red_team"]
+__all__ = ["print_red_team", "print_rounds"]
 
 
 def print_red_team(card: Mapping[str, Any]) -> None:
@@ -37,8 +37,8 @@ def print_red_team(card: Mapping[str, Any]) -> None:
     _print_convergence(console, card, rates)
 
 
-def print_hardening(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Print what hardening bought: shares evaded of the same unseen images, before and after."""
+def print_rounds(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Print what the rounds bought: shares evaded of the same unseen images, before and after."""
     console = Console()
     console.print(f"{before['images']} unseen images, each guard attacked anew knowing all of it")
     heads = [f"{word} at {rate}" for rate in before["thresholds"] for word in ("before", "after")]

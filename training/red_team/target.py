@@ -12,7 +12,7 @@ from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.attacks import Attack, Victim, open_victim
-from reluguard.training.data.dataset import load_data
+from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import unseen_rows
 from reluguard.training.errors import DataError
 from reluguard.training.red_team.aware_attacks import Bank
@@ -87,7 +87,7 @@ class Target:
 def open_target(
     model: Path,
     guard: Path,
-    data: str,
+    data: Data,
     *,
     seed: int,
     limit: int,
@@ -112,7 +112,7 @@ def open_target(
     """
     opened = Guard.open(model, guard, threads=threads)
     manifest, spec = opened.artifact.manifest, opened.spec
-    dataset = load_data(data, size=(spec.height, spec.width))
+    dataset = given_data(data, size=(spec.height, spec.width))
     unseen = np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))
     victim = open_victim(model, spec, output=manifest.answer, threads=threads)
     production = load_production(model, output=manifest.answer)
@@ -121,7 +121,9 @@ def open_target(
     answers = victim.predict(dataset.images[unseen]).argmax(axis=1)
     right = unseen[answers == dataset.labels[unseen]]
     if len(right) == 0:
-        raise DataError(f"expected unseen images that the model answers right, {data} has none")
+        raise DataError(
+            f"expected unseen images that the model answers right, {dataset.source} has none"
+        )
     chosen = right[:limit]
     # the attacker's own images to copy: others than those under attack, where there are any
     copied = right[limit : limit + BANK] if len(right) > limit else right

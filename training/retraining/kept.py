@@ -18,7 +18,13 @@ from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.rates import SHARD
 from reluguard.training.harvest.readings import CLEAN, Kind, Readings
-from reluguard.training.harvest.workspace import COLUMNS, Workspace, read_plan, read_shard
+from reluguard.training.harvest.workspace import (
+    COLUMNS,
+    Workspace,
+    read_plan,
+    read_shard,
+    work_folder,
+)
 from reluguard.training.head.fit import HeadSettings
 
 __all__ = ["Added", "Kept", "hold_kept", "open_kept"]
@@ -168,7 +174,7 @@ def _plan(artifact: GuardArtifact, folder: Path) -> dict[str, Any]:
 
 def _folder(artifact: GuardArtifact) -> Path:
     """Return where the harvest lies: as the manifest says, or beside the guard if both moved."""
-    beside = artifact.path.with_name(f"{artifact.path.name}.work")
+    beside = work_folder(artifact.path)
     named = artifact.manifest.provenance.get("work")
     if named is None or (not Path(named).is_dir() and beside.is_dir()):
         return beside

@@ -1,9 +1,9 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,12 +11,12 @@ import pytest
 
 from reluguard.detector.errors import SettingsError
 from reluguard.training.analysis.material import choose_rows
-from reluguard.training.analyze import AnalysisSettings, analyze
+from reluguard.training.analyze import analyze
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset
 from reluguard.training.errors import AnalysisError, LabelError, OutOfMemoryError, TwinError
 from reluguard.training.progress import Progress
 
-SETTINGS = AnalysisSettings(limit=180, pairwise=90, attacks=("pgd-l1-12",), seed=1)
+LITTLE: dict[str, Any] = {"limit": 180, "pairwise": 90, "attacks": ("pgd-l1-12",), "seed": 1}
 
 
 class Counting(Progress):
@@ -52,11 +52,11 @@ def folder(
     out = tmp_path_factory.mktemp("analysis")
     analyze(
         lively_model,
-        str(lively_data),
-        out,
+        lively_data,
+        out=out,
         other=lively_model,
-        settings=SETTINGS,
         progress=progress,
+        **LITTLE,
     )
     return out
 
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_arrays(
     folder: Path, lively_model: Path, lively_data: Path, tmp_path: Path
 ) -> None:
     """Nothing depends on anything but the seed."""
-    analyze(lively_model, str(lively_data), tmp_path, other=lively_model, settings=SETTINGS)
+    analyze(lively_model, lively_data, out=tmp_path, other=lively_model, **LITTLE)
     with np.load(folder / "arrays.npz") as a, np.load(tmp_path / "arrays.npz") as b:
         assert a.files == b.files
         for name in a.files:
@@ -151,7 +151,7 @@ def test_one_class_is_refused(lively_model: Path, lively_data: Path, tmp_path: P
     file = tmp_path / "one.npz"
     save_dataset(data.take(data.labels == data.labels[0]), file)
     with pytest.raises(LabelError, match=r"2 or more classes, got 1"):
-        analyze(lively_model, str(file), tmp_path / "out", settings=SETTINGS)
+        analyze(lively_model, file, out=tmp_path / "out", **LITTLE)
 
 
 def test_too_little_memory_is_told_before_work(
@@ -160,7 +160,7 @@ def test_too_little_memory_is_told_before_work(
     """What would not fit is refused before anything is written."""
     monkeypatch.setattr("reluguard.training.analysis.checks.free_bytes", lambda: 2**20)
     with pytest.raises(OutOfMemoryError, match="an analysis of 180 images, 90 of them pairwise"):
-        analyze(lively_model, str(lively_data), tmp_path / "out", settings=SETTINGS)
+        analyze(lively_model, lively_data, out=tmp_path / "out", **LITTLE)
     assert not (tmp_path / "out").exists()
 
 
@@ -173,7 +173,7 @@ def test_a_dead_tap_is_named(
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(12, -1e6, np.float32), "b2"))
     onnx.save(model, tmp_path / "dead.onnx")
     with pytest.raises(AnalysisError, match="the tap r2 is constant: it says the same of all 180"):
-        analyze(tmp_path / "dead.onnx", str(lively_data), tmp_path / "out", settings=SETTINGS)
+        analyze(tmp_path / "dead.onnx", lively_data, out=tmp_path / "out", **LITTLE)
 
 
 def test_settings_and_needs_are_checked(
@@ -181,16 +181,20 @@ def test_settings_and_needs_are_checked(
 ) -> None:
     """Senseless settings, attacks without what they need and wrong names are refused."""
     with pytest.raises(SettingsError, match="20 or more images, got 5 and 1000"):
-        AnalysisSettings(limit=5)
+        analyze(lively_model, lively_data, out=tmp_path / "out", limit=5)
     with pytest.raises(SettingsError, match="one or more attacks"):
-        AnalysisSettings(attacks=())
-    run = (lively_model, str(lively_data), tmp_path / "out")
+        analyze(lively_model, lively_data, out=tmp_path / "out", attacks=())
     with pytest.raises(SettingsError, match="need another model: give `other`"):
-        analyze(*run, settings=replace(SETTINGS, attacks=("ensemble-targeted",)))
+        analyze(
+            lively_model,
+            lively_data,
+            out=tmp_path / "out",
+            **LITTLE | {"attacks": ("ensemble-targeted",)},
+        )
     with pytest.raises(SettingsError, match="expected 3 class names, got 1"):
-        analyze(*run, settings=replace(SETTINGS, class_names=("a",)))
+        analyze(lively_model, lively_data, out=tmp_path / "out", **LITTLE | {"class_names": ("a",)})
     with pytest.raises(TwinError):
-        analyze(*run, settings=replace(SETTINGS, twin="nonsense"))
+        analyze(lively_model, lively_data, out=tmp_path / "out", **LITTLE | {"twin": "nonsense"})
 
 
 @pytest.mark.slow
@@ -201,8 +205,8 @@ def test_fiedler_target_on_resnet20(shared: Path, tmp_path: Path) -> None:
     save_dataset(part, tmp_path / "part.npz")
     found = analyze(
         shared / "models/resnet20-cifar10.onnx",
-        str(tmp_path / "part.npz"),
-        tmp_path / "out",
-        settings=AnalysisSettings(limit=2000, pairwise=1000, attacks=("fgsm-linf-8",)),
+        tmp_path / "part.npz",
+        out=tmp_path / "out",
+        attacks=["fgsm-linf-8"],
     )
     assert found["taps"][-1]["fiedler_accuracy"]["value"] >= 0.98

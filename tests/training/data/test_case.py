@@ -18,7 +18,6 @@ from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap, find_taps
 from reluguard.training.data.case import (
     Case,
-    Preprocessing,
     open_case,
     predict,
     source_images,
@@ -26,6 +25,7 @@ from reluguard.training.data.case import (
     with_levels,
 )
 from reluguard.training.data.dataset import Dataset, save_dataset
+from reluguard.training.data.preprocessing import Preprocessing
 from reluguard.training.errors import DataError
 from reluguard.training.recipes import Recipe
 

@@ -10,8 +10,8 @@ from reluguard.training.data.dataset import Dataset, load_data, split_sources
 from reluguard.training.data.holdout import check_untrained, unseen_rows
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.leave_out import open_fit, shards_of
-from reluguard.training.fit import FitSettings, work_folder
 from reluguard.training.head.fit import HeadSettings, fit_head
+from tests.training.fitting import Order
 
 
 def parts_of(fitted: GuardArtifact, own: Dataset) -> dict[str, np.ndarray]:
@@ -20,7 +20,7 @@ def parts_of(fitted: GuardArtifact, own: Dataset) -> dict[str, np.ndarray]:
 
 
 def test_other_data_give_only_what_the_fit_has_not_seen(
-    digits: Dataset, fitted: GuardArtifact, fit_settings: FitSettings
+    digits: Dataset, fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """A data set with the fit's own images in it, in another order, gives the rest of it."""
     own = load_data(fit_settings.data)
@@ -39,9 +39,7 @@ def test_other_data_give_only_what_the_fit_has_not_seen(
     assert len(taken) > 0.9 * len(parts["test"])
 
 
-def test_a_copy_of_a_seen_image_is_not_unseen(
-    fitted: GuardArtifact, fit_settings: FitSettings
-) -> None:
+def test_a_copy_of_a_seen_image_is_not_unseen(fitted: GuardArtifact, fit_settings: Order) -> None:
     """A twin in the test split of an image that was fitted on is left out."""
     own = load_data(fit_settings.data)
     parts = parts_of(fitted, own)
@@ -54,7 +52,7 @@ def test_a_copy_of_a_seen_image_is_not_unseen(
     assert set(parts["test"]) - set(rows) == set(parts["test"][:2])
 
 
-def test_nothing_left_is_told(fitted: GuardArtifact, fit_settings: FitSettings) -> None:
+def test_nothing_left_is_told(fitted: GuardArtifact, fit_settings: Order) -> None:
     """A data set of nothing but seen images is refused, not judged on."""
     own = load_data(fit_settings.data)
     seen = own.take(parts_of(fitted, own)["fit"])
@@ -73,11 +71,11 @@ def test_images_the_model_was_trained_on_are_no_clean_images(digits: Dataset) ->
 
 
 def test_heads_learn_from_the_fitting_split_alone(
-    fitted: GuardArtifact, fit_settings: FitSettings
+    fitted: GuardArtifact, fit_settings: Order
 ) -> None:
     """Fitted anew on the fitting split's shards and nothing else, the head is the guard's."""
     manifest = fitted.manifest
-    workspace = open_fit(work_folder(fit_settings), manifest)
+    workspace = open_fit(fit_settings.shards, manifest)
     recipe = manifest.provenance["recipe"]
     groups = [
         replace(workspace.readings(jobs), weight=recipe["weights"].get(slug, 1.0))

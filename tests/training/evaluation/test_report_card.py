@@ -12,25 +12,23 @@ from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.head import threshold_at
 from reluguard.detector.runtime import Guard
 from reluguard.training.evaluation.report_card import prevalence_table, print_card, promised_rates
-from reluguard.training.fit import FitSettings, work_folder
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.statistics.metrics import auroc
+from tests.training.fitting import Order
 
 
 def card_of(fitted: GuardArtifact) -> dict[str, Any]:
     return deepcopy(dict(fitted.manifest.metrics))
 
 
-def shard(settings: FitSettings, slug: str) -> Mapping[str, np.ndarray]:
+def shard(settings: Order, slug: str) -> Mapping[str, np.ndarray]:
     """Return the only shard of the test split."""
-    (file,) = work_folder(settings).glob(f"{slug}/test-*.npz")
+    (file,) = settings.shards.glob(f"{slug}/test-*.npz")
     with np.load(file) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
-def test_figures_are_those_of_the_served_scores(
-    fitted: GuardArtifact, fit_settings: FitSettings
-) -> None:
+def test_figures_are_those_of_the_served_scores(fitted: GuardArtifact, fit_settings: Order) -> None:
     """AUROC, detection and false positives, counted anew from the guard's own verdicts."""
     card = card_of(fitted)
     guard = Guard.open(fit_settings.model, fit_settings.out, threads=1)
