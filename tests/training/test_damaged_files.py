@@ -19,11 +19,11 @@ from reluguard.detector.runtime import Reader
 from reluguard.training.data.dataset import Dataset, load_data
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.leave_out import open_fit, shards_of
-from reluguard.training.fit import FitSettings, work_folder
 from reluguard.training.harvest.workspace import Workspace, read_plan, read_shard
 from reluguard.training.retraining.additions import read_attacked
 from reluguard.training.retraining.kept import open_kept
 from tests.damage import DAMAGES, HARMLESS, flips
+from tests.training.fitting import Order
 
 Read = Callable[[Path], Mapping[str, Any]]
 CALIBRATION = ("rates", "logits", "sources", "labels")
@@ -42,14 +42,14 @@ def content(value: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     digits: Dataset,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """A folder for each kind of file: where it lies in it."""
     folder = tmp_path_factory.mktemp("whole")
     work = folder / "work"
-    shutil.copytree(work_folder(fit_settings), work)
+    shutil.copytree(fit_settings.shards, work)
     job = shards_of(open_fit(work, fitted.manifest), fitted.manifest, "fit")["clean"][0]
     shard = work / job.file
     few = digits.take(np.arange(300, 312))
@@ -76,7 +76,7 @@ def whole(
 
 
 @pytest.fixture(scope="module")
-def readers(fitted: GuardArtifact, fit_settings: FitSettings) -> dict[str, Read]:
+def readers(fitted: GuardArtifact, fit_settings: Order) -> dict[str, Read]:
     """What reads each kind of file, and returns what it read."""
     manifest = fitted.manifest
     production = load_production(fit_settings.model, output=manifest.answer)
@@ -282,7 +282,7 @@ def ends_in_one_line(
     assert "Traceback" not in err
 
 
-def commands(settings: FitSettings, file: Path, out: Path) -> dict[str, list[Any]]:
+def commands(settings: Order, file: Path, out: Path) -> dict[str, list[Any]]:
     model = ["--model", settings.model]
     guard = [*model, "--guard", settings.out]
     put = ["--data", file, "--out", out]
@@ -303,7 +303,7 @@ def commands(settings: FitSettings, file: Path, out: Path) -> dict[str, list[Any
 def test_a_damaged_file_ends_a_command_in_one_line(
     command: str,
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     whole: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -321,7 +321,7 @@ def test_a_damaged_file_ends_a_command_in_one_line(
 
 def test_a_damaged_try_of_the_red_team_is_named(
     fitted: GuardArtifact,
-    fit_settings: FitSettings,
+    fit_settings: Order,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
