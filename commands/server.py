@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from reluguard.commands.health import DEFAULT_ADDRESS
 from reluguard.commands.options import Provider, Threads
 
 __all__ = ["health", "serve"]
@@ -93,17 +94,22 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def health(
     *,
-    address: Annotated[str, typer.Option("--address", help="host:port.")] = "127.0.0.1:50051",
+    address: Annotated[str, typer.Option("--address", help="host:port or unix:PATH.")] = (
+        DEFAULT_ADDRESS
+    ),
     name: Annotated[str, typer.Option("--service", help="A model's name; empty for all.")] = "",
     ca: Annotated[Path | None, typer.Option("--ca", help="PEM of the server's authority.")] = None,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="PEM, where the server demands one.")
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", help="PEM private key of that.")] = None,
+    server_name: Annotated[
+        str | None, typer.Option("--server-name", help="In the certificate, if not the address.")
+    ] = None,
 ) -> None:
     """Ask a server whether it is SERVING: exit code 0 if so, 1 if not."""
-    from reluguard.service.client.client import is_healthy
+    from reluguard.commands.health import ask
 
-    healthy = is_healthy(address, service=name, ca=ca, certificate=certificate, key=key)
-    typer.echo("SERVING" if healthy else "not serving")
-    sys.exit(0 if healthy else 1)
+    options = {"ca": ca, "certificate": certificate, "key": key, "server_name": server_name}
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    sys.exit(ask(address, name, **given))

@@ -21,7 +21,7 @@ from reluguard.detector.compile.guarded import (
     compile_reader,
 )
 from reluguard.detector.errors import GuardError, ImageError, ModelError
-from reluguard.detector.head import conformal_p_values, threshold_at
+from reluguard.detector.head import conformal_p_values, is_scored, threshold_at
 from reluguard.detector.images import Images, InputSpec, check_images, decode_image
 from reluguard.detector.model import Production, TensorInfo, load_production
 from reluguard.detector.probe import check_golden
@@ -221,13 +221,18 @@ class Guard:
         )
 
     def verdicts(self, raw: RawOutputs) -> Verdicts:
-        """Return verdicts with their p-values on what `run` gave."""
+        """Return verdicts with their p-values on what `run` gave.
+
+        A row that overflowed inside the network, which its class scores show, has no score and is
+        called adversarial: whatever it is, nothing says that it is clean.
+        """
+        unscored = ~is_scored(raw.score) | ~_is_finite(raw.outputs[self.answer])
         return Verdicts(
             prediction=raw.prediction,
             score=raw.score,
             likelihood=raw.likelihood,
             p_value=conformal_p_values(raw.score, self.artifact.head.clean_scores),
-            is_adversarial=raw.score > np.float32(self.threshold),
+            is_adversarial=(raw.score > np.float32(self.threshold)) | unscored,
             evidence=raw.evidence,
             outputs=raw.outputs,
             readings=raw.readings,
@@ -237,6 +242,7 @@ class Guard:
                 score=raw.challenger_score,
                 is_adversarial=raw.challenger_score > np.float32(self.challenger_threshold),
             ),
+            unscored=unscored,
         )
 
     def _check_challenger_golden(self, challenger: GuardArtifact) -> None:
@@ -276,6 +282,14 @@ class Guard:
         return self.inspect(np.stack([decode_image(image, self.spec) for image in images]))
 
     __call__ = inspect
+
+
+def _is_finite(answer: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows of class scores did not overflow; minus infinity masks a class in some."""
+    if answer.dtype.kind != "f":
+        return np.ones(len(answer), np.bool_)
+    finite: NDArray[np.bool_] = np.all(answer < np.inf, axis=tuple(range(1, answer.ndim)))
+    return finite
 
 
 def _read_signed(folder: Path | str, public_key: Path | str | None) -> GuardArtifact:

@@ -1,13 +1,17 @@
 """What the guard says of a batch. N images, L taps, D rates, K classes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.head import is_scored
+
 __all__ = ["Challenge", "Readings", "Verdict", "Verdicts"]
+
+_FROM_SCORES = np.zeros(0, np.bool_)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,7 @@ class Verdict:
     `score` is log-odds, higher is more adversarial. `likelihood` is the calibrated probability at
     the guard's stated prevalence. `p_value` is the share of clean images that look at least as
     adversarial: among clean inputs, P(p_value <= a) <= a. `evidence` is each tap's own log-odds,
-    first tap first.
+    first tap first. `is_unscored` says that the pass overflowed: then the numbers mean nothing.
     """
 
     prediction: int
@@ -26,6 +30,7 @@ class Verdict:
     p_value: float
     is_adversarial: bool
     evidence: tuple[float, ...]
+    is_unscored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,8 @@ class Verdicts:
         outputs: the production model's own outputs, untouched, by name.
         readings: what the head read, if the guard was opened for it.
         challenge: what the challenger says, if there is one.
+        unscored: bool, (N,). Rows whose pass overflowed: their numbers mean nothing. Read from the
+            scores if it isn't given.
     """
 
     prediction: NDArray[np.int64]
@@ -72,6 +79,11 @@ class Verdicts:
     outputs: Mapping[str, NDArray[Any]]
     readings: Readings | None = None
     challenge: Challenge | None = None
+    unscored: NDArray[np.bool_] = field(default_factory=lambda: _FROM_SCORES)
+
+    def __post_init__(self) -> None:
+        if self.unscored is _FROM_SCORES:
+            object.__setattr__(self, "unscored", ~is_scored(self.score))
 
     def __len__(self) -> int:
         return len(self.score)
@@ -85,6 +97,7 @@ class Verdicts:
             p_value=float(self.p_value[index]),
             is_adversarial=bool(self.is_adversarial[index]),
             evidence=tuple(map(float, self.evidence[index])),
+            is_unscored=bool(self.unscored[index]),
         )
 
     def __iter__(self) -> Iterator[Verdict]:

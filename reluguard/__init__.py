@@ -60,6 +60,14 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Run the command line: exit code 0 good, 1 failed with one clear line, 2 wrong usage."""
+    import sys
+
+    if sys.argv[1:2] == ["health"]:
+        from reluguard.commands.health import quick
+
+        code = quick(sys.argv[2:])
+        if code is not None:
+            sys.exit(code)
     from reluguard.commands.app import run
 
     run()

@@ -1,10 +1,10 @@
 """The gRPC edge: transport, admission, batching, health, metrics."""
 
-from importlib import metadata
-
 __all__ = ["version"]
 
 
 def version() -> str:
     """Return the installed version of reluguard."""
+    from importlib import metadata
+
     return metadata.version("reluguard")

@@ -14,11 +14,19 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from reluguard.service.errors import NotReadyError, OverloadedError, RequestError
+from reluguard.service.errors import (
+    NotReadyError,
+    OverloadedError,
+    RequestError,
+    UnauthenticatedError,
+)
+from reluguard.service.intake import EvictedError, Intake
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.rpc_metrics import MethodMetrics
 from reluguard.service.monitoring.tracing import Handler, Tracing
-from reluguard.service.payload import Fields, lift
+from reluguard.service.payload import Fields, check_parts, lift
+from reluguard.service.quotas import Quotas
+from reluguard.service.room import Room
 from reluguard.service.security import ANYBODY, Caller, Scope, Tokens
 from reluguard.service.status import INTERNAL, Status, status_of
 
@@ -38,19 +46,36 @@ Context = Any  # grpc.aio.ServicerContext is generic over messages that we parse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Who asks, and until when the answer is of use (event loop time, None for no deadline)."""
+    """Who asks, and until when the answer is of use.
+
+    Attributes:
+        caller: by token.
+        deadline: in the event loop's time; None for none.
+        who: whose quota it is: the token's name, or the address.
+    """
 
     caller: Caller
     deadline: float | None
-
-
-_ANYBODY = Call(caller=ANYBODY, deadline=None)
+    who: str = ""
 
 
 class Edge:
     """Wraps our methods into gRPC handlers.
 
+    Who asks is settled on the headers, before a byte of the message is read: handlers are of the
+    kind that reads for itself, although most calls have one message only.
+
+    Args:
+        metrics: where calls are counted.
+        tokens: who may call; None for everybody.
+        quotas: how much each caller may.
+        room: how much there is of everything.
+        receive_s: longest time that a message may take to come.
+        tracing: what writes spans; None for nothing.
+
     Attributes:
+        intake: where messages of known callers are read.
+        lobby: the same for methods that are open to all.
         stopping: set when calls in flight should finish and streams should end.
         idle: set while no call is being handled.
         turned_away: calls that came while stopping.
@@ -61,12 +86,32 @@ class Edge:
         *,
         metrics: Metrics,
         tokens: Tokens | None,
-        max_in_flight: int,
+        quotas: Quotas,
+        room: Room,
+        receive_s: float,
         tracing: Tracing | None = None,
     ) -> None:
         self._metrics = metrics
         self._tokens = tokens
-        self._max_in_flight = max_in_flight
+        self._quotas = quotas
+        self._room = room
+        self._open_streams = 0
+        self.intake = Intake(
+            quick=room.quick,
+            slow=room.slow,
+            max_message_bytes=room.max_message_bytes,
+            max_bytes=room.max_bytes_in_flight,
+            longest_s=receive_s,
+            refused=metrics.call_refused,
+        )
+        self.lobby = Intake(
+            quick=room.lobby,
+            slow=0,
+            max_message_bytes=room.max_message_bytes,
+            max_bytes=room.lobby * room.max_message_bytes,
+            longest_s=receive_s,
+            refused=metrics.call_refused,
+        )
         self._tracing = tracing
         self._in_flight = 0
         metrics.in_flight.set_function(lambda: self._in_flight)
@@ -99,10 +144,11 @@ class Edge:
             self.turned_away += 1
             self._metrics.call_refused("draining")
             raise NotReadyError("the server is shutting down")
-        if self._in_flight >= self._max_in_flight:
+        if self._in_flight >= self._room.max_in_flight:
             self._metrics.call_refused("too_many_calls")
             raise OverloadedError(
-                f"expected at most {self._max_in_flight} calls at once", retry_after_s=_PUSHBACK_S
+                f"expected at most {self._room.max_in_flight} calls at once",
+                retry_after_s=_PUSHBACK_S,
             )
         self._in_flight += 1
         if self._in_flight == 1:
@@ -120,22 +166,27 @@ class Edge:
             UnauthenticatedError: the token is missing or unknown.
             ForbiddenError: the token lacks the scope.
         """
-        caller = ANYBODY
+        caller, who = ANYBODY, ""
         if self._tokens is not None and scope is not None:
-            caller = self._tokens.caller(_metadatum(context, "authorization"))
+            try:
+                caller = self._tokens.caller(*_metadata(context, "authorization"))
+            except UnauthenticatedError:
+                self._metrics.call_refused("unauthenticated")
+                raise
+            who = caller.name
+        elif scope is not None:
+            who = _address(context.peer())
         if scope is not None:
             caller.require(scope)
         left = context.time_remaining()
         unlimited = left is None or left > _NO_DEADLINE_S
-        if unlimited and caller is ANYBODY:
-            return _ANYBODY
         deadline = None if unlimited else asyncio.get_running_loop().time() + left
-        return Call(caller=caller, deadline=deadline)
+        return Call(caller=caller, deadline=deadline, who=who)
 
     def unary(
         self,
         path: tuple[str, str],
-        request_class: type[Request],
+        request_class: type[Request] | None,
         method: Callable[..., Awaitable[Message | bytes]],
         *,
         scope: Scope | None = Scope.INFER,
@@ -145,7 +196,8 @@ class Edge:
 
         Args:
             path: service and method.
-            request_class: what the bytes hold.
+            request_class: what the bytes hold; None for requests that say nothing: they are not
+                read.
             method: answers call and request, with a message or with one serialised; whatever it
                 raises goes through the table in `status`.
             scope: what the caller's token must allow; None leaves the method open to all.
@@ -153,25 +205,22 @@ class Edge:
                 where it stays in the request.
         """
         counts = self._metrics.rpc.method("unary", *path)
+        asked = _Method(request_class, method, scope, large)
 
-        async def handle(data: bytes, context: Context) -> bytes:
+        async def handle(_: Any, context: Context) -> bytes:
             # what every call pays: plain statements, where a stream can afford context managers
             _name_request(context)
             counts.started.inc()
-            counts.received.inc()
             started = time.perf_counter()
             outcome = _Outcome()
             encoded = b""
             try:
-                self._enter()
-                try:
-                    call = self.call(context, scope)
-                    answer = await method(call, *_parts(request_class, data, large))
-                    encoded = answer if isinstance(answer, bytes) else answer.SerializeToString()
-                    counts.sent.inc()
-                    outcome.code = grpc.StatusCode.OK
-                finally:
-                    self._leave()
+                encoded = await self._answer(asked, context, counts)
+                counts.sent.inc()
+                outcome.code = grpc.StatusCode.OK
+            except EvictedError as error:
+                outcome.code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                raise grpc.aio.AbortError("told already") from error
             except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
                 outcome.fail(error)
             finally:
@@ -180,7 +229,32 @@ class Edge:
                 await outcome.tell(context)
             return encoded
 
-        return grpc.unary_unary_rpc_method_handler(self._traced(path, handle))
+        return grpc.stream_unary_rpc_method_handler(self._traced(path, handle))
+
+    async def _answer(self, asked: "_Method", context: Context, counts: MethodMetrics) -> bytes:
+        """Return one call's serialised answer: who asks comes first, then what."""
+        if self.stopping.is_set():
+            self._enter()  # which says so
+        call = self.call(context, asked.scope)
+        counted = asked.scope is not None and self._quotas.enter(call.who, call.caller.quota)
+        intake = self.lobby if asked.scope is None else self.intake
+        data, held = b"", 0
+        try:
+            if asked.request_class is not None:
+                data = await intake.read(context)
+                counts.received.inc()
+                intake.hold(len(data))
+                held = len(data)
+            self._enter()
+            try:
+                answer = await asked.method(call, *self._parts(asked, data))
+            finally:
+                self._leave()
+        finally:
+            intake.let_go(held)
+            if counted:
+                self._quotas.leave(call.who)
+        return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
     def stream(
         self,
@@ -205,13 +279,18 @@ class Edge:
             window: most messages of one stream being handled; reading stops beyond it.
         """
         counts = self._metrics.rpc.method("bidi_stream", *path)
+        asked = _Method(request_class, method, scope, large)
 
         async def answer(context: Context, data: bytes) -> bytes:
             request = request_class()
+            held = 0
             try:
-                with self.admitted():
-                    request, *payload = _parts(request_class, data, large)
-                    message = await method(self.call(context, scope), request, *payload)
+                self.intake.hold(len(data))
+                held = len(data)
+                call = self.call(context, scope)
+                with self._within_quota(call), self.admitted():
+                    request, *payload = self._parts(asked, data)
+                    message = await method(call, request, *payload)
             except Exception as error:
                 status = _log_unexpected(status_of(error), error)
                 if status.code in {
@@ -220,16 +299,53 @@ class Edge:
                 }:
                     raise
                 message = failed(request, status)
+            finally:
+                self.intake.let_go(held)
             return message.SerializeToString()
 
         async def handle(_: Any, context: Context) -> None:
             _name_request(context)
             with _counted(counts) as outcome, outcome.caught():
                 self.call(context, scope)
-                await self._pump(context, counts, answer, window)
+                with self._open_stream():
+                    await self._pump(context, counts, answer, window)
             await outcome.tell(context)
 
         return grpc.stream_stream_rpc_method_handler(self._traced(path, handle))
+
+    @contextmanager
+    def _within_quota(self, call: Call) -> Iterator[None]:
+        counted = self._quotas.enter(call.who, call.caller.quota)
+        try:
+            yield
+        finally:
+            if counted:
+                self._quotas.leave(call.who)
+
+    @contextmanager
+    def _open_stream(self) -> Iterator[None]:
+        if self._open_streams >= self._room.max_open_streams:
+            self._metrics.call_refused("too_many_streams")
+            raise OverloadedError(
+                f"expected at most {self._room.max_open_streams} streams at once",
+                retry_after_s=_PUSHBACK_S,
+            )
+        self._open_streams += 1
+        try:
+            yield
+        finally:
+            self._open_streams -= 1
+
+    def _parts(self, asked: "_Method", data: bytes) -> tuple[Any, ...]:
+        """Return the message, and its payload where one is looked for; nothing where none is."""
+        kind = asked.request_class
+        if kind is None:
+            return ()
+        check_parts(data, kind.DESCRIPTOR, most=self._room.max_fields)
+        if asked.large is None:
+            return (parse(kind, data),)
+        rest, payload = lift(data, asked.large)
+        return parse(kind, rest), payload
 
     def _traced(self, path: tuple[str, str], handle: Handler) -> Handler:
         return handle if self._tracing is None else self._tracing.rpc(path, handle)
@@ -277,6 +393,16 @@ class Edge:
                 task.cancel()
         if self.stopping.is_set():
             raise NotReadyError("the server is shutting down")
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """One of our methods: what comes, who answers, who may ask, and where the payload lies."""
+
+    request_class: type[Message] | None
+    method: Callable[..., Awaitable[Message | bytes]]
+    scope: Scope | None
+    large: Fields | None
 
 
 @dataclass(slots=True)
@@ -339,14 +465,6 @@ def parse(request_class: type[Request], data: bytes) -> Request:
         raise RequestError(f"expected a {name} message, got bytes that are none") from error
 
 
-def _parts(request_class: type[Request], data: bytes, large: Fields | None) -> tuple[Any, ...]:
-    """Return the message, and its payload where it has one that is looked for."""
-    if large is None:
-        return (parse(request_class, data),)
-    rest, payload = lift(data, large)
-    return parse(request_class, rest), payload
-
-
 def _log_unexpected(status: Status, error: Exception) -> Status:
     if status is INTERNAL:
         _log.error("request %s failed", request_id.get(), exc_info=error)
@@ -355,19 +473,25 @@ def _log_unexpected(status: Status, error: Exception) -> Status:
 
 def _name_request(context: Context) -> None:
     """Take the caller's request id, or a new one if it sent none that is fit for a log."""
-    sent = _metadatum(context, "x-request-id") or ""
-    name = sent if _ID.fullmatch(sent) else f"{_ids.getrandbits(128):032x}"
+    sent = _metadata(context, "x-request-id")
+    name = sent[-1] if sent and _ID.fullmatch(sent[-1]) else f"{_ids.getrandbits(128):032x}"
     request_id.set(name)
     context.set_trailing_metadata((("x-request-id", name),))
 
 
-def _metadatum(context: Context, wanted: str) -> str | None:
-    """Return the last text sent under this key."""
-    found = None
-    for key, value in context.invocation_metadata() or ():
-        if key == wanted and isinstance(value, str):
-            found = value
-    return found
+def _metadata(context: Context, wanted: str) -> list[str]:
+    """Return the texts sent under this key."""
+    return [
+        value
+        for key, value in context.invocation_metadata() or ()
+        if key == wanted and isinstance(value, str)
+    ]
+
+
+def _address(peer: str) -> str:
+    """Return a peer's address without its port: gRPC says ipv4:1.2.3.4:5 and ipv6:%5B::1%5D:5."""
+    kind, _, rest = peer.partition(":")
+    return peer if kind not in {"ipv4", "ipv6"} else rest.rpartition(":")[0]
 
 
 def _go_name(code: grpc.StatusCode) -> str:

@@ -15,6 +15,8 @@ from reluguard.service.settings import Settings
 
 __all__ = ["SERVICES", "bind", "bracketed", "certificates", "reflect", "server_options"]
 
+_HANDSHAKE_MS = 10_000  # gRPC's own two minutes let strangers hold connections
+
 SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 
 
@@ -35,12 +37,16 @@ def server_options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
         "grpc.max_receive_message_length": limits.max_message_bytes,
         "grpc.max_send_message_length": -1,
         "grpc.max_concurrent_streams": settings.max_streams,
+        "grpc.max_allowed_incoming_connections": settings.max_connections,
+        "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
         "grpc.http2.min_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
         "grpc.http2.min_recv_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.max_metadata_size": 16 * 1024,
         "grpc.absolute_max_metadata_size": 32 * 1024,
     }
+    if settings.max_connection_idle_s is not None:
+        options["grpc.max_connection_idle_ms"] = int(settings.max_connection_idle_s * 1000)
     if settings.keepalive_s is not None:
         options["grpc.keepalive_time_ms"] = int(settings.keepalive_s * 1000)
     if settings.max_connection_age_s is not None:

@@ -21,11 +21,16 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from reluguard.service.errors import ForbiddenError, StartError, UnauthenticatedError
+from reluguard.service.quotas import Quota
 
 __all__ = ["ANYBODY", "Caller", "Certificates", "Scope", "Tokens", "token_entry"]
 
 _log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_KEYS = {"name", "scopes", "sha256", "expires", "calls", "calls_per_s", "rows_per_s"}
+# what `sha256sum` says of nothing at all, and of what one gets from an unset variable
+_BLANKS = ("", *(blank * count for blank in " \t\n" for count in range(1, 9)), "\r\n", " \n")
+_BLANK = {hashlib.sha256(text.encode()).hexdigest() for text in _BLANKS}
 
 
 class Scope(StrEnum):
@@ -49,6 +54,7 @@ class Caller:
 
     name: str
     scopes: frozenset[Scope]
+    quota: Quota | None = None
 
     def may(self, scope: Scope) -> bool:
         """Return whether this caller has the scope."""
@@ -69,6 +75,7 @@ class _Entry:
     digest: bytes
     scopes: frozenset[Scope]
     expires: datetime | None
+    quota: Quota | None
 
 
 @dataclass(slots=True)
@@ -80,7 +87,10 @@ class Tokens:
     name = "pipeline"             # for the log
     scopes = ["infer"]
     sha256 = "..."                # of the token, in hex: the file holds no secret
-    expires = 2027-01-01T00:00:00Z  # may be left out
+    expires = 2027-01-01T00:00:00Z  # may be left out, and so may these:
+    calls = 8                     # at once
+    calls_per_s = 100
+    rows_per_s = 1000
     ```
 
     Raises:
@@ -98,17 +108,21 @@ class Tokens:
         except (OSError, ValueError) as error:
             raise StartError(f"the token file {self.path} can't be read: {error}") from error
 
-    def caller(self, authorization: str | None) -> Caller:
-        """Return who this `authorization` header speaks for.
+    def caller(self, *authorization: str) -> Caller:
+        """Return who these `authorization` headers speak for.
 
         Raises:
-            UnauthenticatedError: no bearer token, an unknown one, or an expired one.
+            UnauthenticatedError: no bearer token, an unknown one, or an expired one; or several
+                headers, of which a proxy may have looked at another than we would.
         """
         self._refresh()
-        scheme, _, token = (authorization or "").partition(" ")
+        if len(authorization) > 1:
+            raise UnauthenticatedError(f"expected one 'authorization', got {len(authorization)}")
+        scheme, _, token = "".join(authorization).partition(" ")
+        token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise UnauthenticatedError("expected metadata 'authorization: Bearer TOKEN'")
-        digest = hashlib.sha256(token.strip().encode()).digest()
+        digest = hashlib.sha256(token.encode()).digest()
         found = None
         for entry in self._entries:  # all of them, so that time tells nothing
             if hmac.compare_digest(entry.digest, digest):
@@ -117,7 +131,7 @@ class Tokens:
             raise UnauthenticatedError("unknown token")
         if found.expires is not None and found.expires <= datetime.now(UTC):
             raise UnauthenticatedError("expired token")
-        return Caller(name=found.name, scopes=found.scopes)
+        return Caller(name=found.name, scopes=found.scopes, quota=found.quota)
 
     def _refresh(self) -> None:
         try:
@@ -135,7 +149,13 @@ class Tokens:
 def token_entry(
     token: str, *, name: str, scopes: Iterable[Scope], expires: datetime | None = None
 ) -> str:
-    """Return the lines of a token file for this token."""
+    """Return the lines of a token file for this token.
+
+    Raises:
+        ValueError: it is blank.
+    """
+    if not token.strip():
+        raise ValueError("expected a token, got a blank one")
     lines = [
         "[[token]]",
         f'name = "{name}"',
@@ -159,12 +179,14 @@ def _read_tokens(path: Path) -> tuple[_Entry, ...]:
 
 
 def _entry(number: int, row: dict[str, Any]) -> _Entry:
-    unknown = sorted(set(row) - {"name", "scopes", "sha256", "expires"})
+    unknown = sorted(set(row) - _KEYS)
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r} in token {number}")
     digest = row.get("sha256")
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         raise ValueError(f"expected 64 lower-case hex digits as sha256 in token {number}")
+    if digest in _BLANK:
+        raise ValueError(f"expected the sha256 of a token in token {number}, got that of a blank")
     scopes = row.get("scopes")
     known = [scope.value for scope in Scope]
     if not isinstance(scopes, list) or not scopes or any(scope not in known for scope in scopes):
@@ -179,7 +201,17 @@ def _entry(number: int, row: dict[str, Any]) -> _Entry:
         digest=bytes.fromhex(digest),
         scopes=frozenset().union(*(_INCLUDES[Scope(scope)] for scope in scopes)),
         expires=expires,
+        quota=_quota(number, row),
     )
+
+
+def _quota(number: int, row: dict[str, Any]) -> Quota | None:
+    found = {name: row[name] for name in ("calls", "calls_per_s", "rows_per_s") if name in row}
+    for name, value in found.items():
+        kinds = int if name == "calls" else int | float
+        if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise ValueError(f"expected {name} of more than 0 in token {number}, got {value!r}")
+    return Quota(**found) if found else None
 
 
 def _fingerprint(paths: Sequence[Path]) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import sqlite3
 import threading
@@ -13,12 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-import numpy as np
 from prometheus_client import CollectorRegistry
 
 from reluguard import service
 from reluguard.detector.errors import DetectorError
-from reluguard.detector.images import InputSpec
 from reluguard.detector.runtime import Guard
 from reluguard.detector.session import available_cores
 from reluguard.service.captures.capture import Capture
@@ -34,7 +31,14 @@ from reluguard.service.listening import (
     server_options,
 )
 from reluguard.service.models.batching import Batcher
-from reluguard.service.models.models import Model, Repository, Source, Version, sources_in
+from reluguard.service.models.models import (
+    Model,
+    Repository,
+    Source,
+    Version,
+    check_name,
+    sources_in,
+)
 from reluguard.service.models.slots import Slots
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.tracing import Tracing, open_tracing
@@ -42,6 +46,8 @@ from reluguard.service.protocols import open_inference, servicers
 from reluguard.service.protocols.health import Health
 from reluguard.service.protocols.inspection import Inspector, Limits
 from reluguard.service.protocols.policy import Rules
+from reluguard.service.quotas import Quota, Quotas
+from reluguard.service.room import Room, room_of, row_bytes
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
 from reluguard.service.web.http import WebServer
@@ -50,7 +56,6 @@ from reluguard.service.web.snapshot import CaptureStatus, ServerStatus, count_ca
 __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
-_MIB = 2**20
 _LAST_GRACE_S = 1.0
 _SETTLE_S = 0.02
 _WORKER_NICE = 10
@@ -87,6 +92,7 @@ class Server:
         self._health: Health
         self._grpc: Any
         self.repository: Repository
+        self.room: Room
 
     @property
     def in_flight(self) -> int:
@@ -118,16 +124,32 @@ class Server:
         if self._tracing is not None:
             self._stack.callback(self._tracing.close)
         self.repository = Repository(await self._models())
+        self.room = room_of(settings, self._largest_row())
+        quotas = Quotas(
+            Quota(
+                calls=settings.caller_calls,
+                calls_per_s=settings.caller_calls_per_s,
+                rows_per_s=settings.caller_rows_per_s,
+            ),
+            self.metrics.call_refused,
+        )
         self._edge = Edge(
             metrics=self.metrics,
             tokens=tokens,
-            max_in_flight=settings.max_in_flight,
+            quotas=quotas,
+            room=self.room,
+            receive_s=settings.receive_s,
             tracing=self._tracing,
         )
         self._health = Health([*SERVICES, *(model.name for model in self.repository)])
-        limits = self._limits()
+        limits = Limits(
+            max_rows=settings.max_rows,
+            max_message_bytes=self.room.max_message_bytes,
+            max_pixels=settings.max_pixels,
+        )
         inspector = Inspector(
             decoder=self._decoder,
+            quotas=quotas,
             limits=limits,
             rules=Rules(
                 policy=settings.policy,
@@ -144,11 +166,11 @@ class Server:
         )
         self._grpc.add_generic_rpc_handlers(
             (
-                servicers.GuardServicer(self.repository, inspector).handlers(self._edge),
+                servicers.GuardServicer(self.repository, inspector, self.room).handlers(self._edge),
                 open_inference.OpenInferenceServicer(
                     self.repository, inspector, self._health, control
                 ).handlers(self._edge),
-                self._health.handlers(),
+                self._health.handlers(self._edge.lobby),
             )
         )
         if settings.reflection:
@@ -251,6 +273,7 @@ class Server:
         return {name: source}
 
     def _model(self, name: str, source: Source | None) -> Model:
+        check_name(name)
         settings = self.settings
         metrics = self.metrics.model(name, settings.policy)
         batcher = Batcher(
@@ -266,16 +289,9 @@ class Server:
         self._stack.push_async_callback(batcher.close)
         return Model(name=name, source=source, batcher=batcher, metrics=metrics)
 
-    def _limits(self) -> Limits:
-        settings = self.settings
-        largest = max(
-            _tensor_bytes(model.version.guard.spec) for model in self.repository if model.is_ready
-        )
-        computed = max(16 * _MIB, settings.max_rows * largest + _MIB)
-        return Limits(
-            max_rows=settings.max_rows,
-            max_message_bytes=settings.max_message_bytes or min(computed, 2**31 - 1),
-            max_pixels=settings.max_pixels,
+    def _largest_row(self) -> int:
+        return max(
+            row_bytes(model.version.guard.spec) for model in self.repository if model.is_ready
         )
 
     def _web(self) -> WebServer | None:
@@ -403,7 +419,3 @@ def _give_way() -> None:
     """Let the event loop go before this thread: it must refuse at once while models compute."""
     with contextlib.suppress(OSError):  # only Linux has it per thread
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICE)
-
-
-def _tensor_bytes(spec: InputSpec) -> int:
-    return math.prod(spec.tensor_shape) * np.dtype(spec.dtype).itemsize

@@ -47,11 +47,23 @@ class Settings:
         workers: model runs at the same time, per server.
         threads: ONNX Runtime threads per run; None: the processors we may use over `workers`.
         providers: ONNX Runtime execution providers, in order; None for its default.
-        max_message_bytes: largest request; None: `max_rows` tensors and 1 MiB, at least 16 MiB.
+        max_message_bytes: largest request; None: as many tensors as `max_rows`, or as fit 16 MiB or
+            `max_batch` if those are fewer, and 1 MiB.
+        max_bytes_in_flight: bytes of requests held at once, whole ones and half ones; Describe and
+            the status page say how much memory that and the other limits come to.
+        max_connections: most connections; what is beyond is hung up on.
+        max_open_streams: most InspectStream calls; None: as fit a quarter of `max_bytes_in_flight`.
+        receive_s: longest time a request may take to come.
+        caller_calls: most calls of one caller at once, by token or, without tokens, by address; the
+            token file may say otherwise for each token. None for any.
+        caller_calls_per_s: most calls of one caller a second; None for any.
+        caller_rows_per_s: most images of one caller a second; None for any.
         max_pixels: most pixels in one request's encoded images, together.
+        decode_s: longest time to decode one request's images; their process is ended after it.
         max_streams: most concurrent calls of one connection; a client holds back what is beyond.
         keepalive_s: idle time after which the server pings; None leaves gRPC's two hours.
         min_ping_s: shortest time between a client's pings.
+        max_connection_idle_s: connections without a call are closed after this; None for never.
         max_connection_age_s: connections are asked to reconnect after this, so that client-side
             balancing sees new replicas; None for never.
         tls_certificate: PEM chain; goes with `tls_key`. Read again when the files change.
@@ -100,10 +112,19 @@ class Settings:
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     max_message_bytes: int | None = None
+    max_bytes_in_flight: int = 536_870_912
+    max_connections: int = 4096
+    max_open_streams: int | None = None
+    receive_s: float = 30.0
+    caller_calls: int | None = None
+    caller_calls_per_s: float | None = None
+    caller_rows_per_s: float | None = None
     max_pixels: int = 67_108_864
+    decode_s: float = 2.0
     max_streams: int = 256
     keepalive_s: float | None = None
     min_ping_s: float = 10.0
+    max_connection_idle_s: float | None = 600.0
     max_connection_age_s: float | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -136,7 +157,8 @@ class Settings:
                 raise SettingsError(f"expected {name} in 0..65535, got {port}")
         for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
                      "threads", "max_message_bytes", "max_pixels", "max_streams",
-                     "capture_max_bytes"):  # fmt: skip
+                     "max_bytes_in_flight", "max_connections", "max_open_streams",
+                     "caller_calls", "capture_max_bytes"):  # fmt: skip
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise SettingsError(f"expected {name} of 1 or more, got {number}")
@@ -144,7 +166,8 @@ class Settings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise SettingsError(f"expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s",
-                     "capture_ttl_s", "drift_s"):  # fmt: skip
+                     "max_connection_idle_s", "receive_s", "decode_s", "caller_calls_per_s",
+                     "caller_rows_per_s", "capture_ttl_s", "drift_s"):  # fmt: skip
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < float("inf"):
                 raise SettingsError(f"expected {name} of more than 0, got {seconds}")

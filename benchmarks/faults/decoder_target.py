@@ -78,7 +78,7 @@ def _infer(given: atheris.FuzzedDataProvider) -> None:
     def read(data: bytes, payload: memoryview | None) -> Input:
         request = parse(oip.ModelInferRequest, data)
         raw = request.raw_input_contents if payload is None else [payload]
-        return read_infer(request, raw, "image", "FP32")
+        return read_infer(request, raw, "image", "FP32", _LIMITS)
 
     _both_ways(read, data, LARGE_INFER)
 

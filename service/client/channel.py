@@ -6,11 +6,13 @@ from typing import Any
 
 import grpc
 
+from reluguard.detector.errors import SettingsError
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 
-__all__ = ["guard_calls", "open_channel", "probe_channel"]
+__all__ = ["check_address", "guard_calls", "open_channel"]
 
 _SERVICE = "/reluguard.v1.Guard/"
+_RESOLVERS = {"dns", "ipv4", "ipv6", "unix", "unix-abstract", "xds", "vsock"}
 _ATTEMPTS = 5  # gRPC allows no more
 
 
@@ -33,31 +35,30 @@ def open_channel(
         key: see there.
         server_name: see there.
     """
-    return _open(family, address, _credentials(ca, certificate, key), _options(server_name))
-
-
-def probe_channel(
-    address: str,
-    *,
-    ca: Path | str | bool | None,
-    certificate: Path | str | None,
-    key: Path | str | None,
-    server_name: str | None,
-) -> grpc.Channel:
-    """Return a channel without retries and balancing: it asks one server, once."""
-    options = [] if server_name is None else [("grpc.ssl_target_name_override", server_name)]
-    return _open(grpc, address, _credentials(ca, certificate, key), options)
-
-
-def _open(
-    family: Any,
-    address: str,
-    credentials: grpc.ChannelCredentials | None,
-    options: list[tuple[str, Any]],
-) -> Any:
+    credentials = _credentials(ca, certificate, key)
+    options = _options(server_name)
     if credentials is None:
         return family.insecure_channel(address, options=options)
     return family.secure_channel(address, credentials, options=options)
+
+
+def check_address(address: str) -> None:
+    """Raise SettingsError unless a channel can be opened to this address.
+
+    gRPC itself takes any text and says only much later, in its own words, that nobody answers.
+    """
+    kind, colon, rest = address.partition(":")
+    if colon and kind in _RESOLVERS:
+        return
+    if rest.startswith("//"):
+        raise SettingsError(
+            f"expected host:port, got {address!r}: leave {kind}:// out (TLS is what `ca` turns on)"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or (":" in host and not host.startswith("[")):
+        raise SettingsError(f"expected host:port, got {address!r} without a port")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+        raise SettingsError(f"expected host:port with a port in 1..65535, got {address!r}")
 
 
 def _credentials(

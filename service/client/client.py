@@ -4,6 +4,8 @@ The methods are those of `reluguard.Guard`, so code moves between in process and
 one line.
 """
 
+import asyncio
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from reluguard.detector.images import Images, check_images
 from reluguard.detector.verdict import Verdicts
-from reluguard.service.client.channel import guard_calls, open_channel, probe_channel
+from reluguard.service.client.channel import check_address, guard_calls, open_channel
+from reluguard.service.client.greeting import Greeting
 from reluguard.service.client.replies import (
     Description,
     call_error,
@@ -24,6 +27,7 @@ from reluguard.service.client.replies import (
     verdicts_of,
 )
 from reluguard.service.client.requests import (
+    ALWAYS_FITS,
     check_sendable,
     check_some,
     encoded_requests,
@@ -36,14 +40,15 @@ from reluguard.service.models.rows import join
 from reluguard.service.protocols.inspection import Limits
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 
-__all__ = ["AsyncClient", "Client", "Description", "is_healthy"]
+__all__ = ["AsyncClient", "Client", "Description"]
 
 
 class Client:
     """Asks one server, or several replicas behind one name. Safe to call from several threads.
 
     Args:
-        address: host:port; with `dns:///name:port` every address behind the name gets its turn.
+        address: host:port, or `unix:PATH`; with `dns:///name:port` every address behind the name
+            gets its turn.
         model: which model to ask; empty if the server has one.
         deadline_s: longest time for a call, retries included.
         token: sent as a bearer token. Needs TLS, or a loopback address.
@@ -70,6 +75,8 @@ class Client:
         key: Path | str | None = None,
         server_name: str | None = None,
     ) -> None:
+        check_address(address)
+        self._greeting = Greeting(address, secure=bool(ca or certificate))
         self._channel = open_channel(
             grpc, address, ca=ca, certificate=certificate, key=key, server_name=server_name
         )
@@ -97,11 +104,13 @@ class Client:
             outputs: whether to bring the model's own outputs along.
 
         Raises:
-            ImageError: not uint8 or not four dimensions.
+            ImageError: not uint8 or not four dimensions, or too large for the server.
             CallError: the server refused, or can't be reached.
         """
         check_images(images)
-        return self._ask(pixel_requests(images, self._limits(len(images))), outputs=outputs)
+        return self._ask(
+            pixel_requests(images, self._limits(len(images), images[0].nbytes)), outputs=outputs
+        )
 
     def inspect_tensor(self, tensor: NDArray[Any], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on the model's own input tensor.
@@ -111,7 +120,9 @@ class Client:
             CallError: the server refused, or can't be reached.
         """
         check_sendable(tensor)
-        return self._ask(tensor_requests(tensor, self._limits(len(tensor))), outputs=outputs)
+        return self._ask(
+            tensor_requests(tensor, self._limits(len(tensor), tensor[0].nbytes)), outputs=outputs
+        )
 
     def inspect_encoded(self, images: Sequence[bytes], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on whole JPEG, PNG or WebP files.
@@ -121,7 +132,10 @@ class Client:
             CallError: the server refused, or can't be reached.
         """
         check_some(images)
-        return self._ask(encoded_requests(images, self._limits(len(images))), outputs=outputs)
+        return self._ask(
+            encoded_requests(images, self._limits(len(images), max(map(len, images)))),
+            outputs=outputs,
+        )
 
     __call__ = inspect
 
@@ -156,9 +170,9 @@ class Client:
         )
         return self._known
 
-    def _limits(self, rows: int) -> Limits | None:
-        """Return the server's limits; one image always goes in one request."""
-        if rows <= 1:
+    def _limits(self, rows: int, row_bytes: int) -> Limits | None:
+        """Return the server's limits; one small image always goes in one request."""
+        if rows <= 1 and row_bytes <= ALWAYS_FITS:
             return None
         return (self._known or self.describe()).limits
 
@@ -170,6 +184,7 @@ class Client:
         return parts[0] if len(parts) == 1 else join(parts)
 
     def _send(self, method: str, request: Message) -> Any:
+        self._greeting.speak()
         try:
             return self._calls[method](
                 request, timeout=self._asking.deadline_s, metadata=self._asking.metadata
@@ -179,7 +194,10 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same arguments, the same methods, awaited."""
+    """`Client` for asyncio: the same arguments, the same methods, awaited.
+
+    It connects when it is first asked, so it may be made before there is a loop.
+    """
 
     def __init__(
         self,
@@ -193,11 +211,21 @@ class AsyncClient:
         key: Path | str | None = None,
         server_name: str | None = None,
     ) -> None:
-        self._channel = open_channel(
-            grpc.aio, address, ca=ca, certificate=certificate, key=key, server_name=server_name
+        check_address(address)
+        self._greeting = Greeting(address, secure=bool(ca or certificate))
+        self._open = functools.partial(
+            open_channel,
+            grpc.aio,
+            address,
+            ca=ca,
+            certificate=certificate,
+            key=key,
+            server_name=server_name,
         )
         self._asking = _Asking(model=model, deadline_s=deadline_s, token=token)
-        self._calls = guard_calls(self._channel)
+        self._channel: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: dict[str, Any] = {}
         self._known: Description | None = None
 
     async def __aenter__(self) -> Self:
@@ -208,24 +236,26 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Hang up."""
-        await self._channel.close(None)
+        if self._channel is not None and self._loop is asyncio.get_running_loop():
+            await self._channel.close(None)
+        self._channel = None
 
     async def inspect(self, images: Images, *, outputs: bool = False) -> Verdicts:
         """Return verdicts on uint8 images, as `Client.inspect`."""
         check_images(images)
-        limits = await self._limits(len(images))
+        limits = await self._limits(len(images), images[0].nbytes)
         return await self._ask(pixel_requests(images, limits), outputs=outputs)
 
     async def inspect_tensor(self, tensor: NDArray[Any], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on the model's own input tensor, as `Client.inspect_tensor`."""
         check_sendable(tensor)
-        limits = await self._limits(len(tensor))
+        limits = await self._limits(len(tensor), tensor[0].nbytes)
         return await self._ask(tensor_requests(tensor, limits), outputs=outputs)
 
     async def inspect_encoded(self, images: Sequence[bytes], *, outputs: bool = False) -> Verdicts:
         """Return verdicts on whole JPEG, PNG or WebP files, as `Client.inspect_encoded`."""
         check_some(images)
-        limits = await self._limits(len(images))
+        limits = await self._limits(len(images), max(map(len, images)))
         return await self._ask(encoded_requests(images, limits), outputs=outputs)
 
     __call__ = inspect
@@ -236,8 +266,8 @@ class AsyncClient:
         self._known = description_of(await self._send("Describe", request))
         return self._known
 
-    async def _limits(self, rows: int) -> Limits | None:
-        if rows <= 1:
+    async def _limits(self, rows: int, row_bytes: int) -> Limits | None:
+        if rows <= 1 and row_bytes <= ALWAYS_FITS:
             return None
         return (self._known or await self.describe()).limits
 
@@ -249,12 +279,21 @@ class AsyncClient:
         return parts[0] if len(parts) == 1 else join(parts)
 
     async def _send(self, method: str, request: Message) -> Any:
+        await self._connect()
         try:
             return await self._calls[method](
                 request, timeout=self._asking.deadline_s, metadata=self._asking.metadata
             )
         except grpc.RpcError as error:
             raise call_error(error) from error
+
+    async def _connect(self) -> None:
+        """Open the channel on the loop that asks: one of gRPC's belongs to one loop for good."""
+        loop = asyncio.get_running_loop()
+        if self._channel is None or self._loop is not loop:
+            await self._greeting.speak_async()
+            self._loop, self._channel = loop, self._open()
+            self._calls = guard_calls(self._channel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,39 +312,3 @@ class _Asking:
         request.model = self.model
         request.all_outputs = outputs
         return request
-
-
-def is_healthy(
-    address: str,
-    *,
-    service: str = "",
-    deadline_s: float = 3.0,
-    ca: Path | str | bool | None = None,
-    certificate: Path | str | None = None,
-    key: Path | str | None = None,
-    server_name: str | None = None,
-) -> bool:
-    """Return whether the server says SERVING: for `reluguard health` and container probes.
-
-    Args:
-        address: host:port.
-        service: empty for the server as a whole, or a service's or model's name.
-        deadline_s: longest time to wait.
-        ca: as `Client`.
-        certificate: as `Client`.
-        key: as `Client`.
-        server_name: as `Client`.
-    """
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    channel = probe_channel(
-        address, ca=ca, certificate=certificate, key=key, server_name=server_name
-    )
-    with channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=deadline_s
-            )
-        except grpc.RpcError:
-            return False
-    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

@@ -65,6 +65,8 @@ def verdicts_of(reply: pb.InspectResponse) -> Verdicts:
         is_adversarial=np.array(reply.is_adversarial if shown else np.zeros(n), np.bool_),
         evidence=_array(reply.evidence) if full else np.zeros((n, 0), np.float32),
         outputs={tensor.name: _array(tensor) for tensor in reply.outputs},
+        # an older server says nothing of it
+        unscored=np.array(reply.unscored or np.zeros(n), np.bool_),
     )
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.errors import ImageError
+from reluguard.detector.errors import ImageError, ImageTooLargeError
 from reluguard.detector.images import Images
 from reluguard.service.protocols.inspection import Limits
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.protocols.wire import DATATYPES, datatype_of, write_tensor
 
 __all__ = [
+    "ALWAYS_FITS",
     "check_sendable",
     "check_some",
     "encoded_requests",
@@ -22,6 +23,8 @@ __all__ = [
     "tensor_requests",
 ]
 
+ALWAYS_FITS = 64 * 1024  # bytes of one image for which no server's limits are asked first
+_LEAST_FRAME_BYTES = 64
 _FRAME_BYTES = 64 * 1024  # room for everything in a request that is no pixel
 
 
@@ -71,10 +74,20 @@ def encoded_requests(images: Sequence[bytes], limits: Limits | None) -> Iterator
 
 
 def row_runs(sizes: Sequence[int], limits: Limits | None) -> Iterator[slice]:
-    """Yield runs of rows that keep the server's limits; a row over them goes alone."""
+    """Yield runs of rows that keep the server's limits.
+
+    Raises:
+        ImageTooLargeError: a row alone is over them, however often it is sent.
+    """
     if limits is None:
         yield slice(0, len(sizes))
         return
+    for i, size in enumerate(sizes):
+        if size + _LEAST_FRAME_BYTES > limits.max_message_bytes:
+            raise ImageTooLargeError(
+                f"expected images of less than {limits.max_message_bytes} bytes, what this server"
+                f" takes in a request, image {i} has {size}"
+            )
     most = limits.max_message_bytes - _FRAME_BYTES
     start, held = 0, 0
     for i, size in enumerate(sizes):

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.head import is_scored
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import ExpiredError, NotReadyError, OverloadedError
 from reluguard.service.models.rows import join, take
@@ -293,7 +292,7 @@ class Batcher:
         run.started = self._loop.time()
         try:
             run.verdicts = _run_merged(run.batch)
-            run.all_scored = bool(is_scored(run.verdicts.score).all())
+            run.all_scored = not run.verdicts.unscored.any()
         except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
             run.error = error
         run.took = self._loop.time() - run.started

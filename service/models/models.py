@@ -34,9 +34,10 @@ from reluguard.service.monitoring.hour import SCORES
 from reluguard.service.monitoring.metrics import ModelMetrics
 from reluguard.service.monitoring.shadow import Shadow
 
-__all__ = ["VERSION", "Model", "Repository", "Source", "Version", "sources_in"]
+__all__ = ["VERSION", "Model", "Repository", "Source", "Version", "check_name", "sources_in"]
 
 _log = logging.getLogger(__name__)
+_LONGEST_NAME = 128
 VERSION = "1"  # of every model, as the Open Inference Protocol counts; the guard has its digest
 
 
@@ -301,6 +302,15 @@ class Model:
         self._version = None
         self.reason = "unloaded"
         self.metrics.unloaded()
+
+
+def check_name(name: str) -> None:
+    """Raise StartError unless a model's name can be told to callers and to Prometheus."""
+    if not name or not name.isprintable() or len(name.encode(errors="replace")) > _LONGEST_NAME:
+        raise StartError(
+            f"expected a model name of at most {_LONGEST_NAME} printable characters, got {name!a}: "
+            "rename the file or folder, or give one by --set name=NAME"
+        )
 
 
 class Repository:

@@ -27,6 +27,7 @@ def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
         challenge=None
         if challenge is None
         else Challenge(score=challenge.score[rows], is_adversarial=challenge.is_adversarial[rows]),
+        unscored=verdicts.unscored[rows],
     )
 
 
@@ -57,4 +58,5 @@ def join(parts: Sequence[Verdicts]) -> Verdicts:
         )
         if challenges
         else None,
+        unscored=np.concatenate([part.unscored for part in parts]),
     )

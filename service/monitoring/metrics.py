@@ -16,18 +16,26 @@ from reluguard.detector.head import is_scored
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.captures.capture import DropReason
 from reluguard.service.captures.drift import STATISTICS, Drift
+from reluguard.service.intake import IntakeRefusal
 from reluguard.service.monitoring.hour import SCORES, Hour
 from reluguard.service.monitoring.live_guards import LiveGuard, LiveGuards
 from reluguard.service.monitoring.rpc_metrics import SECONDS, RpcMetrics
 from reluguard.service.monitoring.shadow import DIRECTIONS, Direction, compare
+from reluguard.service.quotas import QuotaRefusal
 from reluguard.service.settings import Policy
 
-__all__ = ["Metrics", "ModelMetrics", "ReloadOutcome", "Stage"]
+__all__ = ["CallRefusal", "Metrics", "ModelMetrics", "ReloadOutcome", "Stage"]
 
 Stage = Literal["decode", "queue", "model", "encode"]
-Rejection = Literal[
-    "queue_full", "wait_too_long", "expired", "cancelled", "too_many_calls", "draining"
-]
+Rejection = Literal["queue_full", "wait_too_long", "expired", "cancelled"]
+CallRefusal = (
+    Literal["too_many_calls", "too_many_streams", "draining", "unauthenticated"]
+    | IntakeRefusal
+    | QuotaRefusal
+)
+_CALL_REFUSALS: tuple[CallRefusal, ...] = tuple(
+    reason for part in get_args(CallRefusal) for reason in get_args(part)
+)
 ReloadOutcome = Literal["swapped", "refused", "challenger_refused"]
 Outcome = Literal["clean", "adversarial", "unscored"]
 
@@ -69,7 +77,7 @@ class Metrics:
             ["model", "outcome"], registry=registry,
         )  # fmt: skip
         self._refused_calls = Counter(
-            "reluguard_refused_calls_total", "Calls refused before they were read, by reason.",
+            "reluguard_refused_calls_total", "Calls refused before they were handled, by reason.",
             ["reason"], registry=registry,
         )  # fmt: skip
         self.in_flight = Gauge("reluguard_in_flight", "Calls being handled.", registry=registry)
@@ -107,13 +115,13 @@ class Metrics:
         )  # fmt: skip
         self._guards = LiveGuards()
         registry.register(self._guards)
-        for reason in ("too_many_calls", "draining"):
-            self._refused_calls.labels(reason)
+        for refusal in _CALL_REFUSALS:
+            self._refused_calls.labels(refusal)
         for reason in get_args(DropReason):
             self._capture_dropped.labels(reason)
 
-    def call_refused(self, reason: Literal["too_many_calls", "draining"]) -> None:
-        """Count a call that was refused before it was read."""
+    def call_refused(self, reason: CallRefusal) -> None:
+        """Count a call that was refused before it was handled."""
         self._refused_calls.labels(reason).inc()
 
     def capture_dropped(self, reason: DropReason, rows: int) -> None:
@@ -153,7 +161,7 @@ class Metrics:
             _batch=self._batch.labels(name),
             _depth=self._depth.labels(name),
             _rejected={
-                reason: self._rejected.labels(name, reason) for reason in get_args(Rejection)[:4]
+                reason: self._rejected.labels(name, reason) for reason in get_args(Rejection)
             },
             _reloads={
                 outcome: self._reloads.labels(name, outcome) for outcome in get_args(ReloadOutcome)
@@ -231,14 +239,18 @@ class ModelMetrics:
 
     def verdicts(self, verdicts: Verdicts) -> None:
         """Count the verdicts on one request, and the challenger's."""
-        counts = _observe(verdicts.score, verdicts.is_adversarial, self._score, self._verdicts)
-        scored = verdicts.score[is_scored(verdicts.score)].tolist()
+        scored_rows = ~verdicts.unscored
+        counts = _observe(
+            verdicts.score, verdicts.is_adversarial, scored_rows, self._score, self._verdicts
+        )
+        scored = verdicts.score[scored_rows].tolist()
         self.hour.add(scored, adversarial=counts["adversarial"], unscored=counts["unscored"])
         theirs = verdicts.challenge
         if theirs is not None:
             _observe(
                 theirs.score,
                 theirs.is_adversarial,
+                is_scored(theirs.score),
                 self._challenger_score,
                 self._challenger_verdicts,
             )
@@ -250,11 +262,11 @@ class ModelMetrics:
 def _observe(
     score: NDArray[np.float32],
     is_adversarial: NDArray[np.bool_],
+    scored: NDArray[np.bool_],
     histogram: Histogram,
     counters: Mapping[Outcome, Counter],
 ) -> dict[Outcome, int]:
     """Count one guard's verdicts on one request and return how many of each there were."""
-    scored = is_scored(score)
     for value in score[scored].tolist():
         histogram.observe(value)
     unscored = int((~scored).sum())

@@ -63,7 +63,7 @@ def compare(verdicts: Verdicts) -> Agreement:
     theirs = verdicts.challenge
     if theirs is None:
         raise ValueError("expected verdicts with a challenge, got none")
-    scored = is_scored(verdicts.score) & is_scored(theirs.score)
+    scored = ~verdicts.unscored & is_scored(theirs.score)
     ours, other = verdicts.is_adversarial & scored, theirs.is_adversarial & scored
     both = int((ours & other).sum())
     challenger_only, champion_only = int((other & ~ours).sum()), int((ours & ~other).sum())

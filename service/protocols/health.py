@@ -9,12 +9,17 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
+
+from reluguard.service.errors import OverloadedError, RequestError
+from reluguard.service.intake import EvictedError, Intake
 
 __all__ = ["SERVICE", "Health"]
 
 SERVICE: str = health.SERVICE_NAME
 _Status = health_pb2.HealthCheckResponse
+_MOST_BYTES = 1024  # a name: whoever sends more is no probe
 
 
 class Health:
@@ -26,22 +31,37 @@ class Health:
         self._closed = False
         self._changed = asyncio.Condition()
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """Return this service for a gRPC server. It is open to all: probes have no token."""
-        request = health_pb2.HealthCheckRequest.FromString
+    def handlers(self, lobby: Intake) -> grpc.GenericRpcHandler:
+        """Return this service for a gRPC server. It is open to all: probes have no token.
+
+        Args:
+            lobby: where their requests are read.
+        """
+
+        async def asked(context: Any) -> str:
+            try:
+                return _name_in(await lobby.read(context))
+            except RequestError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except OverloadedError as error:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            except EvictedError as error:
+                raise grpc.aio.AbortError("told already") from error
+            raise AssertionError  # abort raises
+
+        async def check(_: Any, context: Any) -> Any:
+            return await self._check(await asked(context), context)
+
+        async def watch(_: Any, context: Any) -> None:
+            async for status in self._watch(await asked(context)):
+                await context.write(status)
+
+        answer = _Status.SerializeToString
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Check": grpc.unary_unary_rpc_method_handler(
-                    self._check,
-                    request_deserializer=request,
-                    response_serializer=_Status.SerializeToString,
-                ),
-                "Watch": grpc.unary_stream_rpc_method_handler(
-                    self._watch,
-                    request_deserializer=request,
-                    response_serializer=_Status.SerializeToString,
-                ),
+                "Check": grpc.stream_unary_rpc_method_handler(check, response_serializer=answer),
+                "Watch": grpc.stream_stream_rpc_method_handler(watch, response_serializer=answer),
             },
         )
 
@@ -51,15 +71,15 @@ class Health:
             return _Status.SERVICE_UNKNOWN
         return _Status.SERVING if serving and not self._draining else _Status.NOT_SERVING
 
-    async def _check(self, request: Any, context: Any) -> Any:
-        if request.service not in self._serving:
+    async def _check(self, name: str, context: Any) -> Any:
+        if name not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return _Status(status=self._status(request.service))
+        return _Status(status=self._status(name))
 
-    async def _watch(self, request: Any, _: Any) -> AsyncIterator[Any]:
+    async def _watch(self, name: str) -> AsyncIterator[Any]:
         told = None
         while True:
-            status = self._status(request.service)
+            status = self._status(name)
             if status != told:
                 told = status
                 yield _Status(status=status)
@@ -67,7 +87,7 @@ class Health:
             if self._closed:
                 return
             async with self._changed:
-                if self._status(request.service) == told and not self._closed:
+                if self._status(name) == told and not self._closed:
                     await self._changed.wait()
 
     async def set(self, name: str, *, serving: bool) -> None:
@@ -93,3 +113,13 @@ class Health:
     def is_serving(self) -> bool:
         """Whether the server as a whole is served."""
         return not self._draining and self._serving[""]
+
+
+def _name_in(data: bytes) -> str:
+    if len(data) > _MOST_BYTES:
+        raise RequestError(f"expected at most {_MOST_BYTES} bytes to ask for health, got more")
+    try:
+        name: str = health_pb2.HealthCheckRequest.FromString(data).service
+    except DecodeError as error:
+        raise RequestError("expected a HealthCheckRequest, got bytes that are none") from error
+    return name

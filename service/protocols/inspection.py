@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.errors import ImageTooLargeError
+from reluguard.detector.errors import ImageError, ImageTooLargeError
 from reluguard.detector.images import InputSpec, decode_image
 from reluguard.detector.pixels.decoding import claimed_pixels
 from reluguard.service.captures.capture import Capture, Raw
@@ -19,10 +19,20 @@ from reluguard.service.errors import RequestError
 from reluguard.service.models.models import Model, Version
 from reluguard.service.monitoring.tracing import Tracing
 from reluguard.service.protocols.policy import Rules, View
+from reluguard.service.quotas import Quotas
 from reluguard.service.security import Scope
 
-__all__ = ["Encoded", "Inspection", "Inspector", "Limits", "PixelArray", "TensorArray"]
+__all__ = [
+    "Encoded",
+    "Inspection",
+    "Inspector",
+    "Limits",
+    "PixelArray",
+    "TensorArray",
+    "check_rows",
+]
 
+_MARGIN = 8  # times the range of pixels: what augmentation or an odd normalisation may add
 _INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
 _INLINE_TENSOR_BYTES = 1024 * 1024  # the same where nothing is to be done but to look at it
 
@@ -41,6 +51,7 @@ class TensorArray:
     def tensor(self, spec: InputSpec) -> NDArray[Any]:
         """Return the checked tensor."""
         spec.check_tensor(self.array)
+        check_range(self.array, spec)
         return self.array
 
 
@@ -92,6 +103,32 @@ class Encoded:
 Input = TensorArray | PixelArray | Encoded
 
 
+def check_range(tensor: NDArray[Any], spec: InputSpec) -> None:
+    """Raise ImageError if a tensor lies far outside of what pixels can give.
+
+    Such numbers overflow inside a network, or come from another preprocessing than the guard's:
+    either way nothing that was learned from pixels holds for them.
+    """
+    if tensor.dtype.kind != "f":
+        return
+    ends = [(end * spec.scale - mean) / std
+            for end in (0, 255) for mean in spec.mean for std in spec.std]  # fmt: skip
+    low, high = min(ends), max(ends)
+    margin = _MARGIN * (high - low)
+    least, most = float(tensor.min()), float(tensor.max())
+    if least < low - margin or most > high + margin:
+        raise ImageError(
+            f"expected values near [{low:.4g}, {high:.4g}], what pixels give this model,"
+            f" got [{least:.4g}, {most:.4g}]"
+        )
+
+
+def check_rows(rows: int, limits: "Limits") -> None:
+    """Raise ImageTooLargeError if a request brings too many images."""
+    if rows > limits.max_rows:
+        raise ImageTooLargeError(
+            f"expected at most {limits.max_rows} images in one request, got {rows}"
+        )
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one request may bring."""
@@ -118,6 +155,7 @@ class Inspector:
 
     Attributes:
         decoder: a thread pool for what is too slow for the event loop.
+        quotas: what each caller may use.
         limits: of one request.
         rules: the server's policy.
         capture: what keeps a sample of the traffic; None for nothing.
@@ -125,6 +163,7 @@ class Inspector:
     """
 
     decoder: Executor
+    quotas: Quotas
     limits: Limits
     rules: Rules
     capture: Capture | None = None
@@ -141,12 +180,10 @@ class Inspector:
             OverloadedError, ExpiredError, NotReadyError: as `Batcher.submit`.
         """
         version = model.version
-        if given.rows > self.limits.max_rows:
-            raise ImageTooLargeError(
-                f"expected at most {self.limits.max_rows} images in one request, got {given.rows}"
-            )
+        check_rows(given.rows, self.limits)
         if given.rows == 0:
             raise RequestError("expected at least one image, got an empty batch")
+        self.quotas.rows(call.who, given.rows, call.caller.quota)
         started = time.perf_counter()
         tensor, raw = await self._tensor(given, version.guard.spec)
         decode_s = time.perf_counter() - started

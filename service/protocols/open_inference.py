@@ -2,8 +2,8 @@
 
 A request that lists no outputs gets the production outputs only, so no caller is surprised by a
 tensor it doesn't know; the verdict rides along as response parameters. `reluguard_is_adversarial`,
-`reluguard_likelihood` and, for privileged callers, `reluguard_score`, `reluguard_p_value` and
-`reluguard_evidence` are outputs a request may list.
+`reluguard_likelihood`, `reluguard_unscored` and, for privileged callers, `reluguard_score`,
+`reluguard_p_value` and `reluguard_evidence` are outputs a request may list.
 
 Where the protocol leaves room: a model has one version, "1"; a version that is a number but another
 one is NOT_FOUND, one that is no number is INVALID_ARGUMENT; an empty batch is INVALID_ARGUMENT.
@@ -37,8 +37,10 @@ from reluguard.service.protocols.inspection import (
     Encoded,
     Input,
     Inspector,
+    Limits,
     PixelArray,
     TensorArray,
+    check_rows,
 )
 from reluguard.service.protocols.pb import open_inference as pb
 from reluguard.service.protocols.policy import Detail, Rules, View
@@ -47,6 +49,7 @@ from reluguard.service.protocols.wire import (
     check_shape,
     datatype_of,
     read_bytes_elements,
+    read_numbers,
     read_tensor,
     write_tensor,
 )
@@ -79,10 +82,12 @@ _EXTRAS: dict[Detail, dict[str, tuple[str, tuple[int, ...]]]] = {
     Detail.COARSE: {
         "reluguard_is_adversarial": ("BOOL", ()),
         "reluguard_likelihood": ("FP32", ()),
+        "reluguard_unscored": ("BOOL", ()),
     },
     Detail.FULL: {
         "reluguard_is_adversarial": ("BOOL", ()),
         "reluguard_likelihood": ("FP32", ()),
+        "reluguard_unscored": ("BOOL", ()),
         "reluguard_score": ("FP32", ()),
         "reluguard_p_value": ("FP64", ()),
         "reluguard_evidence": ("FP32", (-1,)),
@@ -123,8 +128,8 @@ class OpenInferenceServicer:
     def handlers(self, edge: Edge) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server."""
         rows: list[tuple[str, Any, Any, Scope | None]] = [
-            ("ServerLive", pb.ServerLiveRequest, self._server_live, None),
-            ("ServerReady", pb.ServerReadyRequest, self._server_ready, None),
+            ("ServerLive", None, self._server_live, None),
+            ("ServerReady", None, self._server_ready, None),
             ("ModelReady", pb.ModelReadyRequest, self._model_ready, Scope.INFER),
             ("ServerMetadata", pb.ServerMetadataRequest, self._server_metadata, Scope.INFER),
             ("ModelMetadata", pb.ModelMetadataRequest, self._model_metadata, Scope.INFER),
@@ -147,10 +152,10 @@ class OpenInferenceServicer:
             },
         )
 
-    async def _server_live(self, _: Call, __: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+    async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, _: Call, __: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+    async def _server_ready(self, _: Call) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._health.is_serving)
 
     async def _model_ready(self, _: Call, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
@@ -263,7 +268,9 @@ class OpenInferenceServicer:
         production = [info.name for info in guard.production_outputs]
         wanted = self._wanted(call, request.outputs, production, rules)
         raw = request.raw_input_contents if payload is None else [payload]
-        given = _read_input(request, raw, guard.spec.name, datatype_of(guard.spec.dtype))
+        given = _read_input(
+            request, raw, guard.spec.name, datatype_of(guard.spec.dtype), self._inspector.limits
+        )
         inspection = await self._inspector.inspect(
             model, _sooner(call, request.parameters), given, rules=rules
         )
@@ -328,7 +335,7 @@ def _sooner(call: Call, parameters: Mapping[str, Any]) -> Call:
 
 
 def _read_input(
-    request: pb.ModelInferRequest, raw: Sequence[Data], name: str, datatype: str
+    request: pb.ModelInferRequest, raw: Sequence[Data], name: str, datatype: str, limits: Limits
 ) -> Input:
     names = [tensor.name for tensor in request.inputs[:_MAX_INPUTS]]
     if len(names) > 1 and len(set(names)) < len(names):
@@ -355,6 +362,7 @@ def _read_input(
             raise RequestError(
                 f"expected shape [N] or [N, 1] for encoded images, got {list(shape)}"
             )
+        check_rows(count, limits)
         return Encoded(_elements(tensor, raw, name=name, count=count))
     if raw:
         array = read_tensor(raw[0], name=name, datatype=tensor.datatype, shape=shape)
@@ -381,14 +389,31 @@ def _read_typed(contents: Any, *, name: str, datatype: str, shape: tuple[int, ..
     filled = [descriptor.name for descriptor, _ in contents.ListFields()]
     if filled != [field]:
         raise RequestError(f"expected {field} for {name!r}, got {', '.join(filled)}")
-    values = getattr(contents, field)
     count = check_shape(shape, name=name)
-    if len(values) != count:
-        raise RequestError(f"expected {count} elements for {name!r}, got {len(values)}")
-    try:
-        return np.array(values, np.dtype(_numpy_name(datatype))).reshape(shape)
-    except OverflowError as error:
-        raise RequestError(f"expected values of {datatype} for {name!r}: {error}") from error
+    got = len(getattr(contents, field))
+    if got != count:
+        raise RequestError(f"expected {count} elements for {name!r}, got {got}")
+    dtype = np.dtype(_numpy_name(datatype))
+    packed = _packed(contents)
+    if dtype.kind == "f":
+        return np.frombuffer(packed, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    numbers = read_numbers(packed)
+    values = numbers if dtype.kind == "u" or dtype == np.bool_ else numbers.view(np.int64)
+    if dtype != np.bool_ and count:
+        limits = np.iinfo(dtype)
+        if values.min() < limits.min or values.max() > limits.max:
+            raise RequestError(f"expected values of {datatype} for {name!r}, got others")
+    return values.astype(dtype).reshape(shape)
+
+
+def _packed(contents: Any) -> bytes:
+    """Return the numbers of the one field that is filled, as they lie on the wire."""
+    contents.DiscardUnknownFields()
+    data: bytes = contents.SerializeToString()
+    at = 1  # of a tag below 16
+    while data[at] >= 0x80:
+        at += 1
+    return data[at + 1 :]
 
 
 def _numpy_name(datatype: str) -> str:
@@ -415,6 +440,7 @@ def _response(
         **verdicts.outputs,
         "reluguard_is_adversarial": verdicts.is_adversarial,
         "reluguard_likelihood": verdicts.likelihood,
+        "reluguard_unscored": verdicts.unscored,
         "reluguard_score": verdicts.score,
         "reluguard_p_value": verdicts.p_value,
         "reluguard_evidence": verdicts.evidence,
@@ -427,7 +453,7 @@ def _response(
     parameters = {}
     if view.detail is not Detail.NONE:
         adversarial, unscored = (
-            int(np.count_nonzero(flags)) for flags in (verdicts.is_adversarial, view.unscored)
+            int(np.count_nonzero(flags)) for flags in (verdicts.is_adversarial, verdicts.unscored)
         )
         parameters = {
             "reluguard_adversarial": pb.InferParameter(int64_param=adversarial),

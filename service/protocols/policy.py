@@ -4,8 +4,8 @@
 - `reject`: rows that look adversarial are withheld: prediction -1, outputs blanked.
 - `shadow`: verdicts are counted and nobody sees them.
 
-A score that is not a number, or `NO_SCORE`, means that scoring failed for that row, for example
-because finite inputs overflowed inside the network. `open` answers such a row without a verdict,
+A row without a score (`Verdicts.unscored`) is one whose pass failed, for example because finite
+inputs overflowed inside the network. `open` answers such a row without a verdict,
 `closed` treats it as adversarial. A run that fails as a whole is an error under both: there is no
 answer to give.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.head import is_scored
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.settings import FailMode, Policy
 
@@ -41,13 +40,11 @@ class View:
         verdicts: with withheld rows blanked and hidden columns NaN (evidence: no columns).
         detail: which columns mean something.
         withheld: bool, (N,).
-        unscored: bool, (N,).
     """
 
     verdicts: Verdicts
     detail: Detail
     withheld: NDArray[np.bool_]
-    unscored: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +73,8 @@ class Rules:
         n = len(verdicts)
         if all_scored and detail is Detail.FULL and self.policy != "reject":
             nothing = np.zeros(n, np.bool_)
-            return View(verdicts=verdicts, detail=detail, withheld=nothing, unscored=nothing)
-        unscored = ~is_scored(verdicts.score)
+            return View(verdicts=verdicts, detail=detail, withheld=nothing)
+        unscored = verdicts.unscored
         is_adversarial = np.where(unscored, self.fail == "closed", verdicts.is_adversarial)
         withheld = is_adversarial if self.policy == "reject" else np.zeros(n, np.bool_)
         hidden = np.full(n, np.nan, np.float32)
@@ -94,10 +91,10 @@ class Rules:
                 is_adversarial=is_adversarial & (detail is not Detail.NONE),
                 evidence=verdicts.evidence if full else np.zeros((n, 0), np.float32),
                 outputs=blank(verdicts.outputs, withheld),
+                unscored=unscored & (detail is not Detail.NONE),
             ),
             detail=detail,
             withheld=withheld,
-            unscored=unscored & (detail is not Detail.NONE),
         )
 
     def _coarse(self, likelihood: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from reluguard.service.protocols.inspection import (
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.protocols.policy import Detail
 from reluguard.service.protocols.wire import datatype_of, read_tensor, write_tensor
+from reluguard.service.room import Room
 from reluguard.service.security import Scope
 from reluguard.service.status import Status
 
@@ -40,9 +41,10 @@ _LARGE = {
 class GuardServicer:
     """Answers Inspect, InspectStream, Describe and Feedback."""
 
-    def __init__(self, repository: Repository, inspector: Inspector) -> None:
+    def __init__(self, repository: Repository, inspector: Inspector, room: Room) -> None:
         self._repository = repository
         self._inspector = inspector
+        self._room = room
 
     def handlers(self, edge: Edge) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server."""
@@ -124,6 +126,12 @@ class GuardServicer:
                 max_rows=limits.max_rows,
                 max_message_bytes=limits.max_message_bytes,
                 max_pixels=limits.max_pixels,
+                max_connections=self._room.max_connections,
+                max_streams=self._room.max_streams,
+                max_open_streams=self._room.max_open_streams,
+                max_calls=self._room.max_in_flight,
+                max_bytes_in_flight=self._room.max_bytes_in_flight,
+                memory_bytes=self._room.memory_bytes,
             ),
             server_version=service.version(),
         )
@@ -193,7 +201,7 @@ def _response(
     if view.detail is not Detail.NONE:
         response.is_adversarial.extend(verdicts.is_adversarial.tolist())
         response.likelihood.extend(verdicts.likelihood.tolist())
-        response.unscored.extend(view.unscored.tolist())
+        response.unscored.extend(verdicts.unscored.tolist())
     if view.detail is Detail.FULL:
         response.score.extend(verdicts.score.tolist())
         response.p_value.extend(verdicts.p_value.tolist())

@@ -19,6 +19,7 @@ __all__ = [
     "check_shape",
     "datatype_of",
     "read_bytes_elements",
+    "read_numbers",
     "read_tensor",
     "write_tensor",
 ]
@@ -128,6 +129,26 @@ def read_bytes_elements(data: Data, *, name: str, count: int) -> list[bytes]:
             f"byte size mismatch for {name!r}: {count} elements take {start} bytes, got {len(data)}"
         )
     return elements
+
+
+def read_numbers(packed: bytes) -> NDArray[np.uint64]:
+    """Return the whole numbers of a packed field, negative ones as protobuf has them: modulo 2**64.
+
+    Protobuf hands its numbers over one by one, as objects; here they are read all at once.
+
+    Args:
+        packed: varints, each whole: protobuf has read them before.
+    """
+    data = np.frombuffer(packed, np.uint8)
+    ends = np.flatnonzero(data < 0x80)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    lengths = ends - starts + 1
+    values = np.zeros(len(ends), np.uint64)
+    for i in range(int(lengths.max(initial=0))):
+        longer = np.flatnonzero(lengths > i)
+        part = (data[starts[longer] + i] & 0x7F).astype(np.uint64)
+        values[longer] |= part << np.uint64(7 * i)
+    return values
 
 
 def write_tensor(array: NDArray[Any]) -> bytes:

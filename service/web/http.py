@@ -7,7 +7,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import generate_latest
 
 from reluguard.service.errors import StartError
 from reluguard.service.web.page import page
@@ -16,6 +16,8 @@ from reluguard.service.web.snapshot import ServerStatus
 __all__ = ["WebServer"]
 
 _TIMEOUT_S = 5.0
+# the library's own name of it moved between its versions
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -80,7 +82,7 @@ def _handler(
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/metrics":
-                self._send(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+                self._send(generate_latest(registry), _METRICS)
             elif path == "/":
                 self._send(page(status()).encode(), "text/html; charset=utf-8")
             elif path == "/status.json":

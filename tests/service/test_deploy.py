@@ -17,7 +17,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from reluguard.service.captures.drift import Drift
-from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.client.client import Client
+from reluguard.service.client.probe import is_healthy
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.settings import PREFIX, Settings
 

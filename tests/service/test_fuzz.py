@@ -15,6 +15,7 @@ from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running
 from reluguard.service.client.client import Client
+from reluguard.service.errors import CallError
 from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 
@@ -146,8 +147,12 @@ def test_the_server_is_right_afterwards(server: Running, guard: Guard, mixed: Im
 
 
 def test_odd_floats_do_not_stop_the_server(server: Running) -> None:
-    """Denormals, the largest finite numbers and negative zero are numbers."""
-    odd = np.array([1e-45, 3.4e38, -3.4e38, -0.0], np.float32)
-    tensor = np.resize(odd, (4, 3, 12, 12))
+    """Denormals and negative zero are numbers; what no pixel can give is refused in words."""
+    odd = np.array([1e-45, 9.0, -8.0, -0.0], np.float32)
     with Client(server.address) as client:
-        assert len(client.inspect_tensor(tensor)) == 4
+        assert len(client.inspect_tensor(np.resize(odd, (4, 3, 12, 12)))) == 4
+        for value in (3.4e38, -3.4e38, 9.1, -8.1):
+            tensor = np.zeros((2, 3, 12, 12), np.float32)
+            tensor[1, 0, 0, 0] = value
+            with pytest.raises(CallError, match=r"INVALID_ARGUMENT: expected values near \[0, 1\]"):
+                client.inspect_tensor(tensor)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from reluguard.detector.images import Images
-from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.client.client import Client
+from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import CallError
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import running
-from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.client.client import Client
+from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import CallError, ForbiddenError, StartError, UnauthenticatedError
 from reluguard.service.security import ANYBODY, Scope, Tokens, token_entry
 
@@ -262,7 +263,7 @@ def test_anything_but_a_live_token_is_refused(
 ) -> None:
     """Each refusal says what is wrong, and nothing of other tokens."""
     with pytest.raises(UnauthenticatedError, match=message):
-        Tokens(token_file).caller(header)
+        Tokens(token_file).caller(*([] if header is None else [header]))
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,14 @@ from reluguard.detector.errors import SettingsError
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, on_loop, running
-from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.client.client import Client
+from reluguard.service.client.probe import is_healthy
 from reluguard.service.edge import Edge
 from reluguard.service.errors import CallError, ExpiredError, StartError
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.protocols.pb import reluguard_v1 as pb
+from reluguard.service.quotas import Quota, Quotas
+from reluguard.service.room import room_of
 from reluguard.service.settings import Settings
 
 COLUMNS = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "evidence")
@@ -497,6 +500,14 @@ class Gone:
     def set_trailing_metadata(self, _: object) -> None:
         """Take them."""
 
+    def peer(self) -> str:
+        """Return where it came from."""
+        return "ipv4:127.0.0.1:1"
+
+    async def read(self) -> bytes:
+        """Return its one message."""
+        return b""
+
     def time_remaining(self) -> None:
         """Return that there is no deadline."""
         return
@@ -510,9 +521,12 @@ def test_a_caller_who_left_is_no_error() -> None:
     """A stack trace for each would let callers fill the log."""
 
     async def answer() -> Any:
-        edge = Edge(metrics=Metrics(CollectorRegistry()), tokens=None, max_in_flight=1)
+        metrics = Metrics(CollectorRegistry())
+        quotas = Quotas(Quota(), metrics.call_refused)
+        room = room_of(Settings(), 432)
+        edge = Edge(metrics=metrics, tokens=None, quotas=quotas, room=room, receive_s=1.0)
         method = edge.unary(("s", "m"), pb.InspectRequest, no_answer)
-        return await cast("Any", method).unary_unary(b"", Gone())
+        return await cast("Any", method).stream_unary(None, Gone())
 
     async def no_answer(*_: object) -> bytes:
         raise ExpiredError("too late")

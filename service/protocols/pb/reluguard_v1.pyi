@@ -69,7 +69,7 @@ class InspectRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., id: _Optional[str] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., encoded: _Optional[_Union[EncodedImages, _Mapping]] = ..., outputs: _Optional[_Iterable[str]] = ..., all_outputs: _Optional[bool] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("id", "model", "guard", "detail", "prediction", "is_adversarial", "likelihood", "score", "p_value", "evidence", "withheld", "unscored", "outputs", "timing")
+    __slots__ = ("id", "model", "guard", "detail", "prediction", "is_adversarial", "likelihood", "score", "p_value", "evidence", "withheld", "unscored", "outputs", "timing", "capture")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GUARD_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class InspectResponse(_message.Message):
     UNSCORED_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     guard: str
@@ -98,7 +99,8 @@ class InspectResponse(_message.Message):
     unscored: _containers.RepeatedScalarFieldContainer[bool]
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     timing: Timing
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., guard: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., prediction: _Optional[_Iterable[int]] = ..., is_adversarial: _Optional[_Iterable[bool]] = ..., likelihood: _Optional[_Iterable[float]] = ..., score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., evidence: _Optional[_Union[Tensor, _Mapping]] = ..., withheld: _Optional[_Iterable[bool]] = ..., unscored: _Optional[_Iterable[bool]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    capture: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., guard: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., prediction: _Optional[_Iterable[int]] = ..., is_adversarial: _Optional[_Iterable[bool]] = ..., likelihood: _Optional[_Iterable[float]] = ..., score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., evidence: _Optional[_Union[Tensor, _Mapping]] = ..., withheld: _Optional[_Iterable[bool]] = ..., unscored: _Optional[_Iterable[bool]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., capture: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "model_ms")
@@ -177,14 +179,26 @@ class Threshold(_message.Message):
     def __init__(self, target_fpr: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_rows", "max_message_bytes", "max_pixels")
+    __slots__ = ("max_rows", "max_message_bytes", "max_pixels", "max_connections", "max_streams", "max_open_streams", "max_calls", "max_bytes_in_flight", "memory_bytes")
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_OPEN_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALLS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_rows: int
     max_message_bytes: int
     max_pixels: int
-    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ...) -> None: ...
+    max_connections: int
+    max_streams: int
+    max_open_streams: int
+    max_calls: int
+    max_bytes_in_flight: int
+    memory_bytes: int
+    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_connections: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_open_streams: _Optional[int] = ..., max_calls: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
     __slots__ = ("model", "models", "model_sha256", "guard", "guard_created_at", "input", "inputs", "outputs", "thresholds", "taps", "policy", "detail", "limits", "server_version")

@@ -14,7 +14,8 @@ from reluguard.detector.errors import ImageError
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, on_loop, running
-from reluguard.service.client.client import AsyncClient, Client, is_healthy
+from reluguard.service.client.client import AsyncClient, Client
+from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import CallError
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)

@@ -12,7 +12,8 @@ from reluguard.detector.errors import GuardError, ModelError
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, on_loop, running
-from reluguard.service.client.client import Client, is_healthy
+from reluguard.service.client.client import Client
+from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import CallError, StartError
 from reluguard.service.settings import Settings
 

@@ -26,7 +26,8 @@ def with_failed_row(verdicts: Verdicts, row: int, value: float = np.nan) -> Verd
     score[row] = value
     flagged = verdicts.is_adversarial.copy()
     flagged[row] = False
-    return replace(verdicts, score=score, is_adversarial=flagged)
+    unscored = np.arange(len(score)) == row
+    return replace(verdicts, score=score, is_adversarial=flagged, unscored=unscored)
 
 
 def test_the_privileged_see_everything_unchanged(verdicts: Verdicts) -> None:
@@ -104,7 +105,8 @@ def test_a_row_that_could_not_be_scored(
     row = int(np.flatnonzero(~verdicts.is_adversarial)[0])
     failed = with_failed_row(verdicts, row, value)
     view = Rules(policy=policy, fail=fail).view(failed, privileged=True)
-    assert view.unscored[row]
-    assert np.count_nonzero(view.unscored) == 1
+    assert view.verdicts.unscored[row]
+    assert np.count_nonzero(view.verdicts.unscored) == 1
+    assert view.verdicts[row].is_unscored
     assert view.verdicts.is_adversarial[row] == flagged
     assert view.withheld[row] == withheld

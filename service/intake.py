@@ -1,0 +1,196 @@
+"""Bytes on their way in: how many messages may be half here, and how much may be held at once.
+
+gRPC makes room for a whole message as soon as its length is known, so whoever begins messages and
+never ends them holds memory. Each message being read takes a lane, and there are so many lanes as
+fit the bytes that we allow. A message has a moment in a quick lane, which is more than a caller
+needs who sends at once; when others wait, one that takes longer moves to a slow lane or, where
+these are full too, is told to come again. Who came last is let in first: a crowd that only waits
+keeps nobody out.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grpc
+
+from reluguard.service.errors import OverloadedError, RequestError
+
+__all__ = ["EvictedError", "Intake", "IntakeRefusal"]
+
+Context = Any  # grpc.aio.ServicerContext is generic over messages that we parse ourselves
+IntakeRefusal = Literal["slow_message", "too_many_bytes", "too_many_messages"]
+_QUICK_S = 0.05  # what a message may take when others wait
+_SLOW_BYTES_S = 2**20  # a second: what a slow lane allows
+_MOST_WAITING = 4096
+_PUSHBACK_S = 0.2
+
+
+class EvictedError(Exception):
+    """The message took too long to come; its caller has been told."""
+
+
+@dataclass(slots=True, eq=False)
+class _Reader:
+    context: Context
+    since: float
+    evicted: bool = False
+
+
+class Intake:
+    """The lanes and the bytes of one event loop.
+
+    Args:
+        quick: messages in quick lanes.
+        slow: messages in slow lanes, 0 for none.
+        max_message_bytes: what one message may hold.
+        max_bytes: of all messages being handled together.
+        longest_s: after this a message that is not whole is given up.
+        refused: told why one was.
+    """
+
+    def __init__(
+        self,
+        *,
+        quick: int,
+        slow: int,
+        max_message_bytes: int,
+        max_bytes: int,
+        longest_s: float,
+        refused: Callable[[IntakeRefusal], None],
+    ) -> None:
+        self._most_quick, self._most_slow, self._max_bytes = quick, slow, max_bytes
+        self._slow_s = _QUICK_S + max_message_bytes / _SLOW_BYTES_S
+        self._longest_s = longest_s
+        self._refused = refused
+        self._held = 0
+        # dictionaries keep the order they were filled in: the first is the oldest
+        self._quick: dict[_Reader, None] = {}
+        self._slow: dict[_Reader, None] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._evicting: set[asyncio.Task[None]] = set()
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes of messages are being handled."""
+        return self._held
+
+    @property
+    def reading(self) -> int:
+        """Return how many messages are on their way."""
+        return len(self._quick) + len(self._slow)
+
+    async def read(self, context: Context) -> bytes:
+        """Return a call's one message.
+
+        Raises:
+            OverloadedError: too many wait to be read.
+            EvictedError: it took too long; the caller knows.
+            RequestError: the call has no message.
+        """
+        if len(self._quick) >= self._most_quick:
+            await self._make_way()
+        loop = asyncio.get_running_loop()
+        reader = _Reader(context, loop.time())
+        self._quick[reader] = None
+        limit = loop.call_later(self._longest_s, self._evict, reader)
+        try:
+            data = await context.read()
+        except grpc.aio.AbortError as error:
+            raise EvictedError from error
+        finally:
+            limit.cancel()
+            self._leave(reader)
+        if data is grpc.aio.EOF:
+            if reader.evicted:
+                raise EvictedError
+            raise RequestError("expected a message, got none")
+        whole: bytes = data
+        return whole
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are being handled, until `let_go`.
+
+        Raises:
+            OverloadedError: there would be too many.
+        """
+        if self._held + size > self._max_bytes:
+            self._refused("too_many_bytes")
+            raise OverloadedError(
+                f"expected at most {self._max_bytes} bytes of requests at once, got {self._held}"
+                f" and {size} more",
+                retry_after_s=_PUSHBACK_S,
+            )
+        self._held += size
+
+    def let_go(self, size: int) -> None:
+        """Undo `hold`."""
+        self._held -= size
+
+    async def _make_way(self) -> None:
+        loop = asyncio.get_running_loop()
+        while len(self._quick) >= self._most_quick:
+            oldest = next(iter(self._quick))
+            left = oldest.since + _QUICK_S - loop.time()
+            if left <= 0:
+                self._move_over(oldest)
+                continue
+            turn: asyncio.Future[None] = loop.create_future()
+            self._waiting.append(turn)
+            if len(self._waiting) > _MOST_WAITING:
+                self._refused("too_many_messages")
+                crowd = OverloadedError(
+                    f"expected at most {_MOST_WAITING} callers to begin at once",
+                    retry_after_s=_PUSHBACK_S,
+                )
+                self._waiting.popleft().set_exception(crowd)
+            try:
+                await asyncio.wait([turn], timeout=left)
+                if turn.done():
+                    turn.result()
+            finally:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+
+    def _move_over(self, reader: _Reader) -> None:
+        """Take a reader out of the quick lanes."""
+        now = asyncio.get_running_loop().time()
+        if len(self._slow) >= self._most_slow:
+            first = next(iter(self._slow), reader)
+            late = first is not reader and now - first.since > self._slow_s
+            self._evict(first if late else reader)
+            if not late:
+                return
+        del self._quick[reader]
+        self._slow[reader] = None
+
+    def _evict(self, reader: _Reader) -> None:
+        """Tell a caller to come again; what was kept of its message goes."""
+        reader.evicted = True
+        self._leave(reader)
+        self._refused("slow_message")
+        task = asyncio.get_running_loop().create_task(_turn_away(reader.context))
+        self._evicting.add(task)
+        task.add_done_callback(self._evicting.discard)
+
+    def _leave(self, reader: _Reader) -> None:
+        self._quick.pop(reader, None)
+        self._slow.pop(reader, None)
+        while self._waiting:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+async def _turn_away(context: Context) -> None:
+    try:
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "the message took too long to come while others wait",
+            (("grpc-retry-pushback-ms", str(int(_PUSHBACK_S * 1000))),),
+        )
+    except (grpc.aio.AbortError, grpc.aio.InternalError):
+        return
