@@ -363,12 +363,12 @@ class Edge:
 
         async def read() -> None:
             stopping = loop.create_task(self.stopping.wait())
+            reading: asyncio.Future[Any] = loop.create_future()
             try:
                 while not self.stopping.is_set():
                     reading = loop.create_task(context.read())
                     await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
                     if not reading.done():
-                        reading.cancel()
                         break
                     data = reading.result()
                     if data is grpc.aio.EOF:
@@ -380,6 +380,7 @@ class Edge:
                     await answers.put(task)
             finally:
                 stopping.cancel()
+                reading.cancel()  # what ends the call would end it with an error nobody looks at
                 await answers.put(None)
 
         reader = loop.create_task(read())

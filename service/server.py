@@ -99,6 +99,11 @@ class Server:
         """Return how many calls are being handled."""
         return self._edge.in_flight
 
+    @property
+    def reading(self) -> int:
+        """Return how many messages are on their way."""
+        return self._edge.intake.reading + self._edge.lobby.reading
+
     async def start(self) -> None:
         """Load every model, listen, and say SERVING.
 

@@ -388,3 +388,43 @@ def test_the_installed_command_runs() -> None:
     )
     assert done.returncode == 2
     assert "Missing option '--out'" in done.stderr
+
+
+def test_a_probe_loads_neither_grpc_nor_typer() -> None:
+    """It runs every few seconds: a socket is enough, and no proxy stands in its way."""
+    code = (
+        "import json, sys, reluguard\n"
+        "try:\n    reluguard.main()\nexcept SystemExit as stop:\n"
+        "    print(json.dumps([stop.code, sorted(sys.modules)]))\n"
+    )
+    proxy = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "health", "--address", "127.0.0.1:1", "--service=x"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **proxy},
+    )
+    said, told = done.stdout.splitlines()
+    ended, loaded = json.loads(told)
+    assert (said, ended) == ("not serving", 1)
+    assert not {"grpc", "typer", "numpy", "google.protobuf", "rich"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--address", "nowhere"), 1, "expected host:port, got 'nowhere'"),
+        (("--ca", "no.pem"), 1, "expected a file as --ca, got no.pem"),
+        (("--service", "x" * 200), 1, "expected a name of at most 127 bytes, got 200"),
+        (("--adress", "a:1"), 2, "No such option"),
+        (("--address",), 2, "requires an argument"),
+    ],
+)
+def test_a_probe_that_can_not_be_asked_says_why(
+    run: Run, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    """The quick way and the long one end alike."""
+    ended = run("health", *arguments)
+    assert ended.code == code
+    assert message in ended.err

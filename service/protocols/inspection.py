@@ -129,6 +129,8 @@ def check_rows(rows: int, limits: "Limits") -> None:
         raise ImageTooLargeError(
             f"expected at most {limits.max_rows} images in one request, got {rows}"
         )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one request may bring."""

@@ -8,7 +8,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reluguard.service.payload import AT_LEAST, lift
+from reluguard.service.errors import RequestError
+from reluguard.service.payload import AT_LEAST, check_parts, lift
 from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 
@@ -105,3 +106,76 @@ def test_small_messages_stay_whole() -> None:
     """Below the limit a copy is cheaper than a search."""
     data = oip.ModelInferRequest(raw_input_contents=[bytes(AT_LEAST - 100)]).SerializeToString()
     assert lift(data, RAW) == (data, None)
+
+
+def fields_of(message: Any) -> int:
+    """Count the fields of a message that protobuf made, at all depths, as they lie on the wire."""
+    count = 0
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            entries = [value[key] for key in value]
+            holds = field.message_type.fields_by_name["value"].message_type
+            count += sum(3 + (fields_of(entry) if holds else 0) for entry in entries)
+        elif field.message_type is not None:
+            count += sum(1 + fields_of(one) for one in (value if field.is_repeated else [value]))
+        else:
+            packed = field.is_repeated and field.type not in {field.TYPE_STRING, field.TYPE_BYTES}
+            count += len(value) if field.is_repeated and not packed else 1
+    return count
+
+
+@given(infer_requests() | inspect_requests())
+def test_what_has_no_more_fields_than_allowed_passes(data: bytes) -> None:
+    """The count is that of the wire, to the one."""
+    kind = oip.ModelInferRequest
+    whole = parsed(kind, data)
+    if whole is None:
+        return
+    whole.DiscardUnknownFields()
+    data = whole.SerializeToString()
+    most = fields_of(whole)
+    check_parts(data, kind.DESCRIPTOR, most=most, at_least=0)
+    if most:
+        with pytest.raises(RequestError, match=f"expected at most {most - 1} fields in a infer"):
+            check_parts(data, kind.DESCRIPTOR, most=most - 1, at_least=0)
+
+
+MANY = 2**22
+CROWDS: dict[str, tuple[Any, bytes]] = {
+    "empty outputs": (oip.ModelInferRequest, b"\x32\x00" * MANY),
+    "empty names": (pb.InspectRequest, b"\x32\x00" * MANY),
+    "empty inputs": (oip.ModelInferRequest, b"\x2a\x00" * MANY),
+    "empty raw contents": (oip.ModelInferRequest, b"\x3a\x00" * MANY),
+    "empty files": (pb.InspectRequest, b"\x2a\x80\x80\x80\x04" + b"\x0a\x00" * MANY),
+    "unknown numbers": (pb.InspectRequest, b"\x78\x00" * MANY),
+    "groups in groups": (pb.InspectRequest, b"\x7b" * MANY),
+    "a long shape": (
+        pb.InspectRequest,
+        b"\x1a\x85\x80\x80\x02" + b"\x1a\x80\x80\x80\x02" + bytes(MANY),
+    ),
+    "numbers": (
+        oip.ModelInferRequest,
+        oip.ModelInferRequest(
+            inputs=[{"contents": oip.InferTensorContents(int_contents=[1]*MANY)}]
+        ).SerializeToString(),
+    ),
+    "parameters": (
+        oip.ModelInferRequest,
+        b"\x22\x00" * MANY,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_a_crowd_of_parts_is_refused_before_it_is_made(name: str) -> None:
+    """Eight million bytes of nothing cost some thousand steps."""
+    kind, data = CROWDS[name]
+    with pytest.raises(RequestError, match="expected"):
+        check_parts(data, kind.DESCRIPTOR, most=2048)
+
+
+@pytest.mark.parametrize("data", [b"\x3a\x05abcd", b"\x0f", b"\xff" * 11])
+def test_what_is_no_message_is_no_message(data: bytes) -> None:
+    """The same words as protobuf's failure gets."""
+    with pytest.raises(RequestError, match="bytes that are none"):
+        check_parts(data, oip.ModelInferRequest.DESCRIPTOR, most=99, at_least=0)

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import socket
 import ssl
@@ -131,6 +132,9 @@ def test_tls(guard: Guard, authority: Authority, tls: dict[str, Any], clean: Ima
         with Client(server.address, ca=authority.path) as client:
             assert len(client.inspect(clean[:4])) == 4
         assert is_healthy(server.address, ca=authority.path)
+        assert is_healthy(server.address, ca=authority.path, server_name="localhost")
+        assert not is_healthy(server.address, ca=authority.path, server_name="elsewhere")
+        assert not is_healthy(server.address)
         others: list[dict[str, Any]] = [{"ca": stranger.path}, {}]
         for options in others:
             with (
@@ -150,6 +154,8 @@ def test_mtls(guard: Guard, authority: Authority, tls: dict[str, Any]) -> None:
     with running(guard, **tls, tls_client_ca=authority.path) as server:
         with Client(server.address, ca=authority.path, certificate=certificate, key=key) as client:
             client.inspect(IMAGE)
+        assert is_healthy(server.address, ca=authority.path, certificate=certificate, key=key)
+        assert not is_healthy(server.address, ca=authority.path)
         others: list[dict[str, Any]] = [{}, {"certificate": wrong, "key": wrong_key}]
         for options in others:
             with (
@@ -254,6 +260,7 @@ def test_scopes_include_the_lower_ones(token_file: Path) -> None:
         (INFER, "expected metadata"),
         (f"Basic {INFER}", "expected metadata"),
         ("Bearer ", "expected metadata"),
+        ("Bearer \t  ", "expected metadata"),
         ("Bearer wrong", "unknown token"),
         ("Bearer old", "expired token"),
     ],
@@ -282,6 +289,15 @@ def test_anything_but_a_live_token_is_refused(
             "expected a time zone",
         ),
         (f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\nscope=1", "unknown key 'scope'"),
+        (f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\ncalls=0", "expected calls of more"),
+        (f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\ncalls=1.5", "expected calls of more"),
+        *(
+            (
+                f"[[token]]\nsha256='{hashlib.sha256(blank).hexdigest()}'\nscopes=['infer']",
+                "a blank",
+            )
+            for blank in (b"", b" ", b"\n", b"\r\n")
+        ),
     ],
 )
 def test_an_unreadable_token_file_stops_the_start(tmp_path: Path, text: str, message: str) -> None:
@@ -325,6 +341,19 @@ def test_without_a_live_token_only_health_answers(guarded: str, token: str | Non
             with pytest.raises(CallError) as caught:
                 call()
             assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_two_headers_are_none(guarded: str, token_file: Path) -> None:
+    """A proxy may have looked at the other one, so neither counts, however good it is."""
+    with pytest.raises(UnauthenticatedError, match="expected one 'authorization', got 2"):
+        Tokens(token_file).caller(f"Bearer {INFER}", f"Bearer {INFER}")
+    both = [("authorization", f"Bearer {name}") for name in (INFER, ADMIN)]
+    with grpc.insecure_channel(guarded) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/reluguard.v1.Guard/Describe")(b"", metadata=both)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    with pytest.raises(ValueError, match="expected a token, got a blank one"):
+        token_entry(" \n", name="blank", scopes=[Scope.INFER])
 
 
 def test_tokens_rotate_without_a_restart(

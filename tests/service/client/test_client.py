@@ -1,5 +1,9 @@
 import asyncio
+import re
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from reluguard.detector.errors import ImageError
+from reluguard.detector.errors import ImageError, ImageTooLargeError, SettingsError
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, on_loop, running
@@ -163,6 +167,89 @@ def test_replicas_take_turns_and_a_lost_one_is_passed_over(guard: Guard) -> None
 def count(server: Running) -> float:
     registry = server.server.metrics.registry
     return registry.get_sample_value("reluguard_score_count", {"model": "model"}) or 0
+
+
+def test_an_async_client_may_be_made_before_its_loop(server: Running, mixed: Images) -> None:
+    """It connects where it is asked, on one loop after another too."""
+    client = AsyncClient(server.address)
+
+    async def ask() -> int:
+        return len(await client.inspect(mixed[:3]))
+
+    code = (
+        "import asyncio, sys, numpy as np\n"
+        "from reluguard import AsyncClient\n"
+        "client = AsyncClient(sys.argv[1])\n"
+        "async def ask(): return len(await client.inspect(np.zeros((3, 12, 12, 3), np.uint8)))\n"
+        "print(asyncio.run(ask()), asyncio.run(ask()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, server.address], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["3", "3"], done.stderr
+    assert on_loop(ask()) == 3
+    on_loop(client.close())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://127.0.0.1:50051", "expected host:port, got 'http://127.0.0.1:50051': leave http"),
+        ("https://guard.example", "leave https:// out"),
+        ("127.0.0.1", "expected host:port, got '127.0.0.1' without a port"),
+        ("::1", "without a port"),
+        ("[::1]", "a port in 1..65535"),
+        ("127.0.0.1:port", "a port in 1..65535"),
+        ("127.0.0.1:0", "a port in 1..65535"),
+        ("", "without a port"),
+    ],
+)
+@pytest.mark.parametrize("family", [Client, AsyncClient])
+def test_what_is_no_address_is_refused_at_once(family: Any, address: str, message: str) -> None:
+    """GRPC would try until the deadline."""
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        family(address)
+
+
+@pytest.mark.parametrize("address", ["dns:///guard:50051", "[::1]:50051", "unix:/run/guard", "a:1"])
+def test_addresses_that_grpc_resolves_are_taken(address: str) -> None:
+    """Nothing is asked before the first call."""
+    with Client(address):
+        pass
+
+
+def test_the_metrics_port_is_told_from_the_servers(server: Running) -> None:
+    """One sentence, in far less than the deadline; both clients."""
+    address = server.metrics_address
+    assert address is not None
+
+    async def ask() -> None:
+        async with AsyncClient(address, deadline_s=60) as client:
+            await client.describe()
+
+    started = time.monotonic()
+    with Client(address, deadline_s=60) as client, pytest.raises(CallError, match="metrics port"):
+        client.inspect(IMAGE)
+    with pytest.raises(CallError, match="speaks no gRPC"):
+        on_loop(ask())
+    assert time.monotonic() - started < 10
+
+
+def test_an_image_that_can_never_fit_is_refused_once(guard: Guard) -> None:
+    """Neither sent again nor left to the deadline."""
+    with running(guard, max_message_bytes=100_000) as server, Client(server.address) as client:
+        for _ in range(2):
+            with pytest.raises(ImageTooLargeError, match=r"less than 100000 bytes, .* has 100000"):
+                client.inspect_encoded([bytes(100_000)])
+        with pytest.raises(ImageTooLargeError, match="image 1 has 200000"):
+            client.inspect_encoded([b"small", bytes(200_000)])
+        registry = server.server.metrics.registry
+        labels = {
+            "grpc_type": "unary",
+            "grpc_service": "reluguard.v1.Guard",
+            "grpc_method": "Inspect",
+        }
+        assert registry.get_sample_value("grpc_server_started_total", labels) == 0
 
 
 @given(

@@ -7,11 +7,13 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from reluguard.service.errors import RequestError
+from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.wire import (
     DATATYPES,
     check_shape,
     datatype_of,
     read_bytes_elements,
+    read_numbers,
     read_tensor,
     write_tensor,
 )
@@ -126,3 +128,12 @@ def test_an_empty_tensor_of_any_claim_is_empty(shape: list[int]) -> None:
     tensor = read_tensor(b"", name="x", datatype="FP64", shape=shape)
     assert tensor.size == 0
     assert tensor.ndim == len(shape)
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1) | st.integers(0, 255), max_size=40))
+def test_packed_numbers_are_read_as_protobuf_reads_them(numbers: list[int]) -> None:
+    """All at once, negative ones modulo 2**64."""
+    modulo = [number % 2**64 for number in numbers]
+    packed = oip.InferTensorContents(uint64_contents=modulo).SerializeToString()
+    start = next((i + 1 for i, byte in enumerate(packed) if i and byte < 0x80), 0)
+    assert read_numbers(packed[start:]).tolist() == modulo
