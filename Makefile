@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format proto clean
+.PHONY: demo test test-slow test-kernels lint format proto clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-kernels: $(STAMP)
+	$(BIN)/python tests/kernels.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -59,6 +59,7 @@ _log = logging.getLogger(__name__)
 _LAST_GRACE_S = 1.0
 _SETTLE_S = 0.02
 _WORKER_NICE = 10
+_LOWEST = 19
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -423,4 +424,7 @@ class Server:
 def _give_way() -> None:
     """Let the event loop go before this thread: it must refuse at once while models compute."""
     with contextlib.suppress(OSError):  # only Linux has it per thread
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WORKER_NICE)
+        thread = threading.get_native_id()
+        # on top of what the whole server was started with, up to the lowest priority there is
+        nice = min(os.getpriority(os.PRIO_PROCESS, thread) + _WORKER_NICE, _LOWEST)
+        os.setpriority(os.PRIO_PROCESS, thread, nice)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,6 +15,10 @@ from benchmarks.drawn import Drawing, draw_head, write_drawn_guard
 from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.detector.taps import Tap
+
+# no test may hang on how fast the machine is
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
 
 SIZE = 8
 CLASSES = 4

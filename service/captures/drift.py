@@ -305,7 +305,7 @@ def _uniform_ks(p_value: Floats, weight: Floats) -> float:
 
 
 def _cumulated(values: Floats, weight: Floats, at: Floats) -> Floats:
-    order = np.argsort(values)
+    order = np.argsort(values, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(weight[order])])
     shares: Floats = total[np.searchsorted(values[order], at, side="right")] / total[-1]
     return shares

@@ -89,8 +89,12 @@ def test_sigterm_under_load_loses_no_request(pair: Any, mixed: Images) -> None:
 
 def test_a_caller_of_the_only_server_is_told_it_is_unavailable(pair: Any, mixed: Images) -> None:
     """After its last answer nobody is there, and never is it an odd error."""
-    with process(pair) as (server, address), Client(address, deadline_s=2) as client:
-        client.inspect(mixed[:1])
+    with (
+        process(pair) as (server, address),
+        Client(address) as patient,
+        Client(address, deadline_s=2) as client,
+    ):
+        patient.inspect(mixed[:1])
         server.send_signal(signal.SIGTERM)
         answers = iter(lambda: client.inspect(mixed[:1]), None)
         with pytest.raises(CallError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):

@@ -25,10 +25,10 @@ from reluguard.training.twin.twin import from_pixels, to_pixels
 
 __all__ = ["Attack", "AttackResult", "Goal"]
 
-# ResNet-20, forward and backward, one core: 1.06 ms an image at batch 32, 1.21 at 64, 2.27 at 256.
-_BATCH_VALUES = 48 * 3 * 32 * 32
-# With products in bfloat16: .88 at 48, .76 at 96, .75 at 192; without them 96 costs what 48 does.
-_BATCH_VALUES_HALF = 96 * 3 * 32 * 32
+# ResNet-20, forward and backward, one core: 1.06 ms an image at batch 32, 1.21 at 64, 2.27 at 256;
+# with products in bfloat16 .88 at 48, .76 at 96, .75 at 192; without them 96 costs what 48 does.
+# One number for either: chance is drawn by the batch, and must not hang on the processor.
+_BATCH_VALUES = 96 * 3 * 32 * 32
 _BATCH_VALUES_CUDA = 1024 * 3 * 32 * 32
 
 
@@ -272,8 +272,6 @@ def _batch_size(images: Images, victim: Victim) -> int:
     values = _BATCH_VALUES
     if victim.device.type == "cuda":
         values = _BATCH_VALUES_CUDA
-    elif victim.twin is not None and victim.twin.half:
-        values = _BATCH_VALUES_HALF
     return max(4, values // int(np.prod(images.shape[1:])))
 
 

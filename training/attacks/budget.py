@@ -96,7 +96,7 @@ class Budget:
         saving = torch.where(outward > 0, 2 * size - 1 if self.norm == "l2" else 1.0, 0.0)
         total = size.square().sum(1) if self.norm == "l2" else size.sum(1)
         limit = (self.size * 255) ** 2 if self.norm == "l2" else self.size * 255
-        order = outward.argsort(dim=1, descending=True)
+        order = outward.argsort(dim=1, descending=True, stable=True)
         saved = saving.gather(1, order).cumsum(1)
         # Take back the shortest prefix that saves enough: all before it fall short.
         before = torch.nn.functional.pad(saved[:, :-1], (1, 0))
@@ -124,12 +124,13 @@ def _onto_l1(change: Tensor, size: float) -> Tensor:
 
 
 def _keep_places(change: Tensor, count: int) -> Tensor:
-    """Keep the `count` places of largest change, put the others back."""
+    """Keep the `count` places of largest change, of equal ones the first, put the others back."""
     strength = change.abs().sum(1).flatten(1)
     if count >= strength.shape[1]:
         return change
-    kept = strength.topk(count, dim=1).indices
-    mask = torch.zeros_like(strength).scatter(1, kept, 1.0)
+    least = strength.topk(count, dim=1).values[:, -1:]
+    sure, tied = strength > least, strength == least
+    mask = sure | (tied & (tied.cumsum(1) <= count - sure.sum(1, keepdim=True)))
     return change * mask.reshape(len(change), 1, *change.shape[2:])
 
 

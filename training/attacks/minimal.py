@@ -75,7 +75,8 @@ def boundaries(
     logits = twin.logits(pixels)
     own = logits.gather(1, goal.labels[:, None]).squeeze(1)
     others = logits.detach().scatter(1, goal.labels[:, None], -torch.inf)
-    rivals = others.topk(min(candidates, logits.shape[1] - 1), dim=1).indices
+    ranked = others.argsort(dim=1, descending=True, stable=True)
+    rivals = ranked[:, : min(candidates, logits.shape[1] - 1)]
     gaps, slopes = [], []
     for k in range(rivals.shape[1]):
         gap = logits.gather(1, rivals[:, k : k + 1]).squeeze(1) - own

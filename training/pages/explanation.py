@@ -159,7 +159,11 @@ def _draw_channels(axes: Any, found: Explanation) -> None:
 
 def _draw_looks(figure: Any, axes: Any, found: Explanation, names: list[str]) -> None:
     k = len(names)
-    kept = np.arange(k) if k <= 12 else np.sort(np.argsort(-found.looks_like.max(axis=0))[:12])
+    kept = (
+        np.arange(k)
+        if k <= 12
+        else np.sort(np.argsort(-found.looks_like.max(axis=0), kind="stable")[:12])
+    )
     table = found.looks_like[:, kept].T
     picture = axes.imshow(
         100 * table, cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="none"

@@ -180,9 +180,10 @@ def _max(node: Node, x: Tensor, *others: Tensor) -> Tensor:
 
 
 def _largest(node: Node, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """ONNX's TopK, largest first."""
-    values, places = x.topk(int(count), dim=node.get("axis", -1))
-    return values, places
+    """ONNX's TopK, largest first, and of equal ones the first."""
+    axis = node.get("axis", -1)
+    values, places = x.sort(dim=axis, descending=True, stable=True)
+    return values.narrow(axis, 0, int(count)), places.narrow(axis, 0, int(count))
 
 
 def _read_before_relu(proto: onnx.ModelProto) -> None:

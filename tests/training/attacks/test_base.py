@@ -124,6 +124,20 @@ def test_the_seed_decides_everything(digits: Dataset, digits_victim: Victim) -> 
     assert (Rogue()(images, labels, digits_victim, seed=8).images != first.images).any()
 
 
+def test_chance_does_not_hang_on_the_processor(
+    digits: Dataset, digits_victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With products in bfloat16 or without, the same seed draws the same for every image."""
+    rows = np.arange(5000) % len(digits)  # too many for one batch
+    assert digits_victim.twin is not None
+    found = []
+    for half in (False, True):
+        monkeypatch.setattr(digits_victim.twin, "half", half)
+        attack = Rogue(limit=Budget("linf", 4))
+        found.append(attack(digits.images[rows], digits.labels[rows], digits_victim, seed=0).images)
+    assert_array_equal(*found)
+
+
 def test_batches_draw_differently(digits: Dataset, digits_victim: Victim) -> None:
     """The same image in two batches gets other noise, and progress counts up to the end."""
     images = np.repeat(digits.images[:1], 8, axis=0)

@@ -102,6 +102,17 @@ def test_rounding_takes_back_as_little_as_needed(norm: Norm) -> None:
     assert (used > 0.95 * budget.size).all()
 
 
+def test_of_equal_changes_the_first_are_kept() -> None:
+    """Where all places changed alike, a budget of places takes the first, and rounding the last."""
+    clean = torch.full((2, 1, 40, 40), 100 / 255)
+    moved = clean + 3 / 255
+    whole = Budget("l0", 700).whole(clean, moved)
+    assert torch.equal((whole != 100).flatten(1), (torch.arange(1600) < 700).expand(2, -1))
+    # six tenths of a step everywhere: rounded up they are too far, and 576 places may be
+    whole = Budget("l2", 0.6001 * 40 / 255).whole(clean, clean + 0.6 / 255)
+    assert torch.equal((whole != 100).flatten(1), (torch.arange(1600) >= 1024).expand(2, -1))
+
+
 def test_norms_of_one_known_change() -> None:
     """Two values of one place by 3 and -4 steps."""
     clean = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
