@@ -7,10 +7,11 @@ a name nobody knows is no green run. Prints a line per run; a run that failed is
     python tests/kernels.py
 """
 
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         print(took := _took(), flush=True)
         return 0 if arguments[0] == "ask" else _tests(took, arguments[1:])
     features, dispatched = _processor()
-    runs: dict[str, tuple[Mapping[str, str], list[str]]] = {}
+    runs: dict[str, tuple[dict[str, str], list[str]]] = {}
     for kernel in KERNELS:
         chosen = {"OPENBLAS_CORETYPE": kernel.name}
         if not features.get(kernel.needs):
@@ -85,12 +86,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _processor() -> tuple[dict[str, bool], list[str]]:
     """Return the processor's features, and those that NumPy has code of its own for."""
-    from numpy._core._multiarray_umath import (  # type: ignore[attr-defined]  # not in its stubs
-        __cpu_dispatch__,
-        __cpu_features__,
-    )
-
-    return __cpu_features__, [name for name in __cpu_dispatch__ if __cpu_features__[name]]
+    known = importlib.import_module("numpy._core._multiarray_umath")  # no public place has them
+    features: dict[str, bool] = known.__cpu_features__
+    return features, [name for name in known.__cpu_dispatch__ if features[name]]
 
 
 def _took() -> str:
@@ -127,7 +125,7 @@ def _tests(took: str, arguments: Sequence[str]) -> int:
     return pytest.main(["-q", "-m", "not slow", "-p", "no:cacheprovider", *tests])
 
 
-def _child(chosen: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def _child(chosen: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     names = ("OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "ATEN_CPU_CAPABILITY")
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(

@@ -103,7 +103,7 @@ class Aware(Attack):
         with torch.no_grad():
             reading = self.guard.read(clean)
         rank = reading.logits.scatter(1, goal.labels[:, None], -torch.inf).argsort(
-            1, descending=True, stable=True
+            dim=1, descending=True, stable=True
         )
         best, lowest = clean.clone(), torch.full((len(clean),), torch.inf, device=clean.device)
         for run in self.runs():

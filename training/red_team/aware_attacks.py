@@ -136,7 +136,7 @@ class Mimicry(Aware):
             fits = ~fits
         fits |= ~fits.any(1, keepdim=True)
         distance = torch.cdist(own.features.detach(), self.bank.features)
-        near = distance.masked_fill(~fits, torch.inf).argsort(1, stable=True)
+        near = distance.masked_fill(~fits, torch.inf).argsort(dim=1, stable=True)
         copied = self.bank.features[near[:, moment.run % min(5, near.shape[1])]]
         apart = (own.features - copied).square().mean(1)
         return moment.gradient(apart + 0.1 * moment.goal.margin(own.logits).clamp_min(-1.0))

@@ -135,7 +135,7 @@ def test_chance_does_not_hang_on_the_processor(
         monkeypatch.setattr(digits_victim.twin, "half", half)
         attack = Rogue(limit=Budget("linf", 4))
         found.append(attack(digits.images[rows], digits.labels[rows], digits_victim, seed=0).images)
-    assert_array_equal(*found)
+    assert_array_equal(found[0], found[1])
 
 
 def test_batches_draw_differently(digits: Dataset, digits_victim: Victim) -> None:
