@@ -1,5 +1,6 @@
 """A model being added to: operators, constants and outputs of the guard's own, each added once."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +9,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from reluguard.detector.compile.quantised import with_unsigned_pairs
 from reluguard.detector.model import OUTPUT_PREFIX, Production
+from reluguard.detector.taps.inlining import inlined
+from reluguard.detector.taps.quantised import with_unsigned_pairs
 
 __all__ = ["OURS", "Graph"]
 
 OURS = OUTPUT_PREFIX.rstrip("_") + "/"  # what the names of our nodes and tensors begin with
+_WEIGHTS_INSIDE = 4  # the IR version from which initializers need not be inputs
 
 
 @dataclass(slots=True)
@@ -26,7 +29,8 @@ class Graph:
 
     proto: onnx.ModelProto
     opset: int
-    _made: int = field(default=0)
+    _taken: set[str] = field(default_factory=set)
+    _made: set[str] = field(default_factory=set)
     _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _outputs: list[tuple[str, str]] = field(default_factory=list)
 
@@ -34,13 +38,18 @@ class Graph:
     def over(cls, production: Production) -> "Graph":
         """Return the model's graph with nothing added yet."""
         proto = onnx.ModelProto()
-        proto.CopyFrom(production.proto)
+        proto.CopyFrom(inlined(production.proto))
         with_unsigned_pairs(proto)
-        return cls(proto, production.opset)
+        _with_weights_inside(proto)
+        return cls(proto, production.opset, names_in(proto.graph))
 
     def _name(self, kind: str) -> str:
-        self._made += 1
-        return f"{OURS}{kind}_{self._made}"
+        number = len(self._made) + 1
+        while (name := f"{OURS}{kind}_{number}") in self._taken:
+            number += 1
+        self._made.add(name)
+        self._taken.add(name)
+        return name
 
     def constant(self, value: NDArray[Any] | np.float32) -> str:
         """Add a tensor of fixed values."""
@@ -103,9 +112,12 @@ class Graph:
 
     def finish(self) -> onnx.ModelProto:
         """Return the model. A tensor of ours that is given out bears the output's name itself."""
+        wanted = {name for name, _ in self._outputs} & self._taken
+        if wanted:
+            _rename(self.proto.graph, {name: self._name(name) for name in wanted})
         names: dict[str, str] = {}
         for name, tensor in self._outputs:
-            if tensor in names or not tensor.startswith(OURS):
+            if tensor in names or tensor not in self._made:
                 node = helper.make_node("Identity", [tensor], [name], name=name)
                 self.proto.graph.node.append(node)
             else:
@@ -116,3 +128,51 @@ class Graph:
                     if tensor in names:
                         tensors[i] = names[tensor]
         return self.proto
+
+
+def names_in(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of all tensors of a graph, those in the bodies of its nodes among them."""
+    names = {item.name for item in graph.initializer}
+    names.update(value.name for value in (*graph.input, *graph.output))
+    for node in graph.node:
+        names.update(node.input, node.output)
+        for body in bodies(node):
+            names |= names_in(body)
+    return names
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a node: the branches of an If, the body of a Loop."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors that are no outputs of the model other names, in place."""
+    for item in graph.initializer:
+        item.name = names.get(item.name, item.name)
+    for value in (*graph.value_info, *graph.input):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            for i, tensor in enumerate(tensors):
+                tensors[i] = names.get(tensor, tensor)
+        for body in bodies(node):
+            _rename(body, names)
+
+
+def _with_weights_inside(proto: onnx.ModelProto) -> None:
+    """Lift a model of IR version 3, in place: there weights must be listed as inputs.
+
+    Nobody could feed them, and ONNX Runtime takes them for the constants that they are from IR
+    version 4 on, if they are not listed.
+    """
+    if proto.ir_version >= _WEIGHTS_INSIDE:
+        return
+    proto.ir_version = _WEIGHTS_INSIDE
+    weights = {item.name for item in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)

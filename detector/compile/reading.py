@@ -186,7 +186,8 @@ def _alone(graph: Graph, tap: Tap) -> list[_Part]:
         y = _bits(graph, x, level)
         mean, left = y, rank
         if tap.channel_axis != 0:
-            mean, left = graph.reduce("ReduceMean", y, list(range(1, rank - 1)), keepdims=0), 2
+            axes = [axis for axis in range(1, rank) if axis != tap.channel_axis + 1]
+            mean, left = graph.reduce("ReduceMean", y, axes, keepdims=0), 2
         elif tap.bits > tap.channels:
             mean = graph.add("GlobalAveragePool", y)
         parts.append(_Part(mean, left, blocked and left == 4, ((tap, level),)))

@@ -18,12 +18,12 @@ from onnxruntime.quantization import (
 )
 
 from reluguard.detector.compile.guarded import LOGITS, RATES, SCORE, compile_guard, compile_reader
-from reluguard.detector.compile.quantised import with_unsigned_pairs
 from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.detector.session import open_session, run_session
 from reluguard.detector.taps import find_taps
+from reluguard.detector.taps.quantised import with_unsigned_pairs
 
 INTEGER_OPERATORS = ("QLinearConv", "QLinearAdd", "QGemm", "QLinearGlobalAveragePool")
 

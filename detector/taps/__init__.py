@@ -1,0 +1,15 @@
+"""Taps: the tensors whose sign says which gates of a network are open."""
+
+from reluguard.detector.taps.survey import NotRead, Survey, find_taps, survey
+from reluguard.detector.taps.tap import MAX_LEVEL, Tap, check_taps, in_blocks
+
+__all__ = [
+    "MAX_LEVEL",
+    "NotRead",
+    "Survey",
+    "Tap",
+    "check_taps",
+    "find_taps",
+    "in_blocks",
+    "survey",
+]
