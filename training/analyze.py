@@ -7,7 +7,7 @@ figures per tap, claims) and `arrays.npz` (every array of every study).
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -238,9 +238,7 @@ def _material(
     budget = 8.0
     for slug in attacks:
         progress.stage(slug, len(rows))
-        result = attack_named(slug)(
-            images, labels, victim, seed=seed, progress=_differences(progress.advance)
-        )
+        result = attack_named(slug)(images, labels, victim, seed=seed, progress=progress.so_far())
         attacked_images[slug] = result.images
         success[slug] = (result.clean_prediction == labels) & (result.prediction != labels)
         attacked[slug] = recorder.record(result.images, folder=work / slug)
@@ -290,18 +288,6 @@ def _surrogates(
     production = load_production(other)
     theirs = spec_of(production, data.images.shape[1:], Preprocessing.of(spec))
     return (load_twin(other, theirs, images=data.images[:16]),)
-
-
-def _differences(advance: Callable[[int], None]) -> Callable[[int], None]:
-    """Attacks tell how many images are done in all; a bar wants to know how many just were."""
-    done = 0
-
-    def told(total: int) -> None:
-        nonlocal done
-        advance(total - done)
-        done = total
-
-    return told
 
 
 def _noisy(images: Images, size: float, seed: int) -> Images:

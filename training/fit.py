@@ -287,14 +287,9 @@ def _head(
         for slug, made in jobs.items()
     ]
     progress.stage("head", 100)
-    done = 0
-
-    def advance(share: float) -> None:
-        nonlocal done
-        progress.advance(round(100 * share) - done)
-        done = round(100 * share)
-
-    return fit_head(groups, taps=case.taps, settings=recipe.head, seed=seed, progress=advance)
+    return fit_head(
+        groups, taps=case.taps, settings=recipe.head, seed=seed, progress=progress.so_far(100)
+    )
 
 
 def _cheaper(

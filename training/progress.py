@@ -1,5 +1,6 @@
 """Telling people what happens meanwhile: silence, or bars on standard error."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +25,17 @@ class Progress:
 
     def advance(self, units: int) -> None:
         """Units of the current step are done."""
+
+    def so_far(self, units: int = 1) -> Callable[[float], None]:
+        """Return what is to be told how much of so many units is done in all."""
+        done = 0
+
+        def told(part: float) -> None:
+            nonlocal done
+            self.advance(round(units * part) - done)
+            done = round(units * part)
+
+        return told
 
     def __enter__(self) -> Self:
         return self

@@ -27,7 +27,7 @@ from reluguard.detector.runtime import Reader
 from reluguard.detector.shelf.shelf import current
 from reluguard.detector.taps import Tap
 from reluguard.training.data.case import predict
-from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Orders
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
@@ -49,6 +49,7 @@ from reluguard.training.retraining.contradictions import contradicted
 from reluguard.training.retraining.gate import GateLimits, GateResult, gate
 from reluguard.training.retraining.kept import WEIGHT, Added, Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import learn
+from reluguard.training.retraining.original import Original
 
 __all__ = ["Retrained", "retrain"]
 
@@ -62,7 +63,6 @@ READ = ("rates", "logits", "sources", "labels")  # what is kept of them
 # raise the false alarms on sign noise by .06, at one row each by .01.
 ATTACK_ROWS = 10
 BENIGN_ROWS = 1
-PARTS = ("fit", "calibrate", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def retrain(
     with hold_kept(champion, work):
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
-        original = _Original(champion, data)
+        original = Original(champion, data)
         progress.stage("new images", len(new) + len(attacks))
         clean = _calibration(kept, original, reader, manifest.taps)
         fresh: list[Fresh] = []
@@ -223,45 +223,7 @@ def _row_weight(kept: Kept, kind: str) -> float:
     return weight / rows if rows else math.inf
 
 
-class _Original:
-    """The data set of the first fit, loaded when it is needed."""
-
-    def __init__(self, champion: GuardArtifact, data: str | None) -> None:
-        self._manifest = champion.manifest
-        self._data = data or str(self._manifest.provenance["data"]["source"])
-        self._loaded: Dataset | None = None
-
-    @property
-    def dataset(self) -> Dataset:
-        """The images.
-
-        Raises:
-            DataError: it is gone, or another.
-        """
-        if self._loaded is None:
-            spec = self._manifest.input
-            loaded = load_data(self._data, size=(spec.height, spec.width))
-            expected = self._manifest.provenance["data"]["sha256"]
-            if loaded.digest != expected:
-                raise DataError(
-                    f"expected the images the guard was fitted on, SHA-256 {expected[:16]}…, "
-                    f"{self._data} holds others"
-                )
-            self._loaded = loaded
-        return self._loaded
-
-    @property
-    def splits(self) -> dict[str, NDArray[np.int64]]:
-        """Its parts, drawn again as the fit drew them."""
-        provenance = self._manifest.provenance
-        stored = provenance["recipe"]["splits"]
-        shares = {part: float(stored[part]) for part in PARTS}  # the order deals the images out
-        return split_sources(self.dataset.labels, shares, int(provenance["seed"]))
-
-
-def _calibration(
-    kept: Kept, original: _Original, reader: Reader, taps: tuple[Tap, ...]
-) -> Readings:
+def _calibration(kept: Kept, original: Original, reader: Reader, taps: tuple[Tap, ...]) -> Readings:
     """Return the clean calibration readings, kept on disk so that the images may go after this.
 
     Raises:
@@ -302,7 +264,7 @@ def _orders(
 
 
 def _attackable(
-    original: _Original, reader: Reader, most: int, seed: int
+    original: Original, reader: Reader, most: int, seed: int
 ) -> dict[str, NDArray[np.int64]]:
     """Return images the model answers right: so many to fit on, half as many to judge by."""
     rng = np.random.default_rng(seed)

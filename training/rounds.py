@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +18,14 @@ from reluguard.detector.artifact import (
     check_model,
     check_place,
     read_guard,
-    write_file,
 )
 from reluguard.detector.images import Images
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Victim
 from reluguard.training.data.case import predict
-from reluguard.training.data.dataset import Dataset, split_sources
-from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.dataset import Dataset
+from reluguard.training.data.given import Data
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import Readings, clean_readings
 from reluguard.training.progress import Progress
@@ -38,6 +36,7 @@ from reluguard.training.retraining.challenger import with_head, with_origin, wri
 from reluguard.training.retraining.gate import GateLimits, GateResult, gate
 from reluguard.training.retraining.kept import Added, Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import refit
+from reluguard.training.retraining.original import Original
 from reluguard.training.twin.twin import load_twin
 
 __all__ = ["SIZES", "Refitted", "refit_in_rounds"]
@@ -106,10 +105,8 @@ def refit_in_rounds(
     progress = progress or Progress()
     champion = read_guard(guard)
     manifest = champion.manifest
-    dataset = _fitted_on(champion, data)
-    splits = split_sources(
-        dataset.labels, manifest.provenance["recipe"]["splits"], manifest.provenance["seed"]
-    )
+    original = Original(champion, data)
+    dataset, splits = original.dataset, original.splits
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)
     reader = Reader(production, manifest.input, manifest.taps, threads=threads)
@@ -154,17 +151,6 @@ def refit_in_rounds(
         written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
     return Refitted(guard=written, added=added, gate=judged)
-
-
-def _fitted_on(champion: GuardArtifact, data: Data | None) -> Dataset:
-    provenance, spec = champion.manifest.provenance, champion.manifest.input
-    place = str(provenance.get("data", {}).get("source", "")) if data is None else data
-    dataset = given_data(place, size=(spec.height, spec.width))
-    if provenance.get("data", {}).get("sha256") != dataset.digest:
-        raise DataError(
-            f"expected the images the guard was fitted on, {dataset.source} holds others"
-        )
-    return dataset
 
 
 def _attacks(
@@ -221,14 +207,7 @@ def _store(found: Readings, kept: Kept, attacked: int) -> Added:
     for array in (found.sources, found.rates, found.logits):
         content.update(np.ascontiguousarray(array).tobytes())
     slug = f"added/{found.name}-{content.hexdigest()[:8]}"
-    arrays: dict[str, NDArray[Any]] = {
-        "sources": found.sources,
-        "labels": found.labels,
-        "success": np.ones(len(found), np.bool_),
-        "rates": found.rates,
-        "logits": found.logits,
-    }
-    write_file(kept.workspace.folder / slug / "fit-00000.npz", npz=arrays)
+    kept.workspace.add(slug, "fit", found)
     return Added(
         name=found.name,
         kind="attack",

@@ -1,6 +1,8 @@
 """Progress: silence, or bars on standard error."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reluguard.training.progress import Bars, Progress
 
@@ -42,3 +44,19 @@ def test_bars_end_on_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="broken"):
         fail()
     assert "0/2" in capfd.readouterr().err
+
+
+@given(st.lists(st.floats(0, 1), min_size=1).map(sorted), st.integers(1, 1000))
+def test_parts_told_in_all_add_up_to_what_is_done(parts: list[float], units: int) -> None:
+    """However often it is told how far a step is, the bar has moved just so far."""
+    done = []
+
+    class Counting(Progress):
+        def advance(self, units: int) -> None:
+            done.append(units)
+
+    tell = Counting().so_far(units)
+    for part in parts:
+        tell(part)
+    assert sum(done) == round(units * parts[-1])
+    assert min(done) >= 0

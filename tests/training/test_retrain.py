@@ -282,7 +282,7 @@ def test_a_locked_index_and_a_full_disk_leave_nothing_half_written(
     def full(file: Path, **_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
-    monkeypatch.setattr("reluguard.training.retraining.additions.write_file", full)
+    monkeypatch.setattr("reluguard.training.harvest.workspace.write_file", full)
     with pytest.raises(OSError, match="No space left"):
         retrain(champion.guard, champion.model, [folder], tmp_path / "g2", threads=1)
     assert not (tmp_path / "g2").exists()

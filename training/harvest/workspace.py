@@ -114,6 +114,17 @@ class Workspace:
             return readings
         return readings.rows(np.concatenate([shard["success"] for shard in shards]))
 
+    def add(self, slug: str, split: str, readings: Readings) -> None:
+        """Write readings without images as the one shard of a slug and split."""
+        arrays = {
+            "sources": readings.sources,
+            "labels": readings.labels,
+            "success": np.ones(len(readings), np.bool_),
+            "rates": readings.rates,
+            "logits": readings.logits,
+        }
+        write_file(self.folder / slug / f"{split}-00000.npz", npz=arrays)
+
     def _open(self, job: Job) -> dict[str, Any]:
         """Return a shard's arrays without its images, its rates checked but left on disk."""
         file = self.folder / job.file

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.arrays import read_arrays
-from reluguard.detector.artifact import GuardArtifact, write_file
+from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import attack_named
 from reluguard.training.data.dataset import load_data
@@ -335,14 +335,7 @@ def store(fresh: Fresh, kept: Kept, *, weight: float, per_row: float = math.inf)
     digest = hashlib.sha256(np.sort(fresh.ids).tobytes()).hexdigest()[:8]
     slug = f"added/{fresh.name}-{digest}"
     for split, rows in parts.items():
-        arrays: dict[str, NDArray[Any]] = {
-            "sources": fresh.ids[rows],
-            "labels": fresh.labels[rows],
-            "success": np.ones(len(rows), np.bool_),
-            "rates": fresh.rates[rows],
-            "logits": fresh.logits[rows],
-        }
-        write_file(kept.workspace.folder / slug / f"{split}-00000.npz", npz=arrays)
+        kept.workspace.add(slug, split, fresh.readings().rows(rows))
     return Added(
         name=_free_name(fresh.name, kept),
         kind=fresh.kind,

@@ -112,14 +112,9 @@ def refit(
         DataError: too few images.
     """
     progress = progress or Progress()
-    done = 0
-
-    def advance(part: float) -> None:
-        nonlocal done
-        progress.advance(round(100 * part) - done)
-        done = round(100 * part)
-
     manifest = champion.manifest
-    head = fit_head(groups, taps=manifest.taps, settings=settings, seed=seed, progress=advance)
+    head = fit_head(
+        groups, taps=manifest.taps, settings=settings, seed=seed, progress=progress.so_far(100)
+    )
     prevalence = float(manifest.provenance.get("prevalence", 0.5))
     return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)

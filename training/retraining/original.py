@@ -1,0 +1,60 @@
+"""The images of a guard's first fit, which retraining and hardening draw from again."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.training.data.dataset import Dataset, split_sources
+from reluguard.training.data.given import Data, given_data
+from reluguard.training.errors import DataError
+
+__all__ = ["Original"]
+
+
+class Original:
+    """The data set of the first fit, loaded when it is needed.
+
+    Args:
+        champion: the guard.
+        data: where the images lie now; by default where the guard says they lay.
+
+    Raises:
+        DataError: the guard does not say how it was fitted.
+    """
+
+    def __init__(self, champion: GuardArtifact, data: Data | None = None) -> None:
+        provenance, spec = champion.manifest.provenance, champion.manifest.input
+        self._size = (spec.height, spec.width)
+        try:
+            known = provenance["data"]
+            self._digest = str(known["sha256"])
+            self._data = str(known["source"]) if data is None else data
+            self._shares = {str(p): float(s) for p, s in provenance["recipe"]["splits"].items()}
+            self._seed = int(provenance["seed"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"expected {champion.path} to say how it was fitted, it lacks it"
+            ) from error
+        self._loaded: Dataset | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images.
+
+        Raises:
+            DataError: they are gone, or others.
+        """
+        if self._loaded is None:
+            loaded = given_data(self._data, size=self._size)
+            if loaded.digest != self._digest:
+                raise DataError(
+                    f"expected the images the guard was fitted on, SHA-256 {self._digest[:16]}…, "
+                    f"{loaded.source} holds others"
+                )
+            self._loaded = loaded
+        return self._loaded
+
+    @property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Its parts, drawn again as the fit drew them."""
+        return split_sources(self.dataset.labels, self._shares, self._seed)
