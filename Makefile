@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-kernels lint format proto clean
+.PHONY: demo test test-slow test-kernels smoke lint format proto reference clean
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[training,test]'
@@ -24,6 +24,10 @@ test-slow: $(STAMP)
 test-kernels: $(STAMP)
 	$(BIN)/python tests/kernels.py
 
+# wheel and sdist in clean environments: base, newest Python, lowest versions
+smoke: $(STAMP)
+	$(BIN)/python tests/install/environments.py
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,6 +39,9 @@ format: $(STAMP)
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
+
+reference: $(STAMP)
+	$(BIN)/python docs/reference/write_api.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

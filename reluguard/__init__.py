@@ -1,7 +1,7 @@
 """reluguard: how likely is this image an adversarial example? Read from which ReLUs fired.
 
 The public names, and the command `reluguard`. Everything is loaded when it is used: importing this
-module is free, and serving never imports torch.
+module is free, and serving never imports torch. `docs/reference/api.md` tells of each name.
 """
 
 import importlib
@@ -9,53 +9,115 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reluguard.detector.dropin import GuardedSession
-    from reluguard.detector.errors import DetectorError
+    from reluguard.detector.errors import (
+        DetectorError,
+        GuardError,
+        GuardFormatError,
+        HeldError,
+        ImageError,
+        ImageTooLargeError,
+        ModelError,
+        ModelMismatchError,
+        NoTapsError,
+        SettingsError,
+    )
     from reluguard.detector.runtime import Guard
     from reluguard.detector.verdict import Verdict, Verdicts
     from reluguard.service.client.client import AsyncClient, Client
+    from reluguard.service.errors import CallError
     from reluguard.training.analyze import analyze
+    from reluguard.training.attacks.base import Attack, AttackResult, Goal
+    from reluguard.training.attacks.budget import Budget
+    from reluguard.training.attacks.victim import Victim
+    from reluguard.training.errors import (
+        AnalysisError,
+        AttackError,
+        DataError,
+        TwinError,
+        WorkerError,
+    )
     from reluguard.training.evaluate import evaluate
     from reluguard.training.fit import fit
     from reluguard.training.guarded_module import GuardedModule
     from reluguard.training.redteam import redteam
 
 __all__ = [
+    "AnalysisError",
     "AsyncClient",
+    "Attack",
+    "AttackError",
+    "AttackResult",
+    "Budget",
+    "CallError",
     "Client",
+    "DataError",
     "DetectorError",
+    "Goal",
     "Guard",
+    "GuardError",
+    "GuardFormatError",
     "GuardedModule",
     "GuardedSession",
+    "HeldError",
+    "ImageError",
+    "ImageTooLargeError",
+    "ModelError",
+    "ModelMismatchError",
+    "NoTapsError",
+    "SettingsError",
+    "TwinError",
     "Verdict",
     "Verdicts",
+    "Victim",
+    "WorkerError",
     "analyze",
     "evaluate",
     "fit",
-    "main",
     "redteam",
 ]
 
-_HOMES = {
-    "AsyncClient": "reluguard.service.client.client",
-    "Client": "reluguard.service.client.client",
-    "DetectorError": "reluguard.detector.errors",
-    "Guard": "reluguard.detector.runtime",
-    "GuardedModule": "reluguard.training.guarded_module",
-    "GuardedSession": "reluguard.detector.dropin",
-    "Verdict": "reluguard.detector.verdict",
-    "Verdicts": "reluguard.detector.verdict",
-    "analyze": "reluguard.training.analyze",
-    "evaluate": "reluguard.training.evaluate",
-    "fit": "reluguard.training.fit",
-    "redteam": "reluguard.training.redteam",
+_NAMES = {  # by the module that holds them
+    "detector.dropin": "GuardedSession",
+    "detector.errors": "DetectorError GuardError GuardFormatError HeldError ImageError "
+    "ImageTooLargeError ModelError ModelMismatchError NoTapsError SettingsError",
+    "detector.runtime": "Guard",
+    "detector.verdict": "Verdict Verdicts",
+    "service.client.client": "AsyncClient Client",
+    "service.errors": "CallError",
+    "training.analyze": "analyze",
+    "training.attacks.base": "Attack AttackResult Goal",
+    "training.attacks.budget": "Budget",
+    "training.attacks.victim": "Victim",
+    "training.errors": "AnalysisError AttackError DataError TwinError WorkerError",
+    "training.evaluate": "evaluate",
+    "training.fit": "fit",
+    "training.guarded_module": "GuardedModule",
+    "training.redteam": "redteam",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'reluguard' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # so that a type checker finds a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name when it is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'reluguard' has no attribute {name!r}")
+        try:
+            home = importlib.import_module(f"reluguard.{_HOMES[name]}")
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("reluguard"):
+                raise
+            raise ModuleNotFoundError(
+                f"reluguard.{name} needs {error.name}: pip install 'reluguard[training]'",
+                name=error.name,
+            ) from error
+        return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return sorted({*globals(), *__all__})
 
 
 def main() -> None:

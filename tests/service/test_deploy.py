@@ -279,7 +279,7 @@ def test_the_image_is_built_from_all_that_is_installed() -> None:
     assert packages == {file.parent.name for file in ROOT.glob("*/__init__.py")}
     copied = [line.split()[1:-1] for line in stage("build") if line.startswith("COPY ")]
     names = {name for line in copied for name in line}
-    assert names == packages | {"pyproject.toml", "README.md", "LICENSE"}
+    assert names == packages | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
     allowed = (ROOT / ".dockerignore").read_text().splitlines()
     assert {line[1:] for line in allowed if line.startswith("!")} == names
 
