@@ -198,6 +198,7 @@ def test_settings_and_needs_are_checked(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_fiedler_target_on_resnet20(shared: Path, tmp_path: Path) -> None:
     """At ResNet-20's last ReLU two classes are told apart at .98 or better, mean over 45 pairs."""
     data = load_data(str(shared / "data/cifar10/heldout.npz"))
