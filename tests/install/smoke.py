@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("reluguard")
@@ -81,8 +82,10 @@ def every_help(_: Path) -> None:
     """Every command says what it does; a wrong option is wrong usage."""
     names = re.findall(r"^  ([a-z]+) ", reluguard("--help").partition("Commands:")[2], re.MULTILINE)
     assert {"fit", "serve", "label"} <= set(names), names
-    for name in names:
-        assert f"reluguard {name}" in reluguard(name, "--help")
+    with ThreadPoolExecutor(2) as pool:
+        helps = pool.map(lambda name: reluguard(name, "--help"), names)
+        for name, told in zip(names, helps, strict=True):
+            assert f"reluguard {name}" in told
     wrong = subprocess.run([COMMAND, "score"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2, wrong.stderr
     assert "Missing option" in wrong.stderr, wrong.stderr
