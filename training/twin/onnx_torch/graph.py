@@ -1,27 +1,48 @@
 """A whole ONNX graph as a torch module, node after node."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
-import onnx.inliner
 import torch
-from onnx import helper
 from torch import Tensor, nn
 
 from reluguard.training.errors import TwinError
+from reluguard.training.twin.onnx_torch.control import CONTROL
+from reluguard.training.twin.onnx_torch.fused import FUSED
 from reluguard.training.twin.onnx_torch.layers import LAYERS
-from reluguard.training.twin.onnx_torch.node import Node, Operator
+from reluguard.training.twin.onnx_torch.node import Node, Operator, tensor_of
+from reluguard.training.twin.onnx_torch.norms import NORMS
+from reluguard.training.twin.onnx_torch.places import PLACES
 from reluguard.training.twin.onnx_torch.pointwise import POINTWISE
-from reluguard.training.twin.onnx_torch.tensors import TENSORS, tensor_of
+from reluguard.training.twin.onnx_torch.quantised import QUANTISED
+from reluguard.training.twin.onnx_torch.reader import WAY_OUT, Reading
+from reluguard.training.twin.onnx_torch.resize import RESIZE
+from reluguard.training.twin.onnx_torch.tensors import TENSORS
 
 __all__ = ["OnnxModule", "supported_operators"]
 
-_OPERATORS: Mapping[str, Operator] = {**POINTWISE, **LAYERS, **TENSORS}
-_DOMAINS = {"", "ai.onnx", "com.microsoft", "pkg.onnxscript.torch_lib"}
-_WAY_OUT = (
-    "lend the model's own code with a twin of module:function, or use attacks without gradients"
+_OPERATORS: Mapping[str, Operator] = {
+    **POINTWISE,
+    **LAYERS,
+    **NORMS,
+    **TENSORS,
+    **PLACES,
+    **RESIZE,
+    **QUANTISED,
+    **FUSED,
+    **CONTROL,
+}
+_FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -54,18 +75,17 @@ class OnnxModule(nn.Module):
     ) -> None:
         super().__init__()
         self._operators = {**_OPERATORS, **(operators or {})}
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 1)
-        nodes = _needed([_read(node, opset) for node in model.graph.node], output)
+        reading = Reading(model, lambda reading, graph: _Body(reading, graph, self._operators))
+        graph = reading.model.graph
+        nodes = reading.nodes(graph, [output])
         _check(nodes, self._operators)
         self._host: dict[str, Tensor] = {}
         self._weights: dict[str, str] = {}
         wanted = {name for node in nodes for name in node.inputs}
-        for item in model.graph.initializer:
+        for item in graph.initializer:
             if item.name in wanted:
-                self._keep(item.name, tensor_of(item))
-        inputs = [v.name for v in model.graph.input if v.name in wanted and not self._has(v.name)]
+                self._keep(item.name, _tensor(item))
+        inputs = [v.name for v in graph.input if v.name in wanted and not self._has(v.name)]
         if len(inputs) != 1:
             raise TwinError(f"expected {output!r} to depend on one input, got {inputs or 'none'}")
         self._input, self._output = inputs[0], output
@@ -106,18 +126,53 @@ class OnnxModule(nn.Module):
             return values[name]
         if name in self._host:
             return self._host[name]
-        return self.get_buffer(self._weights[name])
+        return self._buffers[self._weights[name]]
 
     def _run(self, node: Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs = [self._value(name, values) for name in node.inputs]
-        try:
-            result = self._operators[node.op](node, *inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
-            raise TwinError(
-                f"operator {node.op} (node {node.name!r}) can't run in torch: {error}; {_WAY_OUT}"
-            ) from error
-        results = result if isinstance(result, tuple) else (result,)
-        return {name: v for name, v in zip(node.outputs, results, strict=False) if name}
+        return _results(self._operators[node.op], node, inputs)
+
+
+class _Body:
+    """The graph of a branch or of one turn of a loop, as `control` calls it."""
+
+    def __init__(
+        self, reading: Reading, graph: onnx.GraphProto, operators: Mapping[str, Operator]
+    ) -> None:
+        self._inputs = [value.name for value in graph.input]
+        self._outputs = [value.name for value in graph.output]
+        self._nodes = reading.nodes(graph, self._outputs)
+        self._constants = {item.name: _tensor(item) for item in graph.initializer}
+        self._operators = operators
+
+    def __call__(
+        self, around: Mapping[str, Tensor], given: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        own = dict(zip(self._inputs, given, strict=True))
+        values: dict[str, Any] = {**around, **self._constants, **own, "": None}
+        _check(self._nodes, self._operators)  # of a branch that is never taken nothing is asked
+        for node in self._nodes:
+            inputs = [values[name] for name in node.inputs]
+            values |= _results(self._operators[node.op], node, inputs)
+        return tuple(values[name] for name in self._outputs)
+
+
+def _results(operator: Operator, node: Node, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    try:
+        result = operator(node, *inputs)
+    except _FAILURES as error:
+        raise TwinError(
+            f"operator {node.op} (node {node.name!r}) can't run in torch: {error}; {WAY_OUT}"
+        ) from error
+    results = result if isinstance(result, tuple) else (result,)
+    return {name: v for name, v in zip(node.outputs, results, strict=False) if name}
+
+
+def _tensor(item: onnx.TensorProto) -> Tensor:
+    try:
+        return tensor_of(item)
+    except _FAILURES as error:
+        raise TwinError(f"the weights {item.name!r} can't be held in torch: {error}") from error
 
 
 def _weight_layout(value: Tensor) -> Tensor:
@@ -126,35 +181,7 @@ def _weight_layout(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if is_kernel else value.contiguous()
 
 
-def _read(node: onnx.NodeProto, opset: int) -> Node:
-    known = node.domain in _DOMAINS
-    return Node(
-        op=node.op_type if known else f"{node.domain}.{node.op_type}",
-        name=node.name,
-        inputs=tuple(node.input),
-        outputs=tuple(node.output),
-        attributes={a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute},
-        opset=opset,
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _needed(nodes: list[Node], output: str) -> list[Node]:
-    """Return the nodes the output depends on, in the file's order, which ONNX keeps sorted."""
-    wanted, kept = {output}, []
-    for node in reversed(nodes):
-        if wanted & set(node.outputs):
-            wanted |= set(node.inputs)
-            kept.append(node)
-    return kept[::-1]
-
-
 def _check(nodes: list[Node], known: Mapping[str, Operator]) -> None:
     missing = sorted({node.op for node in nodes} - set(known))
     if missing:
-        raise TwinError(f"no torch counterpart of operator {', '.join(missing)}; {_WAY_OUT}")
+        raise TwinError(f"no torch counterpart of operator {', '.join(missing)}; {WAY_OUT}")

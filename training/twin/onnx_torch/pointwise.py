@@ -1,6 +1,5 @@
 """Operators that work element by element."""
 
-import math
 from collections.abc import Callable
 from functools import reduce
 
@@ -9,7 +8,7 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from reluguard.training.twin.onnx_torch.node import Node, Operator, meet, table
+from reluguard.training.twin.onnx_torch.node import Node, Operator, meet, straight, table
 
 __all__ = ["POINTWISE"]
 
@@ -17,11 +16,18 @@ POINTWISE: dict[str, Operator] = {}
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
-    "Ceil": torch.ceil,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "Ceil": lambda x: straight(torch.ceil(x), x),
     "Cos": torch.cos,
+    "Cosh": torch.cosh,
     "Erf": torch.erf,
     "Exp": torch.exp,
-    "Floor": torch.floor,
+    "Floor": lambda x: straight(torch.floor(x), x),
     "HardSwish": F.hardswish,
     "Identity": torch.Tensor.contiguous,
     "IsNaN": torch.isnan,
@@ -31,19 +37,25 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal,
     "Relu": torch.relu,
-    "Round": torch.round,
+    "Round": lambda x: straight(torch.round(x), x),
     "Sigmoid": torch.sigmoid,
-    "Sign": torch.sign,
+    # as binarised networks are trained: the slope of one between -1 and 1
+    "Sign": lambda x: straight(torch.sign(x), x.clamp(-1, 1)),
     "Sin": torch.sin,
-    "Softplus": F.softplus,
+    "Sinh": torch.sinh,
+    "Softplus": lambda x: F.softplus(x, threshold=80.0),
     "Softsign": F.softsign,
     "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
     "Tanh": torch.tanh,
 }
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
     "And": torch.logical_and,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
     "Equal": torch.eq,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
@@ -51,19 +63,20 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "LessOrEqual": torch.le,
     "Mul": torch.mul,
     "Or": torch.logical_or,
-    "Pow": torch.pow,
     "Sub": torch.sub,
     "Xor": torch.logical_xor,
 }
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 _INTEGERS: dict[int, torch.dtype] = {
-    TensorProto.BOOL: torch.bool,
     TensorProto.INT8: torch.int8,
     TensorProto.INT16: torch.int16,
     TensorProto.INT32: torch.int32,
     TensorProto.INT64: torch.int64,
     TensorProto.UINT8: torch.uint8,
+    TensorProto.UINT16: torch.int32,
+    TensorProto.UINT32: torch.int64,
+    TensorProto.UINT64: torch.int64,
 }
 
 
@@ -80,16 +93,45 @@ POINTWISE |= {name: _binary(function) for name, function in _BINARY.items()}
 
 
 @table(POINTWISE, "Div")
-def _div(_node: Node, a: Tensor, b: Tensor) -> Tensor:
+def _div(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    """Whole numbers divide to whole numbers, as in C."""
     a, b = meet(a, b)
-    whole = not (a.is_floating_point() or b.is_floating_point())
-    return torch.div(a, b, rounding_mode="trunc" if whole else None)
+    if not (a.is_floating_point() or b.is_floating_point()):
+        return torch.div(a, b, rounding_mode="trunc")
+    exact = a / b
+    return straight(exact.trunc(), exact) if node.is_whole else exact
+
+
+@table(POINTWISE, "Pow")
+def _pow(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    """The result has the type of the base."""
+    a, b = meet(a, b)
+    power = torch.pow(a, b)
+    if a.is_floating_point():
+        return straight(power.trunc(), power) if node.is_whole else power
+    return power.to(a.dtype)
 
 
 @table(POINTWISE, "Mod")
 def _mod(node: Node, a: Tensor, b: Tensor) -> Tensor:
     a, b = meet(a, b)
     return torch.fmod(a, b) if node.get("fmod", 0) else torch.remainder(a, b)
+
+
+@table(POINTWISE, "BitShift")
+def _bit_shift(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    a, b = meet(a, b)
+    if not (a.is_floating_point() or b.is_floating_point()):
+        shift = torch.bitwise_left_shift if node.get("direction") == "LEFT" else _right_shift
+        return shift(a, b)
+    if node.get("direction") == "LEFT":
+        return a * 2.0**b
+    exact = a / 2.0**b
+    return straight(exact.floor(), exact)
+
+
+def _right_shift(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bitwise_right_shift(a, b)
 
 
 @table(POINTWISE, "Sum")
@@ -115,7 +157,7 @@ def _min(_node: Node, *values: Tensor) -> Tensor:
 @table(POINTWISE, "Where")
 def _where(_node: Node, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     condition, a, b = meet(condition, a, b)
-    return torch.where(condition, a, b)
+    return torch.where(condition.bool(), a, b)
 
 
 @table(POINTWISE, "Clip")
@@ -126,8 +168,18 @@ def _clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None 
     return x if least is None and most is None else torch.clamp(x, least, most)
 
 
+@table(POINTWISE, "IsInf")
+def _is_inf(node: Node, x: Tensor) -> Tensor:
+    below = torch.isneginf(x) & bool(node.get("detect_negative", 1))
+    return below | (torch.isposinf(x) & bool(node.get("detect_positive", 1)))
+
+
 @table(POINTWISE, "Dropout")
-def _dropout(node: Node, x: Tensor, *_: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+def _dropout(
+    node: Node, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    if training is not None and bool(training) and (ratio is None or float(ratio) > 0):
+        raise NotImplementedError("Dropout in training mode, which answers by chance")
     mask = torch.ones_like(x, dtype=torch.bool)
     return (x, mask) if len(node.outputs) > 1 else x
 
@@ -137,18 +189,21 @@ def _cast(node: Node, x: Tensor) -> Tensor:
     return _as_type(x, node.get("to"))
 
 
-@table(POINTWISE, "CastLike")
-def _cast_like(_node: Node, x: Tensor, like: Tensor) -> Tensor:
-    return x.float() if like.is_floating_point() else x.to(like.dtype)
-
-
 def _as_type(x: Tensor, to: int) -> Tensor:
     if to in _FLOATS:
         return x.float()
-    if x.requires_grad:
-        # A whole number has no slope: pass the gradient straight through.
-        return x + (x.trunc() - x).detach()
-    return x.to(_INTEGERS.get(to, torch.int64))
+    if to == TensorProto.BOOL:
+        return x != 0
+    if to not in _INTEGERS:
+        raise NotImplementedError(f"Cast to {TensorProto.DataType.Name(to)}")
+    # A whole number has no slope: pass the gradient straight through.
+    return straight(x.trunc(), x) if x.requires_grad else x.to(_INTEGERS[to])
+
+
+@table(POINTWISE, "CastLike")
+def _cast_like(node: Node, x: Tensor, like: Tensor) -> Tensor:
+    fallback = TensorProto.FLOAT if like.is_floating_point() else TensorProto.INT64
+    return _as_type(x, node.kind or fallback)
 
 
 @table(POINTWISE, "LeakyRelu")
@@ -165,6 +220,13 @@ def _prelu(_node: Node, x: Tensor, slope: Tensor) -> Tensor:
 @table(POINTWISE, "ThresholdedRelu")
 def _thresholded_relu(node: Node, x: Tensor) -> Tensor:
     return F.threshold(x, node.get("alpha", 1.0), 0.0)
+
+
+@table(POINTWISE, "Shrink")
+def _shrink(node: Node, x: Tensor) -> Tensor:
+    edge, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
+    inside = torch.zeros_like(x)
+    return torch.where(x < -edge, x + bias, torch.where(x > edge, x - bias, inside))
 
 
 @table(POINTWISE, "Elu")
@@ -197,30 +259,3 @@ def _swish(node: Node, x: Tensor) -> Tensor:
 def _gelu(node: Node, x: Tensor) -> Tensor:
     kind = node.get("approximate", "none")
     return F.gelu(x, approximate=kind if kind == "tanh" else "none")
-
-
-@table(POINTWISE, "QuantizeLinear")
-def _quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """Quantised numbers stay floats, so that the gradient passes straight through the rounding."""
-    kind = torch.uint8 if zero is None else zero.dtype
-    x, scale, offset = meet(x, scale, torch.zeros(1) if zero is None else zero.float())
-    scale, offset = _along(node, x, scale), _along(node, x, offset)
-    limits = torch.iinfo(kind)
-    exact = x / scale
-    rounded = torch.round(exact) + offset
-    # The range limits what is passed on, and what slips through has no gradient.
-    return torch.clamp(exact + offset + (rounded - exact - offset).detach(), limits.min, limits.max)
-
-
-@table(POINTWISE, "DequantizeLinear")
-def _dequantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    x, scale, offset = meet(x.float(), scale, torch.zeros(1) if zero is None else zero.float())
-    return (x - _along(node, x, offset)) * _along(node, x, scale)
-
-
-def _along(node: Node, x: Tensor, value: Tensor) -> Tensor:
-    if value.numel() == 1 or x.ndim == 0:
-        return value.reshape(())
-    shape = [1] * x.ndim
-    shape[node.get("axis", 1)] = math.prod(value.shape)
-    return value.reshape(shape)

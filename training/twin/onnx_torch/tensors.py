@@ -1,24 +1,17 @@
-"""Operators on shapes and places: reshape, slice, pad, reduce, resize."""
+"""Operators on shapes: constants, reshape, slice, join, pad."""
 
 import math
-from typing import Any
 
+import numpy as np
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from reluguard.training.twin.onnx_torch.node import Node, Operator, ints, meet, table
+from reluguard.training.twin.onnx_torch.node import Node, Operator, ints, meet, table, tensor_of
 
-__all__ = ["TENSORS", "tensor_of"]
+__all__ = ["TENSORS"]
 
 TENSORS: dict[str, Operator] = {}
-
-
-def tensor_of(proto: Any) -> Tensor:
-    """Return an ONNX tensor as torch's: every float as float32, whole numbers as they are."""
-    value = torch.from_numpy(numpy_helper.to_array(proto).copy())
-    return value.float() if value.is_floating_point() else value
 
 
 def _axes(node: Node, given: Tensor | None) -> list[int] | None:
@@ -30,7 +23,11 @@ def _axes(node: Node, given: Tensor | None) -> list[int] | None:
 @table(TENSORS, "Constant")
 def _constant(node: Node) -> Tensor:
     name, value = next(iter(node.attributes.items()))
-    return tensor_of(value) if name == "value" else torch.as_tensor(value)
+    if name == "value":
+        return tensor_of(value)
+    if name not in {"value_float", "value_floats", "value_int", "value_ints"}:
+        raise NotImplementedError(f"Constant with {name}")
+    return torch.as_tensor(value)
 
 
 @table(TENSORS, "ConstantOfShape")
@@ -55,11 +52,11 @@ def _range(_node: Node, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
 
 
 @table(TENSORS, "Reshape")
-def _reshape(node: Node, x: Tensor, shape: Tensor) -> Tensor:
-    sizes = ints(shape) or []
+def _reshape(node: Node, x: Tensor, shape: Tensor | None = None) -> Tensor:
+    sizes = ints(shape) if shape is not None else node.get("shape")  # an attribute before opset 5
     if not node.get("allowzero", 0):
-        sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
-    return x.reshape(sizes)
+        sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(sizes or [])]
+    return x.reshape(sizes or [])
 
 
 @table(TENSORS, "Flatten")
@@ -124,30 +121,6 @@ def _slice(node: Node, x: Tensor, *bounds: Tensor | None) -> Tensor:
     return x
 
 
-@table(TENSORS, "Gather")
-def _gather(node: Node, x: Tensor, places: Tensor) -> Tensor:
-    axis = node.get("axis", 0) % x.ndim
-    rows = places.to(x.device, torch.int64)
-    rows = torch.where(rows < 0, rows + x.shape[axis], rows)
-    picked = x.index_select(axis, rows.reshape(-1))
-    return picked.reshape(x.shape[:axis] + rows.shape + x.shape[axis + 1 :])
-
-
-@table(TENSORS, "GatherElements")
-def _gather_elements(node: Node, x: Tensor, places: Tensor) -> Tensor:
-    axis = node.get("axis", 0)
-    rows = places.to(x.device)
-    return x.gather(axis, torch.where(rows < 0, rows + x.shape[axis], rows))
-
-
-@table(TENSORS, "GatherND")
-def _gather_nd(node: Node, x: Tensor, places: Tensor) -> Tensor:
-    if node.get("batch_dims", 0):
-        raise NotImplementedError("GatherND with batch_dims")
-    rows = places.to(x.device, torch.int64)
-    return x[tuple(rows.movedim(-1, 0))]
-
-
 @table(TENSORS, "Expand")
 def _expand(_node: Node, x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(ints(shape) or [])))
@@ -172,102 +145,12 @@ def _pad(
     sides = [(0, 0)] * x.ndim
     for i, axis in enumerate(chosen):
         sides[axis] = (sizes[i], sizes[i + len(chosen)])
-    flat = [side for pair in reversed(sides) for side in pair]
-    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[
-        node.get("mode", "constant")
-    ]
+    mode = node.get("mode", "constant")
     if mode == "constant":
-        return F.pad(x, flat, value=fill)
-    return F.pad(x, flat[: 2 * (x.ndim - 2)], mode=mode)
-
-
-_REDUCE: dict[str, Any] = {
-    "ReduceL1": lambda x, axes, keep: x.abs().sum(axes, keepdim=keep),
-    "ReduceL2": lambda x, axes, keep: x.square().sum(axes, keepdim=keep).sqrt(),
-    "ReduceLogSumExp": lambda x, axes, keep: x.logsumexp(axes, keepdim=keep),
-    "ReduceMax": lambda x, axes, keep: x.amax(axes, keepdim=keep),
-    "ReduceMean": lambda x, axes, keep: x.mean(axes, keepdim=keep),
-    "ReduceMin": lambda x, axes, keep: x.amin(axes, keepdim=keep),
-    "ReduceSum": lambda x, axes, keep: x.sum(axes, keepdim=keep),
-    "ReduceSumSquare": lambda x, axes, keep: x.square().sum(axes, keepdim=keep),
-}
-
-
-@table(TENSORS, *_REDUCE)
-def _reduce(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    chosen = _axes(node, axes)
-    if not chosen and node.get("noop_with_empty_axes", 0):
-        return x
-    dims = tuple(chosen) if chosen else tuple(range(x.ndim))
-    return torch.as_tensor(_REDUCE[node.op](x, dims, bool(node.get("keepdims", 1))))
-
-
-@table(TENSORS, "ReduceProd")
-def _reduce_prod(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    keep = bool(node.get("keepdims", 1))
-    for axis in sorted(
-        (axis % x.ndim for axis in _axes(node, axes) or range(x.ndim)), reverse=True
-    ):
-        x = x.prod(axis, keepdim=keep)
+        return F.pad(x, [side for pair in reversed(sides) for side in pair], value=fill)
+    for axis, pair in enumerate(sides):
+        if any(pair):
+            rows = np.pad(np.arange(x.shape[axis]), [max(0, side) for side in pair], mode)
+            rows = rows[max(0, -pair[0]) : len(rows) - max(0, -pair[1])]
+            x = x.index_select(axis, torch.from_numpy(rows).to(x.device))
     return x
-
-
-@table(TENSORS, "ArgMax", "ArgMin")
-def _arg_extreme(node: Node, x: Tensor) -> Tensor:
-    function = torch.argmax if node.op == "ArgMax" else torch.argmin
-    return function(x, node.get("axis", 0), keepdim=bool(node.get("keepdims", 1)))
-
-
-@table(TENSORS, "DepthToSpace")
-def _depth_to_space(node: Node, x: Tensor) -> Tensor:
-    if node.get("mode", "DCR") == "CRD":
-        return F.pixel_shuffle(x, node.get("blocksize"))
-    n, c, h, w = x.shape
-    b = node.get("blocksize")
-    y = x.reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2)
-    return y.reshape(n, c // b**2, h * b, w * b)
-
-
-@table(TENSORS, "Resize", "Upsample")
-def _resize(node: Node, x: Tensor, *rest: Tensor | None) -> Tensor:
-    """Nearest by index and linear by torch; antialiasing, cropping and cubic are not here."""
-    mode = node.get("mode", "nearest")
-    where = node.get("coordinate_transformation_mode", "half_pixel")
-    where = "asymmetric" if node.op == "Upsample" else where
-    scales = rest[0] if node.op == "Upsample" else rest[1] if len(rest) > 1 else None
-    sizes = ints(rest[2]) if len(rest) > 2 else None
-    if sizes is None:
-        factors = scales.tolist() if scales is not None else []
-        sizes = [math.floor(a * b) for a, b in zip(x.shape, factors, strict=True)]
-    if tuple(sizes) == tuple(x.shape):
-        return x
-    if mode == "linear" and where in {"half_pixel", "pytorch_half_pixel", "align_corners"}:
-        how = {1: "linear", 2: "bilinear", 3: "trilinear"}[x.ndim - 2]
-        return F.interpolate(x, sizes[2:], mode=how, align_corners=where == "align_corners")
-    if mode != "nearest":
-        raise NotImplementedError(f"{node.op} with mode {mode} and coordinates {where}")
-    for axis in range(2, x.ndim):
-        rows = _nearest(sizes[axis], x.shape[axis], where, node.get("nearest_mode"))
-        x = x.index_select(axis, rows.to(x.device))
-    return x
-
-
-def _nearest(new: int, old: int, where: str, rounding: str | None) -> Tensor:
-    place = torch.arange(new, dtype=torch.float64)
-    match where:
-        case "asymmetric":
-            place = place * old / new
-        case "align_corners":
-            place = place * (old - 1) / max(new - 1, 1)
-        case _:
-            place = (place + 0.5) * old / new - 0.5
-    match rounding or ("floor" if where == "asymmetric" else "round_prefer_floor"):
-        case "floor":
-            rows = place.floor()
-        case "ceil":
-            rows = place.ceil()
-        case "round_prefer_ceil":
-            rows = (place + 0.5).floor()
-        case _:
-            rows = (place - 0.5).ceil()
-    return rows.long().clamp(0, old - 1)
