@@ -88,7 +88,7 @@ class GuardedSession:
         verdicts = self.guard.verdicts(
             RawOutputs(
                 outputs={n: v for n, v in values.items() if not n.startswith(OUTPUT_PREFIX)},
-                prediction=np.asarray(values[answer]).argmax(axis=1),
+                prediction=self.guard.classes(np.asarray(values[answer])),
                 score=values[SCORE],
                 likelihood=values[LIKELIHOOD],
                 evidence=values[EVIDENCE],

@@ -1,20 +1,21 @@
 """The production model: an ONNX file, read and never changed. N images, K classes."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from reluguard.detector.errors import ModelError
 from reluguard.detector.images import InputSpec
+from reluguard.detector.onnx_file.constants import constants
+from reluguard.detector.onnx_file.opset import modern, opset_of
+from reluguard.detector.onnx_file.scores import Ending, class_scores, find_scores, with_columns
+from reluguard.detector.onnx_file.weights import read_model
 from reluguard.detector.session import open_session, run_session
 
 __all__ = [
@@ -27,8 +28,6 @@ __all__ = [
 ]
 
 OUTPUT_PREFIX = "reluguard_"
-MIN_OPSET = 11
-MAX_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,11 @@ class Production:
     """A classifier as its owner runs it.
 
     `sha256` is over the file and the external weight files it names. `logits` is the tensor the
-    class scores are read from: the classifier output itself, or what enters its final Softmax.
+    class scores are read from, (N, K): the classifier output itself, or what enters its final
+    Softmax or Sigmoid. A classifier of one output has two classes: the second is the answer where
+    the output is above one half, or above 0 if it is no probability. `ending` says what the model
+    makes of its class scores before it gives them out. `proto` is the owner's graph, in an opset we
+    can add to; where `logits` is no tensor of its own, it is made at the graph's end.
     """
 
     proto: onnx.ModelProto
@@ -55,6 +58,7 @@ class Production:
     answer: str
     logits: str
     opset: int
+    ending: Ending = ""
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -65,24 +69,32 @@ class Production:
         h, w = shape[2:] if shape[1] in {1, 3} else shape[1:3]
         return (h, w) if h is not None and w is not None else None
 
+    def class_scores(self, answer: NDArray[Any]) -> NDArray[Any]:
+        """Return what the model gave out with a column per class: (N, K), K at least 2."""
+        return class_scores(answer, self.ending)
+
+    def classes(self, answer: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the class the model answers, int64 (N,), by what it gave out."""
+        found: NDArray[np.int64] = self.class_scores(answer).argmax(axis=1)
+        return found
+
 
 def load_production(path: Path | str, *, output: str | None = None) -> Production:
     """Return the classifier in an ONNX file, external weights included.
 
     Args:
         path: the ONNX file.
-        output: which output holds the class scores; by default the only float output of rank 2.
+        output: which output holds the class scores; by default the only float output with one
+            value per class, or the only float output of one value.
 
     Raises:
-        ModelError: missing, unparsable, too large, without its external weights, with several
-            inputs, or without an output that looks like class scores.
+        ModelError: missing, unparsable, too large, without its external weights, of an opset that
+            can't be brought to a newer one, with several inputs, or without an output that looks
+            like class scores.
     """
     path = Path(path)
-    proto, digest = _read(path)
-    opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    opset = opsets.get("", opsets.get("ai.onnx", 0))
-    if opset < MIN_OPSET:
-        raise ModelError(f"expected an ONNX opset of {MIN_OPSET} or newer, {path} has {opset}")
+    proto, digest = read_model(path)
+    proto = modern(proto, path)
     graph = proto.graph
     weights = {item.name for item in graph.initializer}
     inputs = [_info(value) for value in graph.input if value.name not in weights]
@@ -93,71 +105,34 @@ def load_production(path: Path | str, *, output: str | None = None) -> Productio
     taken = [info.name for info in outputs if info.name.startswith(OUTPUT_PREFIX)]
     if taken:
         raise ModelError(f"expected a plain classifier, {path} is already guarded: {taken[0]}")
-    answer = _choose_output(outputs, output, path)
+    chosen = _choose_output(outputs, output, path)
+    logits, ending, is_shaped = find_scores(graph, chosen.name)
+    single = bool(chosen.shape) and set(chosen.shape[1:]) <= {1}
+    if single or is_shaped or len(chosen.shape) > 2:
+        logits = with_columns(proto, logits, single=single)
     return Production(
         proto=proto,
         sha256=digest,
         input=inputs[0],
         outputs=outputs,
-        answer=answer,
-        logits=_before_softmax(graph, answer),
-        opset=opset,
+        answer=chosen.name,
+        logits=logits,
+        opset=opset_of(proto),
+        ending=ending,
     )
-
-
-def _read(path: Path) -> tuple[onnx.ModelProto, str]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ModelError(f"expected a model of at most 2 GiB, {path} is larger")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"can't read the model {path}: {error.strerror}") from error
-    try:
-        proto = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError) as error:
-        raise ModelError(f"expected an ONNX model, {path} does not parse as one") from error
-    if not proto.graph.node:
-        raise ModelError(f"expected an ONNX model, {path} holds no graph")
-    digest = hashlib.sha256(data)
-    external = _external_files(proto)
-    size = len(data)
-    for name in sorted(external):
-        file = path.parent / name
-        if not file.is_file() or not file.resolve().is_relative_to(path.parent.resolve()):
-            raise ModelError(f"{path} keeps weights in {name!r}, which is missing beside it")
-        size += file.stat().st_size
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    if size > MAX_BYTES:
-        raise ModelError(f"expected a model of at most 2 GiB with its weights, got {size} bytes")
-    if external:
-        try:
-            load_external_data_for_model(proto, str(path.parent))
-        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"the external weights of {path} can't be read") from error
-    return proto, digest.hexdigest()
-
-
-def _external_files(proto: onnx.ModelProto) -> set[str]:
-    in_nodes = (
-        attribute.t
-        for node in proto.graph.node
-        for attribute in node.attribute
-        if attribute.HasField("t")
-    )
-    return {
-        entry.value
-        for tensor in chain(proto.graph.initializer, in_nodes)
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
 
 
 def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
     if tensor.elem_type == TensorProto.UNDEFINED:
-        raise ModelError(f"expected tensors at the model's edge, {value.name!r} is something else")
+        hint = (
+            "; skl2onnx leaves that out with options={'zipmap': False}"
+            if value.type.HasField("sequence_type")
+            else ""
+        )
+        raise ModelError(
+            f"expected tensors at the model's edge, {value.name!r} is something else{hint}"
+        )
     shape = tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
         for dim in tensor.shape.dim
@@ -166,60 +141,24 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     return TensorInfo(name=value.name, dtype=dtype.name, shape=shape)
 
 
-def _choose_output(outputs: tuple[TensorInfo, ...], wanted: str | None, path: Path) -> str:
+def _choose_output(outputs: tuple[TensorInfo, ...], wanted: str | None, path: Path) -> TensorInfo:
     found = ", ".join(f"{info.name} {info.dtype} {info.shape}" for info in outputs)
     named = [info for info in outputs if info.name == wanted]
     if wanted is not None and not named:
         raise ModelError(f"expected an output named {wanted!r}, {path} has {found}")
-    scores = [o for o in named or outputs if "float" in o.dtype and len(o.shape) in {0, 2}]
-    if len(scores) != 1:
+    scores = [o for o in named or outputs if "float" in o.dtype and _wide(o.shape) <= 1]
+    many = [o for o in scores if not o.shape or _wide(o.shape) == 1]
+    if len(many or scores) != 1:
         hint = "" if named else ": name the one that holds the class scores"
         raise ModelError(
             f"expected one float output of shape (N, classes), {path} has {found}{hint}"
         )
-    if scores[0].shape[1:] == (1,):
-        raise ModelError(f"expected scores of two or more classes, {path} has {found}")
-    return scores[0].name
+    return (many or scores)[0]
 
 
-def _before_softmax(graph: onnx.GraphProto, answer: str) -> str:
-    for node in graph.node:
-        if answer in node.output:
-            return node.input[0] if node.op_type in {"Softmax", "LogSoftmax"} else answer
-    return answer
-
-
-def constants(graph: onnx.GraphProto) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
-    """Return the graph's constant tensors by name: initializers, Constant nodes and their copies.
-
-    Lazy: a tensor is decoded only when it is asked for.
-    """
-    return _Constants(graph)
-
-
-class _Constants(Mapping[str, np.ndarray[Any, np.dtype[Any]]]):
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._tensors = {item.name: item for item in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        self._tensors[node.output[0]] = attribute.t
-                    elif attribute.name == "value_float":
-                        value = np.float32(attribute.f)
-                        self._tensors[node.output[0]] = numpy_helper.from_array(np.asarray(value))
-            elif node.op_type == "Identity" and node.input[0] in self._tensors:
-                # torch's exporter shares equal weights through an Identity
-                self._tensors[node.output[0]] = self._tensors[node.input[0]]
-
-    def __getitem__(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-        return numpy_helper.to_array(self._tensors[name])
-
-    def __iter__(self) -> Any:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+def _wide(shape: tuple[int | None, ...]) -> int:
+    """Return how many axes behind the first hold more than one value, or may."""
+    return sum(size != 1 for size in shape[1:])
 
 
 def infer_spec(
@@ -272,23 +211,44 @@ def infer_spec(
         std=std,
         bgr=bgr,
     )
-    return spec if spec.batch else replace(spec, batch=_real_batch(production, spec))
+    return replace(spec, batch=_real_batch(production, spec))
 
 
 def _real_batch(production: Production, spec: InputSpec) -> int | None:
-    """Return None if any batch runs, 1 if only that does: exporters bake it into a Reshape."""
+    """Return None if any batch runs, 1 if only that does: exporters bake it into a Reshape.
+
+    Raises:
+        ModelError: it doesn't run, or an output is not one row per image.
+    """
     session = open_session(production.proto, optimise=False)
-    for rows in (2, 1):
+    names = [info.name for info in production.outputs]
+    for rows in (spec.batch,) if spec.batch else (2, 1):
         blank = np.zeros((rows, *spec.tensor_shape), spec.dtype)
         try:
-            (scores,) = run_session(session, {spec.name: blank}, [production.answer])
+            values = run_session(session, {spec.name: blank}, names)
         except ModelError:
-            if rows == 1:
+            if rows != 2 or spec.batch:
                 raise
         else:
-            if scores.ndim == 2 and len(scores) == rows:
-                return None if rows == 2 else 1
+            named = dict(zip(names, values, strict=True))
+            scores = named[production.answer]
+            if scores.ndim and len(scores) == rows:
+                if _wide(scores.shape) > 1:
+                    break
+                _check_rows(named, rows)
+                return spec.batch or (None if rows == 2 else 1)
     raise ModelError(f"expected a row of class scores per image, got shape {scores.shape} for one")
+
+
+def _check_rows(values: Mapping[str, NDArray[Any]], rows: int) -> None:
+    """Every output is given out image by image, whoever else was in the batch."""
+    for name, value in values.items():
+        if value.ndim == 0 or len(value) != rows:
+            raise ModelError(
+                f"expected a row per image in every output, {name!r} has shape {value.shape} for "
+                f"{rows} images: a batch can't be taken apart with it, so take it out of the "
+                "graph's outputs"
+            )
 
 
 def _text(shape: tuple[int | None, ...]) -> str:

@@ -174,6 +174,10 @@ class Guard:
         """The production output that holds the class scores."""
         return self._production.answer
 
+    def classes(self, answer: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the class the model answers, int64 (N,), by its output `answer`."""
+        return self._production.classes(answer)
+
     @property
     def spec(self) -> InputSpec:
         """How images go into the model."""
@@ -212,7 +216,7 @@ class Guard:
         more = dict(zip(own, rest[len(named) :], strict=True))
         return RawOutputs(
             outputs=named,
-            prediction=named[self._production.answer].argmax(axis=1),
+            prediction=self.classes(named[self._production.answer]),
             score=score,
             likelihood=likelihood,
             evidence=evidence,

@@ -13,7 +13,7 @@ from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import CallError
 from reluguard.service.protocols.inspection import Limits
 from reluguard.service.protocols.pb import reluguard_v1 as pb
-from reluguard.service.protocols.wire import DATATYPES, read_tensor
+from reluguard.service.protocols.wire import DATATYPES, read_strings, read_tensor
 
 __all__ = ["Description", "call_error", "description_of", "stream_answer", "verdicts_of"]
 
@@ -80,6 +80,8 @@ def stream_answer(reply: pb.InspectStreamResponse) -> Verdicts | CallError:
 
 
 def _array(tensor: pb.Tensor) -> NDArray[Any]:
+    if tensor.datatype == "BYTES":
+        return read_strings(tensor.data, name=tensor.name, shape=tensor.shape)
     return read_tensor(tensor.data, name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
 
 

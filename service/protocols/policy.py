@@ -23,6 +23,8 @@ from reluguard.service.settings import FailMode, Policy
 
 __all__ = ["Detail", "Rules", "View", "blank"]
 
+_WITHHELD: Mapping[str, object] = {"f": np.nan, "i": -1, "O": ""}
+
 
 class Detail(IntEnum):
     """How much of a verdict is shown; the numbers are those of `reluguard.v1.Detail`."""
@@ -105,12 +107,12 @@ class Rules:
 def blank(
     outputs: Mapping[str, NDArray[Any]], withheld: NDArray[np.bool_]
 ) -> Mapping[str, NDArray[Any]]:
-    """Return the outputs with withheld rows NaN, or -1 in signed and 0 in other integers."""
+    """Return the outputs with withheld rows NaN, -1 in signed and 0 in other integers, or empty."""
     if not withheld.any():
         return outputs
     blanked = {}
     for name, output in outputs.items():
         kept = output.copy()
-        kept[withheld] = {"f": np.nan, "i": -1}.get(output.dtype.kind, 0)
+        kept[withheld] = _WITHHELD.get(output.dtype.kind, 0)
         blanked[name] = kept
     return blanked

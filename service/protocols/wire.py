@@ -20,6 +20,7 @@ __all__ = [
     "datatype_of",
     "read_bytes_elements",
     "read_numbers",
+    "read_strings",
     "read_tensor",
     "write_tensor",
 ]
@@ -41,6 +42,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_STRINGS = np.dtype(object)  # how ONNX Runtime gives them out
 _MAX_RANK = 8
 _LENGTH_BYTES = 4
 
@@ -51,6 +53,8 @@ def datatype_of(dtype: Any) -> str:
     Raises:
         KeyError: the protocol has none.
     """
+    if dtype == _STRINGS:
+        return "BYTES"
     found = _NAMES.get(dtype)
     return _NAMES[np.dtype(dtype).newbyteorder("<")] if found is None else found
 
@@ -100,6 +104,18 @@ def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     except (ValueError, OverflowError):
         # numpy refuses (0, 2**62, 2**62) although it holds nothing
         return np.empty(tuple(min(size, 32) for size in shape), dtype)
+
+
+def read_strings(data: Data, *, name: str, shape: Sequence[int]) -> NDArray[Any]:
+    """Return the array of strings that a raw BYTES tensor holds.
+
+    Raises:
+        RequestError: an impossible shape, or lengths that don't add up.
+    """
+    elements = read_bytes_elements(data, name=name, count=check_shape(shape, name=name))
+    texts = np.empty(len(elements), _STRINGS)
+    texts[:] = [element.decode(errors="replace") for element in elements]
+    return texts.reshape(shape)
 
 
 def read_bytes_elements(data: Data, *, name: str, count: int) -> list[bytes]:
@@ -152,7 +168,10 @@ def read_numbers(packed: bytes) -> NDArray[np.uint64]:
 
 
 def write_tensor(array: NDArray[Any]) -> bytes:
-    """Return the array's bytes, little-endian and row-major."""
+    """Return the array's bytes, little-endian and row-major; each string behind its length."""
+    if array.dtype == _STRINGS:
+        texts = [str(text).encode() for text in array.reshape(-1)]
+        return b"".join(len(text).to_bytes(_LENGTH_BYTES, "little") + text for text in texts)
     if array.dtype in _NAMES:  # as the protocol has it: one copy, straight from the array
         return array.tobytes()
     return array.astype(array.dtype.newbyteorder("<")).tobytes()

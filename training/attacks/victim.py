@@ -80,10 +80,6 @@ def open_victim(
     """
     production = load_production(model, output=output)
     session = open_session(production.proto, threads=threads)
-    softmax = any(
-        production.answer in node.output and node.op_type == "Softmax"
-        for node in production.proto.graph.node
-    )
 
     def predict(images: Images) -> NDArray[np.float32]:
         step = max(1, _BATCH_VALUES // images[0].size)
@@ -91,8 +87,8 @@ def open_victim(
         for start in range(0, len(images), step):
             tensor = spec.to_tensor(images[start : start + step])
             parts.append(in_batches(session, spec, tensor, [production.answer])[0])
-        scores = np.concatenate(parts).astype(np.float32)
-        if softmax:
+        scores = production.class_scores(np.concatenate(parts).astype(np.float32))
+        if production.ending in {"softmax", "sigmoid"}:
             scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
         return scores
 

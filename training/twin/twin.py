@@ -4,11 +4,11 @@ Attacks live in pixel space: floats in [0, 1], (N, C, H, W), RGB. The twin appli
 specification inside, so no attack knows of normalisation or layout.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,11 +19,14 @@ from reluguard.detector.runtime import in_batches
 from reluguard.detector.session import open_session
 from reluguard.training.errors import TwinError
 from reluguard.training.lent import Lent
+from reluguard.training.twin.agreement import difference, unit_of
+from reluguard.training.twin.direction import Scorer, lead_slope, no_gradient
 
 __all__ = ["Twin", "from_pixels", "load_twin", "to_pixels"]
 
 _SAMPLE = 32
 _HALF_SAMPLE = 8
+_GRADIENT_SAMPLE = 16
 _HALF_COSINE = 0.9  # .97 for ResNet-20; below it attacks would begin to lose
 
 
@@ -138,11 +141,13 @@ def load_twin(
             such a module; `none` goes without, which leaves the attacks that need no gradients.
         images: uint8, (N, H, W, C), a sample to compare answers on; the first 32 are used.
         output: which output holds the class scores, where the model has several.
-        tolerance: largest difference in scores, as a share of the largest score.
+        tolerance: largest difference in scores, as a share of the largest score. A model that
+            rounds to 8 or 16 bits is allowed what its rounding can do; see `agreement`.
         device: where the twin runs; by default CUDA if there is a device.
 
     Raises:
-        TwinError: it can't be built, or differs from the model by more than the tolerance.
+        TwinError: it can't be built, differs from the model by more than the tolerance, or has no
+            gradient that leads anywhere.
         ModelError: the model can't be read or run.
     """
     if how == "none":
@@ -172,19 +177,11 @@ def _half_will_do(twin: Twin, images: Images) -> bool:
     """Return whether gradients in bfloat16 point where those in float32 do."""
     pixels = to_pixels(images, twin.device)
     try:
-        exact, rough = (_slope(scores, pixels) for scores in (twin.logits, twin.half_logits))
+        exact, rough = (lead_slope(scores, pixels) for scores in (twin.logits, twin.half_logits))
     except (RuntimeError, TypeError, ValueError, TwinError):
         return False  # a module that fixes its types
     cosines = nn.functional.cosine_similarity(exact.flatten(1), rough.flatten(1))
     return bool(cosines.median() >= _HALF_COSINE)
-
-
-def _slope(scores: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-    """Return the gradient of the lead of the best class: (N, C, H, W)."""
-    pixels = pixels.detach().requires_grad_()
-    ordered = scores(pixels).topk(2, dim=1).values
-    (gradient,) = torch.autograd.grad((ordered[:, 0] - ordered[:, 1]).sum(), pixels)
-    return gradient
 
 
 def _lent(lent: Lent) -> nn.Module:
@@ -202,37 +199,88 @@ def _lent(lent: Lent) -> nn.Module:
 
 
 def _check(twin: Twin, production: Production, how: str, images: Images, tolerance: float) -> None:
-    session = open_session(production.proto)
-    tensor = twin.spec.to_tensor(images)
-    wanted = in_batches(session, twin.spec, tensor, [production.answer])[0].astype(np.float32)
+    """Raise TwinError unless the twin answers as the model does and has a gradient to follow."""
+    score = _scorer(production, twin.spec)
+    wanted = score(images)
     try:
-        logits = twin.predict(images)
+        found = twin.predict(images)
     except Exception as error:
         if how != "auto":  # their code: any error may come out of it
             raise TwinError(Lent(how, "twin", TwinError).failed(error)) from error
         if not isinstance(error, RuntimeError | TypeError | ValueError):
             raise
         raise TwinError(f"the twin {how} failed to run: {error}") from error
-    if logits.shape != wanted.shape:
+    if found.shape == (len(wanted), 1) and wanted.shape[1] == 2:
+        found = _as_two(twin, production, found, wanted, images)
+    if found.shape != wanted.shape:
         raise TwinError(
-            f"expected the twin {how} to return scores of shape {wanted.shape}, got {logits.shape}"
+            f"expected the twin {how} to return scores of shape {wanted.shape}, got {found.shape}"
         )
-    candidates = [logits, *_normalised(logits, production)]
-    scale = max(float(np.abs(wanted).max()), 1e-6)
-    difference = min(float(np.abs(scores - wanted).max()) / scale for scores in candidates)
-    if not difference <= tolerance:
+    unit = unit_of(production.proto)
+    ending = "" if how == "auto" else production.ending
+    apart = difference(found, wanted, unit=unit, tolerance=tolerance, ending=ending)
+    if not apart.is_small:
         raise TwinError(
-            f"expected the twin {how} to answer as the model within {tolerance:g} of its largest "
-            f"score, got a difference of {difference:.3g}: check that it holds the same weights, "
-            "is in evaluation mode and takes the same input, or lend the model's own code with a "
-            "twin of package.module:function"
+            f"expected the twin {how} to answer as the model within {apart.allowed:.3g} "
+            f"{apart.what}, got a difference of {apart.size:.3g}: check that it holds the same "
+            "weights, is in evaluation mode and takes the same input, or lend the model's own code "
+            "with a twin of package.module:function"
+        )
+    few = images[:_GRADIENT_SAMPLE]
+    wrong = no_gradient(twin.logits, score, few, to_pixels(few, twin.device))
+    if wrong is not None:
+        raise TwinError(
+            f"the twin {how} has no gradient that attacks can follow: {wrong}. Lend one with "
+            "--twin yourmodule:function, whose rounding lets gradients through, or go without by "
+            "--twin none"
         )
 
 
-def _normalised(logits: NDArray[np.float32], production: Production) -> list[NDArray[Any]]:
-    """Return what a model that ends in a softmax would answer, by either kind of softmax."""
-    if production.answer == production.logits:
-        return []
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return [np.exp(logs), logs]
+def _scorer(production: Production, spec: InputSpec) -> Scorer:
+    """Return the model's class scores before any softmax, of images."""
+    proto, name = production.proto, production.logits
+    if name not in {value.name for value in proto.graph.output}:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(production.proto)
+        proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = open_session(proto)
+
+    def score(images: Images) -> NDArray[np.float32]:
+        scores = in_batches(session, spec, spec.to_tensor(images), [name])[0]
+        return scores.astype(np.float32)
+
+    return score
+
+
+class _Pair(nn.Module):
+    """A lent module of one output as one of two classes."""
+
+    def __init__(self, module: nn.Module, *, is_probability: bool) -> None:
+        super().__init__()
+        self._module, self._is_probability = module, is_probability
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Return (N, 2): half the score against the first class and half for the second."""
+        score = cast("Tensor", self._module(tensor)).reshape(-1, 1)
+        score = torch.logit(score, 1e-7) if self._is_probability else score
+        return torch.cat([-score / 2, score / 2], dim=1)
+
+
+def _as_two(
+    twin: Twin,
+    production: Production,
+    found: NDArray[np.float32],
+    wanted: NDArray[np.float32],
+    images: Images,
+) -> NDArray[np.float32]:
+    """Let the twin give two classes, whether it was lent with its sigmoid or without."""
+    likely = bool(production.ending) and ((found >= 0) & (found <= 1)).all()
+    module = twin.module
+    tried = []
+    for is_probability in (False, True) if likely else (False,):
+        twin.module = _Pair(module, is_probability=is_probability)
+        scores = twin.predict(images)
+        tried.append((float(np.abs(scores - wanted).max()), is_probability, scores))
+    _, is_probability, best = min(tried, key=lambda one: one[0])
+    twin.module = _Pair(module, is_probability=is_probability)
+    return best

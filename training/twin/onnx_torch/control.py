@@ -30,12 +30,14 @@ def _if(node: Node, condition: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
 
 
 @table(CONTROL, "Loop")
-def _loop(node: Node, most: Tensor | None, going: Tensor | None, *rest: Tensor) -> tuple[Tensor, ...]:
+def _loop(
+    node: Node, most: Tensor | None, going: Tensor | None, *rest: Tensor
+) -> tuple[Tensor, ...]:
     body: Body = node.get("body")
     carried_count = node.get("inputs_of_body") - 2
     carried, around = rest[:carried_count], _around(node, (most, going, *rest))
     scanned: list[tuple[Tensor, ...]] = []
-    keep = torch.tensor(True) if going is None else going  # noqa: FBT003 - a tensor's value
+    keep = torch.tensor(True) if going is None else going
     turn = 0
     while bool(keep) and (most is None or turn < int(most)):
         keep, *values = body(around, (torch.tensor(turn), keep, *carried))

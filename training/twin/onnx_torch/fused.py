@@ -35,7 +35,9 @@ def _bias_add(_node: Node, x: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
 
 
 @table(FUSED, "Attention")
-def _attention(node: Node, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | None) -> Tensor:
+def _attention(
+    node: Node, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor | None
+) -> Tensor:
     """The standard's, and ONNX Runtime's own of the same name, told apart by its attribute."""
     if "num_heads" in node.attributes:
         return _packed_attention(node, query, key, value, *rest)
@@ -115,7 +117,9 @@ def _attend(
     if mask is not None:
         missing = weights.shape[-1] - mask.shape[-1]
         if missing:
-            mask = F.pad(mask, [0, missing], value=False if mask.dtype == torch.bool else -torch.inf)
+            mask = F.pad(
+                mask, [0, missing], value=False if mask.dtype == torch.bool else -torch.inf
+            )
         weights = (
             weights.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else weights + mask
         )

@@ -14,6 +14,15 @@ __all__ = ["LAYERS", "activated"]
 
 LAYERS: dict[str, Operator] = {}
 
+_ACTIVATIONS: dict[str, Callable[[Tensor, list[float]], Tensor]] = {
+    "": lambda y, _: y,
+    "Relu": lambda y, _: torch.relu(y),
+    "LeakyRelu": lambda y, values: F.leaky_relu(y, values[0]),
+    "Clip": lambda y, values: torch.clamp(y, values[0], values[1]),
+    "Sigmoid": lambda y, _: torch.sigmoid(y),
+    "Tanh": lambda y, _: torch.tanh(y),
+    "HardSigmoid": lambda y, values: torch.clamp(values[0] * y + values[1], 0, 1),
+}
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -61,23 +70,10 @@ def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 def activated(node: Node, y: Tensor, values: list[float]) -> Tensor:
     """Return what a fused node makes of its sum: its activation, if it has one."""
-    match node.get("activation", ""):
-        case "Relu":
-            return torch.relu(y)
-        case "LeakyRelu":
-            return F.leaky_relu(y, values[0])
-        case "Clip":
-            return torch.clamp(y, values[0], values[1])
-        case "Sigmoid":
-            return torch.sigmoid(y)
-        case "Tanh":
-            return torch.tanh(y)
-        case "HardSigmoid":
-            return torch.clamp(values[0] * y + values[1], 0, 1)
-        case "":
-            return y
-        case other:
-            raise NotImplementedError(f"{node.op} with activation {other}")
+    name = node.get("activation", "")
+    if name not in _ACTIVATIONS:
+        raise NotImplementedError(f"{node.op} with activation {name}")
+    return _ACTIVATIONS[name](y, values)
 
 
 @table(LAYERS, "FusedConv")
@@ -104,7 +100,7 @@ def _conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None =
     return y if bias is None else y + bias.reshape(-1, *[1] * s)
 
 
-def _cuts(  # noqa: PLR0917 - one list per attribute
+def _cuts(
     node: Node,
     x: Tensor,
     kernel: list[int],

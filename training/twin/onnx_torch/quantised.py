@@ -20,7 +20,7 @@ __all__ = ["QUANTISED"]
 
 QUANTISED: dict[str, Operator] = {}
 
-_RANGES = {
+_RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT8: (-128, 127),
     TensorProto.UINT8: (0, 255),
     TensorProto.INT16: (-32768, 32767),
@@ -112,17 +112,29 @@ def _matmul_integer(
 
 
 @table(QUANTISED, "MatMulIntegerToFloat")
-def _matmul_to_float(node: Node, a: Tensor, b: Tensor, *rest: Tensor | None) -> Tensor:
-    left, right, zero, other, bias = [*rest, *[None] * (5 - len(rest))]
-    assert left is not None
-    assert right is not None
+def _matmul_to_float(
+    node: Node,
+    a: Tensor,
+    b: Tensor,
+    left: Tensor,
+    right: Tensor,
+    zero: Tensor | None = None,
+    other: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     product = _matmul_integer(node, a, b, zero, other) * left * right
     return product if bias is None else product + bias
 
 
 @table(QUANTISED, "DynamicQuantizeMatMul")
-def _dynamic_matmul(node: Node, a: Tensor, b: Tensor, scale: Tensor, *rest: Tensor | None) -> Tensor:
-    zero, bias = [*rest, *[None] * (2 - len(rest))]
+def _dynamic_matmul(
+    node: Node,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     steps, size, middle = _dynamic_quantise(node, a)
     return _matmul_to_float(node, steps, b, size, scale, middle, zero, bias)
 
@@ -145,26 +157,44 @@ def _qlinear_matmul(node: Node, a: Tensor, scale: Tensor, az: Tensor, *rest: Ten
 
 
 @table(QUANTISED, "QGemm")
-def _qgemm(node: Node, a: Tensor, scale: Tensor, az: Tensor, *rest: Tensor | None) -> Tensor:
-    b, bs, bz, bias, ys, yz = [*rest, *[None] * (6 - len(rest))]
-    assert b is not None
-    assert bs is not None
+def _qgemm(
+    node: Node,
+    a: Tensor,
+    scale: Tensor,
+    az: Tensor | None,
+    b: Tensor,
+    bs: Tensor,
+    bz: Tensor | None,
+    bias: Tensor | None = None,
+    ys: Tensor | None = None,
+    yz: Tensor | None = None,
+) -> Tensor:
     a = a.T if node.get("transA", 0) else a
     b, per_column = (b.T, bs) if node.get("transB", 0) else (b, bs)
     sums = _matmul_integer(node, a, b, az, bz)
-    sums = sums * node.get("alpha", 1.0) if bias is None else sums + bias.float()
-    real = sums * (scale * per_column)
+    sums = sums if bias is None else sums + bias.float()
+    real = sums * (node.get("alpha", 1.0) * scale * per_column)
     return real if ys is None else _whole(real / ys, _zero(yz), _limits(node, yz))
 
 
-_PAIRS = {"QLinearAdd": torch.add, "QLinearMul": torch.mul}
+_PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "QLinearAdd": torch.add,
+    "QLinearMul": torch.mul,
+}
 
 
 @table(QUANTISED, *_PAIRS)
-def _qlinear_pair(node: Node, a: Tensor, scale: Tensor, az: Tensor | None, *rest: Tensor) -> Tensor:
-    b, bs, bz, ys, yz = [*rest, *[None] * (5 - len(rest))]
-    assert b is not None
-    assert bs is not None
+def _qlinear_pair(
+    node: Node,
+    a: Tensor,
+    scale: Tensor,
+    az: Tensor | None,
+    b: Tensor,
+    bs: Tensor,
+    bz: Tensor | None,
+    ys: Tensor,
+    yz: Tensor | None = None,
+) -> Tensor:
     real = _PAIRS[node.op](_real(a, scale, az), _real(b, bs, bz))
     return _whole(real / ys, _zero(yz), _limits(node, yz))
 
@@ -195,7 +225,8 @@ def _qlinear_single(
 
 @table(QUANTISED, "QLinearConcat")
 def _qlinear_concat(node: Node, ys: Tensor, yz: Tensor, *parts: Tensor) -> Tensor:
-    real = [_real(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+    thirds = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    real = [_real(x, scale, zero) for x, scale, zero in thirds]
     joined = torch.cat(meet(*real), node.get("axis"))
     return _whole(joined / ys, _zero(yz), _limits(node, yz))
 

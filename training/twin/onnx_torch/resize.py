@@ -82,38 +82,38 @@ def _coordinates(
 ) -> Tensor:
     """Return where each new place lies on the old axis, (new,)."""
     place = torch.arange(new, dtype=torch.float64)
+    centred = (place + 0.5) / factor
     match where:
-        case "asymmetric":
-            return place / factor
-        case "align_corners":
-            last = factor * old - 1
-            return place * (old - 1) / last if last > 0 else place * 0
-        case "pytorch_half_pixel":
-            return (place + 0.5) / factor - 0.5 if new > 1 else torch.zeros(new, dtype=place.dtype)
-        case "half_pixel_symmetric":
-            adjusted = new / (factor * old)
-            return old / 2 * (1 - adjusted) + (place + 0.5) / factor - 0.5
-        case "tf_half_pixel_for_nn":
-            return (place + 0.5) / factor
-        case "tf_crop_and_resize":
-            start, end = span
-            if new == 1:
-                return 0.5 * (start + end) * (old - 1) + place
-            return start * (old - 1) + place * (end - start) * (old - 1) / (new - 1)
         case "half_pixel":
-            return (place + 0.5) / factor - 0.5
+            places = centred - 0.5
+        case "pytorch_half_pixel":
+            places = centred - 0.5 if new > 1 else place
+        case "half_pixel_symmetric":
+            places = old / 2 * (1 - new / (factor * old)) + centred - 0.5
+        case "tf_half_pixel_for_nn":
+            places = centred
+        case "asymmetric":
+            places = place / factor
+        case "align_corners":
+            places = place * (old - 1) / max(factor * old - 1, 1e-9)
+        case "tf_crop_and_resize":
+            start, end = (old - 1) * span[0], (old - 1) * span[1]
+            places = (
+                start + place * (end - start) / (new - 1) if new > 1 else (start + end) / 2 + place
+            )
         case _:
             raise NotImplementedError(f"Resize with coordinates {where}")
+    return places
 
 
-def _along(
-    node: Node, x: Tensor, axis: int, places: Tensor, factor: float, mode: str
-) -> Tensor:
+def _along(node: Node, x: Tensor, axis: int, places: Tensor, factor: float, mode: str) -> Tensor:
     old = x.shape[axis]
     if mode == "nearest":
         where = node.get("coordinate_transformation_mode", "half_pixel")
         older = node.op == "Upsample" or node.opset < 11 or where == "asymmetric"
-        rows = _nearest(places, node.get("nearest_mode", "floor" if node.opset < 11 else None), older)
+        rows = _nearest(
+            places, node.get("nearest_mode", "floor" if node.opset < 11 else None), older
+        )
         return x.index_select(axis, rows.clamp(0, old - 1).to(x.device))
     if mode not in {"linear", "cubic"}:
         raise NotImplementedError(f"{node.op} with mode {mode}")
@@ -139,7 +139,7 @@ def _nearest(place: Tensor, rounding: str | None, older: bool) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _weights(  # noqa: PLR0917 - a key of plain values
+def _weights(
     places: tuple[float, ...], old: int, shrink: float, mode: str, sharp: float, exclude: bool
 ) -> Tensor:
     """Return how much of each old place goes into each new one, (new, old)."""

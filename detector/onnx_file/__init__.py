@@ -1,0 +1,1 @@
+"""The owner's ONNX file: read whole, hashed, brought to an opset, its class scores found."""
