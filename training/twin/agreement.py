@@ -25,10 +25,11 @@ __all__ = ["Difference", "difference", "unit_of"]
 Scores = NDArray[np.float32]
 
 _WHOLE = ("QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
-_UNITS = {TensorProto.FLOAT16: 2.0**-11, TensorProto.BFLOAT16: 2.0**-8}
+_UNITS: dict[int, float] = {TensorProto.FLOAT16: 2.0**-11, TensorProto.BFLOAT16: 2.0**-8}
 _WHOLE_UNIT = 2.0**-8
 _MEAN_SQUARE, _LARGEST, _CLASS_MEAN = 4, 24, 3  # units
 _SAME_ANSWERS = 0.9
+_TINY = np.float32(1e-30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +114,17 @@ def _ended(found: Scores, wanted: Scores, ending: str) -> Iterator[tuple[Scores,
     if not ending:
         return
     if ending == "sigmoid":
-        reached, aim = (1 / (1 + np.exp(-scores)) for scores in (found, wanted))
+        reached, aim = (_sigmoid(scores) for scores in (found, wanted))
     else:
         reached, aim = (_softmax(scores) for scores in (found, wanted))
-    yield from ((reached, aim), (found, aim), (found, np.log(np.maximum(aim, 1e-30))))
+    yield from ((reached, aim), (found, aim), (found, np.log(np.maximum(aim, _TINY))))
+
+
+def _sigmoid(scores: Scores) -> Scores:
+    return ((1 + np.tanh(scores / 2)) / 2).astype(np.float32)
 
 
 def _softmax(scores: Scores) -> Scores:
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    shares: Scores = powers / powers.sum(axis=1, keepdims=True)
+    return shares

@@ -11,7 +11,14 @@ from reluguard.detector.images import Images
 
 __all__ = ["lead_slope", "no_gradient"]
 
-_STEPS = (1, 2, 4, 8, 16)  # of 255: what rounds its pixels to few levels moves with large ones only
+_STEPS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)  # of 255: what rounds its pixels to few levels moves with large ones only
 _ALIVE = 0.75
 _FOLLOWED = 0.7  # by chance it is 3 of 8 images
 

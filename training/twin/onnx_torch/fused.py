@@ -77,9 +77,15 @@ def _packed_attention(
 
 
 @table(FUSED, "MultiHeadAttention")
-def _multi_head(node: Node, query: Tensor, *rest: Tensor | None) -> Tensor:
-    key, value, bias, *others = [*rest, None, None, None]
-    if key is None or value is None or any(item is not None for item in others):
+def _multi_head(
+    node: Node,
+    query: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    bias: Tensor | None = None,
+    *rest: Tensor | None,
+) -> Tensor:
+    if key is None or value is None or any(item is not None for item in rest):
         raise NotImplementedError("MultiHeadAttention packed, or with a mask")
     if key.ndim != 3 or value.ndim != 3 or len(node.outputs) > 1:
         raise NotImplementedError("MultiHeadAttention of past keys")
@@ -93,7 +99,8 @@ def _multi_head(node: Node, query: Tensor, *rest: Tensor | None) -> Tensor:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """Return (B, T, H * D) as (B, H, T, D)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    rows, tokens, features = x.shape
+    return x.reshape(rows, tokens, heads, features // heads).transpose(1, 2)
 
 
 def _attend(

@@ -203,7 +203,7 @@ def _global_max_pool(_node: Node, x: Tensor) -> Tensor:
 
 @table(LAYERS, "GlobalLpPool")
 def _global_lp_pool(node: Node, x: Tensor) -> Tensor:
-    p = node.get("p", 2)
+    p: int = node.get("p", 2)
     return (x.abs() ** p).sum(dim=tuple(range(2, x.ndim)), keepdim=True) ** (1 / p)
 
 
@@ -233,8 +233,9 @@ def _fused_matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
     """ONNX Runtime's own: factors turned over, and scaled."""
     if node.get("transBatchA", 0) or node.get("transBatchB", 0):
         raise NotImplementedError("FusedMatMul with transBatchA or transBatchB")
+    alpha: float = node.get("alpha", 1.0)
     a = a.mT if node.get("transA", 0) else a
-    return (a @ (b.mT if node.get("transB", 0) else b)) * node.get("alpha", 1.0)
+    return (a @ (b.mT if node.get("transB", 0) else b)) * alpha
 
 
 @table(LAYERS, "Einsum")

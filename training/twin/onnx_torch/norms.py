@@ -56,8 +56,8 @@ def _layer_norm(
 @table(NORMS, "RMSNormalization", "SimplifiedLayerNormalization")
 def _rms_norm(node: Node, x: Tensor, scale: Tensor) -> Tensor:
     axes = tuple(range(node.get("axis", -1) % x.ndim, x.ndim))
-    size = x.square().mean(axes, keepdim=True) + node.get("epsilon", 1e-5)
-    return x * size.rsqrt() * scale
+    eps: float = node.get("epsilon", 1e-5)
+    return x * (x.square().mean(axes, keepdim=True) + eps).rsqrt() * scale
 
 
 @table(NORMS, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -65,7 +65,7 @@ def _skip_layer_norm(
     node: Node, x: Tensor, skip: Tensor, gamma: Tensor, *rest: Tensor | None
 ) -> Tensor | tuple[Tensor, ...]:
     """ONNX Runtime's own: an addition before the normalisation, which is an output as well."""
-    eps = node.get("epsilon", 1e-12)
+    eps: float = node.get("epsilon", 1e-12)
     given = list(rest)
     simple = node.op == "SkipSimplifiedLayerNormalization"
     beta = None if simple else next(iter(given[:1]), None)
@@ -93,10 +93,10 @@ def _mean_variance(node: Node, x: Tensor) -> Tensor:
 @table(NORMS, "LRN")
 def _local_response_norm(node: Node, x: Tensor) -> Tensor:
     alpha, beta, k = node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
-    size = node.get("size")
+    size: int = node.get("size")
     before, after = (size - 1) // 2, size // 2
     squares = F.pad(x.square(), [0, 0] * (x.ndim - 2) + [before, after])
-    near = sum(squares.narrow(1, i, x.shape[1]) for i in range(size))
+    near = torch.stack([squares.narrow(1, i, x.shape[1]) for i in range(size)]).sum(0)
     return x / torch.pow(k + alpha / size * near, beta)
 
 

@@ -32,9 +32,12 @@ def _gather(node: Node, x: Tensor, places: Tensor) -> Tensor:
 
 
 def _looked_up(values: Tensor, places: Tensor, rows: Tensor) -> Tensor:
-    """Return what a table looked up by pixels has for a slope: that between its neighbours."""
-    last = len(values) - 1
-    above, below = (rows + 1).clamp(max=last), (rows - 1).clamp(min=0)
+    """Return what a table looked up by pixels has for a slope: that of an eighth to either side.
+
+    Between next neighbours a table of few levels has none almost everywhere.
+    """
+    last, reach = len(values) - 1, max(1, len(values) // 8)
+    above, below = (rows + reach).clamp(max=last), (rows - reach).clamp(min=0)
     slope = (values[above] - values[below]) / (above - below).clamp(min=1)
     return slope.detach() * places
 
@@ -102,7 +105,8 @@ def _arg_extreme(node: Node, x: Tensor) -> Tensor:
     function = torch.argmax if node.op == "ArgMax" else torch.argmin
     if not node.get("select_last_index", 0):
         return function(x, axis, keepdim=keep)
-    return x.shape[axis] - 1 - function(x.flip(axis), axis, keepdim=keep)
+    from_behind = function(x.flip(axis), axis, keepdim=keep)
+    return torch.sub(x.shape[axis] - 1, from_behind)
 
 
 @table(PLACES, "OneHot")
@@ -120,7 +124,8 @@ def _cumulated(node: Node, x: Tensor, axis: Tensor) -> Tensor:
     along, back = int(axis), bool(node.get("reverse", 0))
     x = x.flip(along) if back else x
     total = torch.cumsum(x, along, dtype=x.dtype)
-    total = total - x if node.get("exclusive", 0) else total
+    if node.get("exclusive", 0):
+        total = total - x
     return total.flip(along) if back else total
 
 
