@@ -181,14 +181,6 @@ def test_a_guarded_model_is_not_guarded_twice(tiny_model: Path, tmp_path: Path) 
         load_production(path)
 
 
-def test_too_old_an_opset_is_refused(make_network: Network, tmp_path: Path) -> None:
-    """The message says which is needed and which came."""
-    model = make_network()
-    model.opset_import[0].version = 9
-    with pytest.raises(ModelError, match=r"expected an ONNX opset of 11 or newer, .* has 9"):
-        load_production(save(model, tmp_path))
-
-
 def test_several_inputs_are_named(make_network: Network, tmp_path: Path) -> None:
     """A guard reads images only: a second input is refused by name."""
     model = make_network()
@@ -220,7 +212,7 @@ def test_of_several_outputs_one_is_chosen(make_network: Network, tmp_path: Path)
 def test_an_output_that_holds_no_class_scores_is_refused(
     make_network: Network, tmp_path: Path
 ) -> None:
-    """A label, an unknown name and a single score are no class scores."""
+    """A label and an unknown name are no class scores."""
     model = make_network()
     add_output(model, "label", "ArgMax", TensorProto.INT64, ["N"])
     path = save(model, tmp_path)
@@ -228,9 +220,6 @@ def test_an_output_that_holds_no_class_scores_is_refused(
         load_production(path, output="label")
     with pytest.raises(ModelError, match="expected an output named 'nonsense'"):
         load_production(path, output="nonsense")
-    single = save(make_network(classes=1), tmp_path)
-    with pytest.raises(ModelError, match="expected scores of two or more classes"):
-        load_production(single)
 
 
 @pytest.mark.parametrize("batch", [None, 1, 6])
@@ -260,6 +249,29 @@ def test_images_of_another_size_are_refused(tiny_model: Path) -> None:
     """The message gives the model's input and the images' size."""
     with pytest.raises(ModelError, match=r"takes float32 \(\?, 1, 8, 8\), .* 9 x 8 .* 1 channels"):
         infer_spec(load_production(tiny_model), (9, 8, 1))
+
+
+def test_an_output_without_a_row_per_image_is_named(make_network: Network, tmp_path: Path) -> None:
+    """A version number beside the scores can't be given out image by image, so it is refused."""
+    model = make_network()
+    version = numpy_helper.from_array(np.array([3], np.int64), "version")
+    model.graph.initializer.append(version)
+    model.graph.output.append(helper.make_tensor_value_info("version", TensorProto.INT64, [1]))
+    production = load_production(save(model, tmp_path))
+    with pytest.raises(ModelError, match=r"'version' has shape \(1,\) for 2 images: a batch"):
+        infer_spec(production, (8, 8, 1))
+
+
+def test_an_output_that_is_no_tensor_is_named(make_network: Network, tmp_path: Path) -> None:
+    """What scikit-learn's converter adds by default is refused with how to leave it out."""
+    model = make_network()
+    element = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    kind = helper.make_sequence_type_proto(element)
+    model.graph.output.append(helper.make_value_info("probabilities", kind))
+    with pytest.raises(ModelError, match=r"'probabilities' is something else; skl2onnx leaves"):
+        load_production(save(model, tmp_path))
 
 
 def test_constants_are_found_wherever_they_are() -> None:

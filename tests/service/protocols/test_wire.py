@@ -14,6 +14,7 @@ from reluguard.service.protocols.wire import (
     datatype_of,
     read_bytes_elements,
     read_numbers,
+    read_strings,
     read_tensor,
     write_tensor,
 )
@@ -137,3 +138,12 @@ def test_packed_numbers_are_read_as_protobuf_reads_them(numbers: list[int]) -> N
     packed = oip.InferTensorContents(uint64_contents=modulo).SerializeToString()
     start = next((i + 1 for i, byte in enumerate(packed) if i and byte < 0x80), 0)
     assert read_numbers(packed[start:]).tolist() == modulo
+
+
+def test_strings_come_back() -> None:
+    """Class names of a model go over the wire as elements of bytes, and come back as they were."""
+    names = np.array([["digit 1", ""], ["größer", "x" * 300]], object)
+    assert datatype_of(names.dtype) == datatype_of("object") == "BYTES"
+    back = read_strings(write_tensor(names), name="label", shape=names.shape)
+    assert back.dtype == names.dtype
+    assert (back == names).all()
