@@ -19,7 +19,7 @@ from PIL import Image
 from reluguard.detector.artifact import read_guard
 from reluguard.detector.errors import GuardError, ImageError, ModelError, SettingsError
 from reluguard.detector.head import conformal_p_values, threshold_at
-from reluguard.detector.images import Images
+from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.detector.runtime import Guard, Reader, in_batches
 from reluguard.detector.session import open_session, run_session
@@ -240,7 +240,9 @@ def test_an_output_without_a_row_per_image_is_refused(
     model.graph.output.append(helper.make_tensor_value_info("most", TensorProto.FLOAT, []))
     onnx.save(model, tmp_path / "model.onnx")
     production = load_production(tmp_path / "model.onnx", output="logits")
-    spec = infer_spec(production, (8, 8, 1))
+    with pytest.raises(ModelError, match=r"'most' has shape \(\) for 2 images"):
+        infer_spec(production, (8, 8, 1))
+    spec = InputSpec(name="image", height=8, width=8, channels=1)
     assert len(find_taps(production, spec)) == 2
     session = open_session(production.proto, threads=1)
     with pytest.raises(ModelError, match=r"expected 40 rows in most, got shape \(\)"):
