@@ -75,9 +75,9 @@ from benchmarks.exercise.production import (  # noqa: E402 - as above
 from benchmarks.faults.pair import Pair  # noqa: E402 - as above
 from benchmarks.faults.process import Process, served  # noqa: E402 - as above
 from reluguard.detector.artifact import read_guard, write_file  # noqa: E402 - as above
+from reluguard.detector.captures import INDEX  # noqa: E402 - as above
 from reluguard.detector.runtime import Guard  # noqa: E402 - as above
 from reluguard.detector.shelf.shelf import promote, rollback, shadow  # noqa: E402 - as above
-from reluguard.service.captures.capture import INDEX, SHARDS  # noqa: E402 - as above
 from reluguard.service.captures.label import list_captures, set_label  # noqa: E402 - as above
 from reluguard.service.client.client import Client  # noqa: E402 - as above
 from reluguard.service.protocols.pb import reluguard_v1 as pb  # noqa: E402 - as above
@@ -313,7 +313,7 @@ def copy_captures(folder: Path, out: Path) -> None:
         closing(sqlite3.connect(out / INDEX)) as copy,
     ):
         source.backup(copy)
-    shutil.copytree(folder / SHARDS, out / SHARDS)
+    shutil.copytree(folder / "shards", out / "shards")
 
 
 def label(server: Process, given: Sequence[tuple[str, str]]) -> dict[str, int]:

@@ -32,13 +32,18 @@ def label_list(
     source: Annotated[
         str | None, typer.Option("--source", help="Only what this caller sent.")
     ] = None,
+    request: Annotated[
+        str | None, typer.Option("--request", help="Only what came with this x-request-id.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List captured images, the most adversarial first."""
     from reluguard.service.captures.label import list_captures
 
     with _labels():
-        found = list_captures(captures, limit=limit, unlabelled=unlabelled, source=source)
+        found = list_captures(
+            captures, limit=limit, unlabelled=unlabelled, source=source, request=request
+        )
     rows = [row.to_json() for row in found]
     if as_json:
         typer.echo(json.dumps(rows))

@@ -8,11 +8,13 @@ DetectorError
 ├── GuardError       the guard can't be read or is damaged
 │   ├── GuardFormatError     it was written by another format version
 │   └── ModelMismatchError   it was fitted to another model
+├── CapturesError    captured images can't be read
 ├── HeldError        another process works in the folder
 └── SettingsError    a setting has no meaning
 """
 
 __all__ = [
+    "CapturesError",
     "DetectorError",
     "GuardError",
     "GuardFormatError",
@@ -56,6 +58,10 @@ class GuardFormatError(GuardError):
 
 class ModelMismatchError(GuardError):
     """The guard was fitted to another model."""
+
+
+class CapturesError(DetectorError):
+    """Captured images can't be read, or their files are damaged."""
 
 
 class HeldError(DetectorError):

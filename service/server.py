@@ -214,6 +214,8 @@ class Server:
             ttl_s=settings.capture_ttl_s,
             with_images=settings.capture_images,
             dropped=self.metrics.capture_dropped,
+            kept=self.metrics.capture_kept,
+            damaged=self.metrics.capture_damaged,
         )
         self._stack.callback(capture.close)
         return capture

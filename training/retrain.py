@@ -22,6 +22,7 @@ from reluguard.detector.artifact import (
     read_guard,
     write_file,
 )
+from reluguard.detector.captures import INDEX
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.shelf.shelf import current
@@ -35,7 +36,6 @@ from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.head.unit import Unit, without_accidents
 from reluguard.training.progress import Progress
 from reluguard.training.retraining.additions import (
-    CAPTURE,
     FEWEST_CLEAN,
     MOST_PER_SOURCE,
     Fresh,
@@ -145,7 +145,7 @@ def retrain(
         fresh: list[Fresh] = []
         labelled: list[Fresh] = []
         for path in new:
-            if (path / CAPTURE).is_file():
+            if (path / INDEX).is_file():
                 labelled += read_captured(path, champion, most_per_source=most_per_source)
             else:
                 fresh += read_attacked(path, reader)

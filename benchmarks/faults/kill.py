@@ -26,8 +26,8 @@ from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding, spread
 from benchmarks.faults.rotation import Shelf, asking
 from benchmarks.faults.traffic import NO_RETRIES, Callers, Kit
+from reluguard.detector.captures import INDEX, shard_file
 from reluguard.detector.shelf.shelf import current, promote
-from reluguard.service.captures.capture import INDEX, SHARDS
 
 __all__ = ["run"]
 
@@ -188,7 +188,7 @@ def _rows(store: Path) -> int:
         named = connection.execute("SELECT shard, max(row), count(*) FROM captures GROUP BY shard")
         total = 0
         for shard, last, count in named.fetchall():
-            with np.load(store / SHARDS / shard, allow_pickle=False) as arrays:
+            with np.load(shard_file(store, shard), allow_pickle=False) as arrays:
                 if any(len(arrays[name]) <= last for name in arrays.files):
                     raise ValueError(f"{shard} has no row {last}")
             total += count

@@ -1,29 +1,26 @@
 """Keeps a known sample of production for retraining and drift, off the request path.
 
-A folder holds `capture.sqlite` (WAL), one row per captured image, and append-only `shards/*.npz`
-with what the head read of them: `rates`, `logits` and, where raw input is asked for, `images`
-(uint8 pixels, decoded ones too) or `tensors` (the caller's own). Strata, with the weight each row
-carries:
+Strata, with the weight each row carries:
 
 - `above`: everything above the threshold, weight 1.
 - `band`: below it, but with a p-value up to twice the target false-positive rate, weight 1.
-- `uniform`: a share of the rest, chosen by a keyed hash of the request's id, weight 1 / share.
+- `uniform`: a share of the rest, chosen by a keyed hash of the image itself, weight 1 / share.
 
-A shard is written aside and renamed before its index rows exist, so that whenever the process dies
-each row has its shard. Order is that of insertion: clocks go backwards. N images, D rates, K
-classes, L taps.
+Ids are the server's own. What a caller calls its request is kept and decides nothing: the same
+image from the same caller is kept once, and counted; another image never is taken for it. Whatever
+happens to the folder costs what was to be written just then, and is counted too. N images, D rates,
+K classes, L taps.
 """
 
 import hashlib
 import logging
 import os
 import queue
-import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,86 +28,107 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import write_file
-from reluguard.detector.head import is_scored
+from reluguard.detector.captures import (
+    Entry,
+    Raw,
+    add,
+    drop_raw,
+    forget,
+    prepare,
+    shard_file,
+    shards,
+    tidy,
+)
+from reluguard.detector.errors import CapturesError, HeldError
+from reluguard.detector.lock import hold
 from reluguard.detector.reference import layer_rates
 from reluguard.detector.runtime import Guard
-from reluguard.detector.verdict import Verdicts
+from reluguard.detector.verdict import Readings, Verdicts
 from reluguard.service.errors import StartError
 
-__all__ = ["INDEX", "RAW", "SHARDS", "Capture", "Captured", "DropReason", "Raw", "index", "sample"]
+__all__ = ["Capture", "DropReason", "content_of", "sample"]
 
 _log = logging.getLogger(__name__)
-INDEX = "capture.sqlite"
-SHARDS = "shards"
-Raw = Literal["images", "tensors"]
-RAW: tuple[Raw, ...] = ("images", "tensors")
-DropReason = Literal["queue_full", "duplicate", "index", "disk", "full"]
+DropReason = Literal["queue_full", "duplicate", "index", "disk", "full", "failed"]
 _BAND = 2.0  # times the target false-positive rate
-_QUEUE_BATCHES = 256
+_QUEUE_REQUESTS = 4096
+_QUEUE_BYTES = 64 * 2**20
 _SHARD_ROWS = 512
 _FLUSH_S = 1.0
-_LOCK_S = 5.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS captures (
-  id TEXT PRIMARY KEY, time REAL NOT NULL, guard TEXT NOT NULL, model TEXT NOT NULL,
-  score REAL NOT NULL, p_value REAL NOT NULL, prediction INT NOT NULL, stratum TEXT NOT NULL,
-  weight REAL NOT NULL, source TEXT NOT NULL, label TEXT, labeller TEXT, labelled_at REAL,
-  shard TEXT NOT NULL, row INT NOT NULL, layers BLOB);
-CREATE INDEX IF NOT EXISTS captures_time ON captures (guard, time);
-CREATE INDEX IF NOT EXISTS captures_shard ON captures (shard);
-CREATE TABLE IF NOT EXISTS sampling (key BLOB NOT NULL);
-"""
+_CLOSE_S = 5.0
+_LOCK = "writer.lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Captured:
-    """The sampled rows of one request, on their way to disk."""
+class _Offer:
+    """One request on its way to be sampled."""
 
-    guard: str
-    model: str
+    verdicts: Verdicts
+    read: Readings
+    guard: Guard
+    name: str
+    request: str
     source: str
-    ids: Sequence[str]
-    strata: Sequence[str]
-    weights: NDArray[np.float64]
-    score: NDArray[np.float32]
-    p_value: NDArray[np.float64]
-    prediction: NDArray[np.int64]
-    rates: NDArray[np.float16]
-    logits: NDArray[np.float32]
-    layers: NDArray[np.float32]
     raw: NDArray[Any] | None
     kind: Raw
 
+    @property
+    def size(self) -> int:
+        """How many bytes wait with it."""
+        read = self.read.rates.nbytes + self.read.logits.nbytes
+        return read + (0 if self.raw is None else self.raw.nbytes)
 
-@contextmanager
-def index(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Give the index of a capture folder, committed when the block ends well.
 
-    Raises:
-        sqlite3.Error: it is locked, damaged or none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampled:
+    """The rows of one request that are kept."""
+
+    entries: Sequence[Entry]
+    rates: NDArray[np.float16]
+    logits: NDArray[np.float32]
+    raw: NDArray[Any] | None
+    kind: Raw
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What must be the same for rows to share a shard."""
+        raw = () if self.raw is None else (self.kind, self.raw.dtype.str, self.raw.shape[1:])
+        return self.entries[0].guard, raw, self.rates.shape[1:], self.logits.shape[1:]
+
+
+def content_of(rows: Sequence[NDArray[Any]], *, source: str, kind: str, key: bytes) -> list[bytes]:
+    """Return a hash of each row and who sent it; without the key nobody can choose one.
+
+    Args:
+        rows: N arrays.
+        source: who sent them.
+        kind: of them: a tensor is not the pixels with the same bytes.
+        key: secret.
     """
-    with closing(sqlite3.connect(folder / INDEX, timeout=_LOCK_S)) as connection, connection:
-        yield connection
+    digests = []
+    for row in rows:
+        told = f"{source}\0{kind}\0{row.dtype.str}\0{row.shape}".encode()
+        digest = hashlib.blake2b(told, key=key, digest_size=16)
+        digest.update(np.ascontiguousarray(row).data)
+        digests.append(digest.digest())
+    return digests
 
 
 def sample(
-    ids: Sequence[str], p_values: NDArray[np.float64], *, fpr: float, share: float, key: bytes
+    contents: Sequence[bytes], p_values: NDArray[np.float64], *, fpr: float, share: float
 ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
-    """Return each row's stratum and weight; weight 0 is not sampled. The same id, the same choice.
+    """Return each row's stratum and weight; weight 0 is not sampled. The same row, the same choice.
 
     Args:
-        ids: (N,).
+        contents: N hashes of `content_of`.
         p_values: (N,).
         fpr: the guard's target false-positive rate.
         share: of the uniform stratum, in (0, 1].
-        key: without it nobody can choose an id that is sampled or is not.
     """
     strata = np.where(
         p_values <= fpr, "above", np.where(p_values <= _BAND * fpr, "band", "uniform")
     )
-    digests = [hashlib.blake2b(name.encode(), key=key, digest_size=8).digest() for name in ids]
-    drawn = np.array([int.from_bytes(digest) for digest in digests]) / 2.0**64 < share
+    drawn = np.array([int.from_bytes(content[:8]) for content in contents]) / 2.0**64 < share
     return strata, np.where(strata != "uniform", 1.0, np.where(drawn, 1 / share, 0.0))
 
 
@@ -118,16 +136,18 @@ class Capture:
     """The writer of one capture folder: a bounded queue and one thread.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there; no other writer may work in it.
         share: of the uniform stratum.
         max_bytes: of all shards; beyond it the oldest unlabelled shards go.
         ttl_s: age at which unlabelled shards go, and images of labelled ones.
         with_images: keep raw input too: pixels, decoded files or the caller's own tensor.
         dropped: told how many rows were not kept, and why.
+        kept: told how many rows were.
+        damaged: told of each shard that can't be read, once.
         clock: seconds since the epoch.
 
     Raises:
-        StartError: the folder or its index can't be used.
+        StartError: the folder or its index can't be used, or another process writes there.
     """
 
     def __init__(
@@ -139,28 +159,31 @@ class Capture:
         ttl_s: float,
         with_images: bool,
         dropped: Callable[[DropReason, int], None],
+        kept: Callable[[int], None] = lambda _: None,
+        damaged: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self.with_images = with_images
         self._share, self._max_bytes, self._ttl_s = share, max_bytes, ttl_s
-        self._dropped, self._clock = dropped, clock
-        self._queue: queue.Queue[Captured | None] = queue.Queue(_QUEUE_BATCHES)
+        self._dropped, self._kept, self._damaged = dropped, kept, damaged
+        self._clock = clock
+        self._queue: queue.Queue[_Offer | None] = queue.Queue(_QUEUE_REQUESTS)
+        self._waiting_bytes = 0
+        self._count = threading.Lock()
+        self._closing = threading.Event()
+        self._told: set[str] = set()
         self._last = 0
+        self._held = ExitStack()
         try:
-            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-            with index(folder) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.executescript(_SCHEMA)
-                columns = {row[1] for row in connection.execute("PRAGMA table_info(captures)")}
-                if "layers" not in columns:  # an index of before it was kept
-                    connection.execute("ALTER TABLE captures ADD COLUMN layers BLOB")
-                row = connection.execute("SELECT key FROM sampling").fetchone()
-                self._key = row[0] if row else secrets.token_bytes(32)
-                if row is None:
-                    connection.execute("INSERT INTO sampling VALUES (?)", (self._key,))
-            self._clean()
-        except (sqlite3.Error, OSError) as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(hold(folder, name=_LOCK))
+            self._key = prepare(folder)
+            tidy(folder)
+            names = [name.partition("-")[0] for name in shards(folder)]
+            self._last = max((int(name) for name in names if name.isdigit()), default=0)
+        except (sqlite3.Error, OSError, HeldError) as error:
+            self._held.close()
             raise StartError(f"the capture folder {folder} can't be used: {error}") from error
         self._thread = threading.Thread(target=self._write_forever, name="capture", daemon=True)
         self._thread.start()
@@ -170,191 +193,207 @@ class Capture:
         verdicts: Verdicts,
         guard: Guard,
         *,
-        request: str,
+        name: str,
         source: str,
         raw: NDArray[Any] | None,
+        request: str = "",
         kind: Raw = "images",
     ) -> None:
-        """Sample one request's rows and queue them; never waits.
+        """Queue one request's rows to be sampled; never waits.
 
         Args:
             verdicts: N of them, with readings.
             guard: that gave them.
-            request: its id; a row is REQUEST:ROW.
+            name: ours, of this request and no other; a row is NAME:ROW.
             source: who asked.
             raw: (N, ...), the input as it came or was decoded; None where there is none.
+            request: what the caller calls it.
             kind: of `raw`.
         """
-        read = verdicts.readings
-        if read is None:
+        if verdicts.readings is None:
             return
-        ids = [f"{request}:{i}" for i in range(len(verdicts))]
-        strata, weights = sample(
-            ids, verdicts.p_value, fpr=guard.fpr, share=self._share, key=self._key
-        )
-        rows = np.flatnonzero((weights > 0) & is_scored(verdicts.score))
-        if not len(rows):
-            return
-        rates = read.rates[rows]
-        captured = Captured(
-            guard=guard.artifact.digest,
-            model=guard.artifact.manifest.model_sha256,
+        offer = _Offer(
+            verdicts=verdicts,
+            read=verdicts.readings,
+            guard=guard,
+            name=name,
+            request=request,
             source=source,
-            ids=[ids[i] for i in rows],
-            strata=strata[rows].tolist(),
-            weights=weights[rows],
-            score=verdicts.score[rows],
-            p_value=verdicts.p_value[rows],
-            prediction=verdicts.prediction[rows],
-            rates=rates.astype(np.float16),
-            logits=read.logits[rows],
-            layers=layer_rates(rates, guard.artifact.manifest.taps),
-            raw=raw[rows] if self.with_images and raw is not None else None,
+            raw=raw,
             kind=kind,
         )
-        try:
-            self._queue.put_nowait(captured)
-        except queue.Full:
-            self._dropped("queue_full", len(rows))
+        with self._count:
+            fits = not self._waiting_bytes or self._waiting_bytes + offer.size <= _QUEUE_BYTES
+            fits = fits and not self._queue.full()
+            if fits:
+                self._waiting_bytes += offer.size
+                self._queue.put_nowait(offer)  # nobody else puts outside of this lock
+        if not fits:
+            self._dropped("queue_full", len(verdicts))
 
     def close(self) -> None:
-        """Write what is queued and end."""
-        self._queue.put(None)
-        self._thread.join()
+        """Write what is queued and end; what a stuck disk holds up is given up."""
+        self._closing.set()
+        with self._count, suppress(queue.Full):  # a full queue wakes the thread by itself
+            self._queue.put_nowait(None)
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            _log.error("the capture folder %s does not take what is left; giving up", self.folder)
+        else:
+            self._held.close()
+
+    def _let_go(self, offer: _Offer) -> None:
+        with self._count:
+            self._waiting_bytes -= offer.size
 
     def _write_forever(self) -> None:
         ends = False
         while not ends:
-            batches, ends = self._gather()
-            groups: dict[tuple[Any, ...], list[Captured]] = {}
-            for batch in batches:
-                raw = batch.raw
-                form = () if raw is None else (batch.kind, raw.dtype.str, raw.shape[1:])
-                groups.setdefault((batch.guard, form), []).append(batch)
+            sampled, ends = self._gather()
+            groups: dict[tuple[Any, ...], list[_Sampled]] = {}
+            for part in sampled:
+                groups.setdefault(part.form, []).append(part)
             for group in groups.values():
                 self._write(group)
 
-    def _gather(self) -> tuple[list[Captured], bool]:
+    def _gather(self) -> tuple[list[_Sampled], bool]:
         """Return what came until a shard is full or waited long enough, and whether to end."""
-        first = self._queue.get()
-        if first is None:
-            return [], True
-        batches, rows, until = [first], len(first.ids), time.monotonic() + _FLUSH_S
-        while rows < _SHARD_ROWS and (left := until - time.monotonic()) > 0:
+        sampled: list[_Sampled] = []
+        rows, until = 0, 0.0
+        while rows < _SHARD_ROWS:
+            left = until - time.monotonic() if sampled else None
+            if left is not None and left <= 0:
+                break
+            if self._closing.is_set() and self._queue.empty():
+                return sampled, True
             try:
-                batch = self._queue.get(timeout=left)
+                offer = self._queue.get(timeout=left)
             except queue.Empty:
                 break
-            if batch is None:
-                return batches, True
-            batches.append(batch)
-            rows += len(batch.ids)
-        return batches, False
+            if offer is None:
+                continue
+            part = self._sampled(offer)
+            if part is not None:
+                until = until if sampled else time.monotonic() + _FLUSH_S
+                sampled.append(part)
+                rows += len(part.entries)
+        return sampled, self._closing.is_set() and self._queue.empty()
 
-    def _write(self, batches: Sequence[Captured]) -> None:
-        rows = sum(len(batch.ids) for batch in batches)
-        self._last = max(self._last + 1, time.time_ns())  # later shards sort later, come what may
-        name = f"{self._last}-{os.getpid()}.npz"
+    def _sampled(self, offer: _Offer) -> _Sampled | None:
+        """Return the rows of a request that are kept, if any."""
         try:
-            if not self._make_room():
-                self._dropped("full", rows)
-                return
-            write_file(self.folder / SHARDS / name, npz=_arrays(batches))
-            with index(self.folder) as connection:
-                before = connection.total_changes
-                connection.executemany(
-                    "INSERT OR IGNORE INTO captures "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL, NULL, ?, ?, ?)",
-                    _rows(batches, self._clock(), name),
-                )
-                kept = connection.total_changes - before
-        except (sqlite3.Error, OSError) as error:
-            reason: DropReason = "index" if isinstance(error, sqlite3.Error) else "disk"
-            _log.error("%d captured rows are lost (%s): %s", rows, reason, error)
-            self._dropped(reason, rows)
-            (self.folder / SHARDS / name).unlink(missing_ok=True)
-        else:
-            if not kept:
-                (self.folder / SHARDS / name).unlink(missing_ok=True)
-            if kept < rows:
-                self._dropped("duplicate", rows - kept)
+            return self._sample(offer)
+        except Exception:  # noqa: BLE001 - one odd request must not end the thread
+            _log.exception("a request can't be captured")
+            self._dropped("failed", len(offer.verdicts))
+            return None
+        finally:
+            self._let_go(offer)
 
-    def _clean(self) -> None:
-        """Remove what a killed process left without index rows."""
-        with index(self.folder) as connection:
-            known = {row[0] for row in connection.execute("SELECT DISTINCT shard FROM captures")}
-        for file in (self.folder / SHARDS).iterdir():
-            if file.name not in known:
-                file.unlink(missing_ok=True)
-            elif (number := file.name.partition("-")[0]).isdigit():
-                self._last = max(self._last, int(number))
+    def _sample(self, offer: _Offer) -> _Sampled | None:
+        verdicts, read, artifact = offer.verdicts, offer.read, offer.guard.artifact
+        if offer.raw is None:
+            kind, whole = "readings", list(np.concatenate([read.rates, read.logits], axis=1))
+        else:
+            kind, whole = str(offer.kind), list(offer.raw)
+        contents = content_of(whole, source=offer.source, kind=kind, key=self._key)
+        strata, weights = sample(contents, verdicts.p_value, fpr=offer.guard.fpr, share=self._share)
+        rows = np.flatnonzero((weights > 0) & ~verdicts.unscored)
+        if not len(rows):
+            return None
+        rates = read.rates[rows]
+        layers = layer_rates(rates, artifact.manifest.taps)
+        now = self._clock()
+        entries = [
+            Entry(
+                id=f"{offer.name}:{i}",
+                time=now,
+                guard=artifact.digest,
+                model=artifact.manifest.model_sha256,
+                score=float(verdicts.score[i]),
+                p_value=float(verdicts.p_value[i]),
+                prediction=int(verdicts.prediction[i]),
+                stratum=str(strata[i]),
+                weight=float(weights[i]),
+                source=offer.source,
+                layers=layers[at],
+                request=offer.request,
+                content=contents[i],
+            )
+            for at, i in enumerate(rows.tolist())
+        ]
+        return _Sampled(
+            entries=entries,
+            rates=rates.astype(np.float16),
+            logits=read.logits[rows],
+            raw=offer.raw[rows] if self.with_images and offer.raw is not None else None,
+            kind=offer.kind,
+        )
+
+    def _write(self, parts: Sequence[_Sampled]) -> None:
+        entries = [entry for part in parts for entry in part.entries]
+        self._last = max(self._last + 1, time.time_ns())  # later shards sort later, come what may
+        reason: DropReason = "full"
+        try:
+            if self._make_room():
+                name = f"{self._last}-{os.getpid()}.npz"
+                kept = add(self.folder, name, _arrays(parts), entries)
+                self._kept(kept)
+                if kept < len(entries):
+                    self._dropped("duplicate", len(entries) - kept)
+                return
+        except (sqlite3.Error, OSError) as error:
+            reason = "index" if isinstance(error, sqlite3.Error) else "disk"
+            _log.error("%d captured rows are lost (%s): %s", len(entries), reason, error)
+        except Exception:  # noqa: BLE001 - the next ones may well be kept
+            reason = "failed"
+            _log.exception("%d captured rows are lost", len(entries))
+        self._dropped(reason, len(entries))
 
     def _make_room(self) -> bool:
         """Let go of what is too old or too much, and return whether there is room."""
-        files = sorted((self.folder / SHARDS).glob("[!.]*.npz"))
-        sizes = {file.name: file.stat().st_size for file in files}
-        total = sum(sizes.values())
+        known = shards(self.folder)
+        stats = {name: found for name in known if (found := _stat(self.folder, name)) is not None}
+        total = sum(stat.st_size for stat in stats.values())
         oldest = self._clock() - self._ttl_s
-        if total <= self._max_bytes and (not files or files[0].stat().st_mtime > oldest):
-            return True
-        with index(self.folder) as connection:
-            labelled = {
-                row[0]
-                for row in connection.execute(
-                    "SELECT DISTINCT shard FROM captures WHERE label IS NOT NULL"
-                )
-            }
-        for file in files:
-            expired = file.stat().st_mtime <= oldest
-            if file.name in labelled:
+        for name, stat in stats.items():
+            expired = stat.st_mtime <= oldest
+            if known[name]:
                 if expired:
-                    _drop_images(file)
+                    self._drop_raw(name)
             elif expired or total > self._max_bytes:
-                with index(self.folder) as connection:
-                    connection.execute("DELETE FROM captures WHERE shard = ?", (file.name,))
-                file.unlink(missing_ok=True)
-                total -= sizes[file.name]
+                try:
+                    forget(self.folder, name)
+                except OSError as error:
+                    _log.error("the shard %s can't be removed: %s", name, error)
+                else:
+                    total -= stat.st_size
         return total <= self._max_bytes
 
-
-def _arrays(batches: Sequence[Captured]) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {
-        "rates": np.concatenate([batch.rates for batch in batches]),
-        "logits": np.concatenate([batch.logits for batch in batches]),
-    }
-    raw = [batch.raw for batch in batches if batch.raw is not None]
-    return arrays | ({batches[0].kind: np.concatenate(raw)} if raw else {})
-
-
-def _rows(batches: Sequence[Captured], now: float, shard: str) -> Iterator[tuple[Any, ...]]:
-    row = 0
-    for batch in batches:
-        for i, name in enumerate(batch.ids):
-            yield (
-                name,
-                now,
-                batch.guard,
-                batch.model,
-                float(batch.score[i]),
-                float(batch.p_value[i]),
-                int(batch.prediction[i]),
-                batch.strata[i],
-                float(batch.weights[i]),
-                batch.source,
-                shard,
-                row,
-                batch.layers[i].astype("<f4").tobytes(),
-            )
-            row += 1
+    def _drop_raw(self, name: str) -> None:
+        """Leave of a labelled shard what the head read; a damaged one stays for a person to see."""
+        if name in self._told:
+            return
+        self._told.add(name)
+        try:
+            drop_raw(self.folder, name)
+        except (CapturesError, OSError) as error:
+            self._damaged()
+            _log.error("a labelled shard is left as it is: %s", error)
 
 
-def _drop_images(file: Path) -> None:
+def _stat(folder: Path, name: str) -> os.stat_result | None:
+    """Return what is known of a shard's file; None of one that a person took away."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if not set(RAW) & set(arrays.files):
-                return
-            rest = {name: arrays[name] for name in ("rates", "logits")}
-    except (OSError, ValueError, KeyError) as error:
-        _log.error("the shard %s is damaged: %s", file.name, error)
-        return
-    write_file(file, npz=rest)
+        return shard_file(folder, name).stat()
+    except OSError:
+        return None
+
+
+def _arrays(parts: Sequence[_Sampled]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
+        "rates": np.concatenate([part.rates for part in parts]),
+        "logits": np.concatenate([part.logits for part in parts]),
+    }
+    raw = [part.raw for part in parts if part.raw is not None]
+    return arrays | ({parts[0].kind: np.concatenate(raw)} if raw else {})

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.captures import index
 from reluguard.detector.reference import Reference, read_reference
 from reluguard.detector.runtime import Guard
-from reluguard.service.captures.capture import index
 
 __all__ = ["STATISTICS", "Advice", "Drift", "Sample", "beta_binomial_tail", "measure", "read_drift"]
 

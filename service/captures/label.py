@@ -1,7 +1,6 @@
 """Labels on captured requests: what a person says they were. Nothing follows from a label alone."""
 
 import csv
-import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -10,19 +9,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reluguard.service.captures.capture import INDEX, index
+from reluguard.detector.captures import INDEX, LABEL, index
 from reluguard.service.errors import LabelError
 
 __all__ = ["MOST_PER_SOURCE", "Row", "export_csv", "import_csv", "list_captures", "set_label"]
 
 MOST_PER_SOURCE = 1000  # labels on one caller's images: no single caller teaches the next guard
-_LABEL = re.compile(r"clean|attack:[A-Za-z0-9._-]{1,64}")
-_COLUMNS = ("id", "time", "source", "stratum", "score", "p_value", "prediction", "label")
+_COLUMNS = (
+    "id", "time", "source", "stratum", "score", "p_value", "prediction", "label", "request",
+    "repeats",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One captured image as a labeller sees it."""
+    """One captured image as a labeller sees it.
+
+    `request` is what its caller called it, `repeats` how often the same came again.
+    """
 
     id: str
     time: float
@@ -32,6 +36,8 @@ class Row:
     p_value: float
     prediction: int
     label: str | None
+    request: str = ""
+    repeats: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -56,6 +62,7 @@ def list_captures(
     unlabelled: bool = False,
     source: str | None = None,
     only: str | None = None,
+    request: str | None = None,
 ) -> list[Row]:
     """Return captured images, the most adversarial first.
 
@@ -65,17 +72,19 @@ def list_captures(
         unlabelled: only what waits for a label.
         source: only what this caller sent.
         only: the one with this id.
+        request: only what came in a request that its caller called so.
 
     Raises:
         LabelError: no captures there, none of this id, or the index is locked or damaged.
     """
-    where = "WHERE (? IS NULL OR id = ?) AND (? IS NULL OR source = ?)"
+    where = "WHERE (? IS NULL OR id = ?) AND (? IS NULL OR source = ?) "
+    where += "AND (? IS NULL OR request = ?)"
     where += " AND label IS NULL" if unlabelled else ""
     with _opened(folder) as connection:
         found = connection.execute(
             f"SELECT {', '.join(_COLUMNS)} FROM captures {where} "  # noqa: S608 - our own words
             "ORDER BY score DESC, id LIMIT ?",
-            (only, only, source, source, limit),
+            (only, only, source, source, request, request, limit),
         ).fetchall()
     if only is not None and not found:
         raise LabelError(f"no capture has the id {only[:96]!r}")
@@ -107,7 +116,7 @@ def set_label(
     with _opened(folder) as connection:
         connection.execute("BEGIN IMMEDIATE")
         for name, label in labels:
-            if not _LABEL.fullmatch(label):
+            if not LABEL.fullmatch(label):
                 raise LabelError(f"expected the label clean or attack:NAME, got {label[:64]!r}")
             found = connection.execute(
                 "SELECT label, source FROM captures WHERE id = ?", (name,)

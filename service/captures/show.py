@@ -1,7 +1,6 @@
 """One captured image as a labeller wants to see it: what was said of it, why, and its pixels."""
 
 import sqlite3
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.captures import index, read_shard
+from reluguard.detector.errors import CapturesError
 from reluguard.detector.reference import layer_rates
-from reluguard.service.captures.capture import RAW, SHARDS, index
 from reluguard.service.captures.label import Row, list_captures
 from reluguard.service.errors import LabelError
 
 __all__ = ["Shown", "show_capture", "write_image"]
 
-_DAMAGE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)
 _LEAST_SIDE = 256  # small images are enlarged to be looked at
 
 
@@ -65,12 +64,10 @@ def show_capture(folder: Path, name: str, guard: GuardArtifact | None = None) ->
             shard, at = connection.execute(
                 "SELECT shard, row FROM captures WHERE id = ?", (name,)
             ).fetchone()
-        file = folder / SHARDS / Path(shard).name
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            rates, logits = arrays["rates"][[at]], arrays["logits"][[at]]
-            kept = [kind for kind in RAW if kind in arrays.files]
-            raw = arrays[kept[0]][at] if kept else None
-    except (*_DAMAGE, TypeError, sqlite3.Error) as error:
+        kept = read_shard(folder, shard)
+        rates, logits = kept.rates[[at]], kept.logits[[at]]
+        raw = None if kept.raw is None else kept.raw[at]
+    except (CapturesError, IndexError, TypeError, sqlite3.Error) as error:
         raise LabelError(f"the shard of {name[:96]!r} can't be read: {error}") from error
     if guard is None:
         return Shown(row=row, evidence={}, layer_rates={}, raw=raw)

@@ -101,6 +101,13 @@ class Metrics:
             "reluguard_capture_dropped_total", "Sampled images that were not kept, by reason.",
             ["reason"], registry=registry,
         )  # fmt: skip
+        self._capture_damaged = Counter(
+            "reluguard_capture_damaged_total", "Captured shards that can't be read.",
+            registry=registry,
+        )  # fmt: skip
+        self._capture_kept = Counter(
+            "reluguard_capture_kept_total", "Sampled images that were kept.", registry=registry
+        )
         self._drift = Gauge(
             "reluguard_drift_statistic", "How far captured traffic is from calibration.",
             ["model", "statistic"], registry=registry,
@@ -127,6 +134,14 @@ class Metrics:
     def capture_dropped(self, reason: DropReason, rows: int) -> None:
         """Count sampled images that were not kept."""
         self._capture_dropped.labels(reason).inc(rows)
+
+    def capture_kept(self, rows: int) -> None:
+        """Count sampled images that were kept."""
+        self._capture_kept.inc(rows)
+
+    def capture_damaged(self) -> None:
+        """Count a captured shard that can't be read."""
+        self._capture_damaged.inc()
 
     def drift(self, model: str, drift: Drift) -> None:
         """Show how far a model's traffic is from calibration; without samples, no statistic."""

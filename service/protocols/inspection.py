@@ -1,6 +1,7 @@
 """One request's way through the server, whatever its protocol: decode, queue, model, policy."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.captures import Raw
 from reluguard.detector.errors import ImageError, ImageTooLargeError
 from reluguard.detector.images import InputSpec, decode_image
 from reluguard.detector.pixels.decoding import claimed_pixels
-from reluguard.service.captures.capture import Capture, Raw
+from reluguard.service.captures.capture import Capture
 from reluguard.service.edge import Call, request_id
 from reluguard.service.errors import RequestError
 from reluguard.service.models.models import Model, Version
 from reluguard.service.monitoring.tracing import Tracing
-from reluguard.service.protocols.policy import Rules, View
+from reluguard.service.protocols.policy import Detail, Rules, View
 from reluguard.service.quotas import Quotas
 from reluguard.service.security import Scope
 
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _MARGIN = 8  # times the range of pixels: what augmentation or an odd normalisation may add
+_NAME_BYTES = 16
 _INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
 _INLINE_TENSOR_BYTES = 1024 * 1024  # the same where nothing is to be done but to look at it
 
@@ -142,13 +145,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What the caller may see, who answered, and where the time went."""
+    """What the caller may see, who answered, where the time went, and its name if captured."""
 
     view: View
     version: Version
     decode_s: float
     queue_s: float
     model_s: float
+    capture: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +202,14 @@ class Inspector:
             )
         if version.shadow is not None:
             version.shadow.add(answer.verdicts)
+        name = ""
         if self.capture is not None:
             kind: Raw = "images" if isinstance(raw, PixelArray) else "tensors"
+            name = secrets.token_hex(_NAME_BYTES)
             self.capture.offer(
                 answer.verdicts,
                 version.guard,
+                name=name,
                 request=request_id.get(),
                 source=call.caller.name,
                 raw=raw.array,
@@ -219,6 +226,7 @@ class Inspector:
             decode_s=decode_s,
             queue_s=answer.queue_s,
             model_s=answer.model_s,
+            capture="" if view.detail is Detail.NONE else name,
         )
 
     async def _tensor(

@@ -36,6 +36,7 @@ from reluguard.service.protocols.health import Health
 from reluguard.service.protocols.inspection import (
     Encoded,
     Input,
+    Inspection,
     Inspector,
     Limits,
     PixelArray,
@@ -43,7 +44,7 @@ from reluguard.service.protocols.inspection import (
     check_rows,
 )
 from reluguard.service.protocols.pb import open_inference as pb
-from reluguard.service.protocols.policy import Detail, Rules, View
+from reluguard.service.protocols.policy import Detail, Rules
 from reluguard.service.protocols.wire import (
     Data,
     check_shape,
@@ -281,7 +282,7 @@ class OpenInferenceServicer:
             some = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
             raise RejectedError(f"{len(rows)} of {len(view.withheld)} images look adversarial:"
                                 f" rows {some}")  # fmt: skip
-        response = _response(request, model, inspection.version.digest, view, wanted or production)
+        response = _response(request, model, inspection, wanted or production)
         model.metrics.stage("encode", time.perf_counter() - started)
         return response
 
@@ -428,13 +429,14 @@ def _refuse(parameters: Mapping[str, Any], what: str) -> None:
 
 
 def _response(
-    request: pb.ModelInferRequest, model: Model, digest: str, view: View, names: list[str]
+    request: pb.ModelInferRequest, model: Model, inspection: Inspection, names: list[str]
 ) -> bytes:
     """Return the serialised answer.
 
     Serialised messages put one behind the other are one message, so what one kind of request always
     gets is serialised once.
     """
+    view = inspection.view
     verdicts = view.verdicts
     arrays: dict[str, NDArray[Any]] = {
         **verdicts.outputs,
@@ -459,12 +461,14 @@ def _response(
             "reluguard_adversarial": pb.InferParameter(int64_param=adversarial),
             "reluguard_unscored": pb.InferParameter(int64_param=unscored),
         }
+    if inspection.capture:
+        parameters["reluguard_capture"] = pb.InferParameter(string_param=inspection.capture)
     own = pb.ModelInferResponse(
         id=request.id,
         parameters=parameters,
         raw_output_contents=[write_tensor(array) for array in chosen],
     )
-    return _frame(model.name, digest, tensors) + own.SerializeToString()
+    return _frame(model.name, inspection.version.digest, tensors) + own.SerializeToString()
 
 
 @lru_cache(maxsize=_FRAMES)

@@ -191,6 +191,7 @@ def _response(
         detail=_detail(view.detail),
         prediction=verdicts.prediction.tolist(),
         withheld=view.withheld.tolist(),
+        capture=inspection.capture,
         outputs=[_tensor(name, verdicts.outputs[name]) for name in wanted],
         timing=pb.Timing(
             decode_ms=inspection.decode_s * 1000,

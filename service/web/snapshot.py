@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.captures import index
 from reluguard.detector.errors import GuardError
 from reluguard.detector.shelf.history import HISTORY
 from reluguard.detector.shelf.shelf import ShelfError, history
-from reluguard.service.captures.capture import index
 from reluguard.service.captures.drift import Drift
 from reluguard.service.models.models import Model
 from reluguard.service.monitoring.shadow import Agreement

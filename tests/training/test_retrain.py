@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from reluguard.commands.app import app
 from reluguard.detector.artifact import GuardArtifact, read_guard, write_guard
+from reluguard.detector.captures import Entry, add, prepare
 from reluguard.detector.errors import ModelMismatchError
 from reluguard.detector.head import Head, threshold_at
 from reluguard.detector.images import Images
@@ -112,20 +113,24 @@ def write_captures(
     production = load_production(case.model)
     reader = Reader(production, manifest.input, manifest.taps, threads=1)
     rates, logits = reader.read(np.stack([image for image, _ in rows]))
-    sha256 = production.sha256
-    (folder / "shards").mkdir(parents=True)
-    np.savez(folder / "shards" / "0.npz", rates=rates.astype(np.float16), logits=logits)
-    with sqlite3.connect(folder / "capture.sqlite") as index:
-        index.execute(
-            "CREATE TABLE captures (id TEXT PRIMARY KEY, model TEXT, label TEXT, source TEXT, "
-            "shard TEXT, row INTEGER)"
+    entries = [
+        Entry(
+            id=f"request-{i // 5}:{i % 5}",
+            time=0.0,
+            guard="",
+            model=changes.get("model", production.sha256),
+            score=0.0,
+            p_value=1.0,
+            prediction=0,
+            stratum="uniform",
+            weight=1.0,
+            source="me",
+            label=label,
         )
-        values = [
-            (f"request-{i // 5}:{i % 5}", changes.get("model", sha256), label, "me", "0.npz", i)
-            for i, (_, label) in enumerate(rows)
-        ]
-        index.executemany("INSERT INTO captures VALUES (?, ?, ?, ?, ?, ?)", values)
-    index.close()
+        for i, (_, label) in enumerate(rows)
+    ]
+    prepare(folder)
+    add(folder, "0.npz", {"rates": rates.astype(np.float16), "logits": logits}, entries)
     return folder
 
 
@@ -272,8 +277,9 @@ def test_a_locked_index_and_a_full_disk_leave_nothing_half_written(
         (image, "attack:patch") for image in champion.patched.images[:60]
     ]
     folder = write_captures(tmp_path / "captured", champion, rows)
-    monkeypatch.setattr("reluguard.training.retraining.additions.LOCK_S", 0.05)
+    monkeypatch.setattr("reluguard.detector.captures.LOCK_S", 0.05)
     lock = sqlite3.connect(folder / "capture.sqlite")
+    lock.execute("PRAGMA locking_mode=EXCLUSIVE")
     lock.execute("BEGIN EXCLUSIVE")
     with pytest.raises(DataError, match="can't be read: database is locked"):
         retrain(champion.guard, champion.model, [folder], tmp_path / "g2", threads=1)
@@ -299,8 +305,9 @@ def test_labelled_captures_need_no_image(champion: Champion, tmp_path: Path) -> 
     folder = write_captures(tmp_path / "captured", champion, rows)
     with sqlite3.connect(folder / "capture.sqlite") as index:
         index.execute(
-            "INSERT INTO captures SELECT 'lost', model, 'clean', 'me', 'cut.npz', 0 FROM captures "
-            "LIMIT 1"
+            "INSERT INTO captures (id, time, guard, model, score, p_value, prediction, stratum, "
+            "weight, source, label, shard, row) SELECT 'lost', time, guard, model, score, p_value, "
+            "prediction, stratum, weight, 'me', 'clean', 'cut.npz', 0 FROM captures LIMIT 1"
         )
     index.close()
     (folder / "shards" / "cut.npz").write_bytes((folder / "shards" / "0.npz").read_bytes()[:99])

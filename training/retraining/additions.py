@@ -7,9 +7,7 @@ source is fitted on in one retraining and judged by in the next. N images, D rat
 import hashlib
 import math
 import re
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from numpy.typing import NDArray
 
 from reluguard.detector.arrays import read_arrays
 from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.captures import INDEX, Labelled, labelled, read_shard
+from reluguard.detector.errors import CapturesError
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import attack_named
 from reluguard.training.data.dataset import load_data
@@ -29,7 +29,6 @@ from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.retraining.kept import Added, Kept
 
 __all__ = [
-    "CAPTURE",
     "FEWEST_CLEAN",
     "MOST_PER_SOURCE",
     "Fresh",
@@ -39,14 +38,12 @@ __all__ = [
     "store",
 ]
 
-CAPTURE = "capture.sqlite"
 HELD_OUT = 0.3
 FEWEST_CLEAN = 20  # labelled clean images below which they neither teach nor judge
 SPLITS = 1000  # an id's remainder says whether it is held out
 HASHED = 1 << 62  # ids of images from outside: apart from the row numbers of the data set
 LABELLED_CLEAN = "labelled-clean"
 MOST_PER_SOURCE = 250
-LOCK_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -91,7 +88,7 @@ def read_attacked(path: Path, reader: Reader) -> list[Fresh]:
     """
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"expected .npz files of attacked images, or {CAPTURE}, in {path}")
+        raise DataError(f"expected .npz files of attacked images, or {INDEX}, in {path}")
     return [_read_file(file, reader) for file in files]
 
 
@@ -149,26 +146,21 @@ def read_captured(
         DataError: the index is locked, damaged or of another model, a label is none, or nothing is
             left.
     """
-    index = folder / CAPTURE
     try:
-        with closing(sqlite3.connect(index, timeout=LOCK_S)) as connection:
-            rows = connection.execute(
-                "SELECT id, label, shard, row, source, model FROM captures "
-                "WHERE label IS NOT NULL ORDER BY id"
-            ).fetchall()
-    except sqlite3.Error as error:
-        raise DataError(f"the captures in {index} can't be read: {error}") from error
+        rows = labelled(folder)
+    except CapturesError as error:
+        raise DataError(str(error)) from error
     if not rows:
-        raise DataError(f"expected labelled captures in {index}, none has a label")
+        raise DataError(f"expected labelled captures in {folder / INDEX}, none has a label")
     model = artifact.manifest.model_sha256
-    foreign = {row[-1] for row in rows} - {model}
+    foreign = {row.model for row in rows} - {model}
     if foreign:
         raise DataError(
             f"expected captures of the model {model[:16]}, some are of {min(foreign)[:16]}"
         )
     groups = []
-    for label in sorted({row[1] for row in rows}):
-        ours = [row for row in rows if row[1] == label]
+    for label in sorted({row.label for row in rows}):
+        ours = [row for row in rows if row.label == label]
         kept = _capped(ours, most_per_source)
         found = _labelled(folder, artifact, label, kept)
         over = {"over its caller's share": len(ours) - len(kept)}
@@ -176,22 +168,20 @@ def read_captured(
     return groups
 
 
-def _capped(rows: Sequence[tuple[Any, ...]], most: int) -> list[tuple[Any, ...]]:
+def _capped(rows: Sequence[Labelled], most: int) -> list[Labelled]:
     """Return at most so many rows of each source, whichever by hash of their ids, in order."""
-    by_source: dict[str, list[tuple[Any, ...]]] = {}
+    by_source: dict[str, list[Labelled]] = {}
     for row in rows:
-        by_source.setdefault(row[4], []).append(row)
+        by_source.setdefault(row.source, []).append(row)
     kept = [
         row
         for own in by_source.values()
-        for row in sorted(own, key=lambda row: hashlib.sha256(str(row[0]).encode()).digest())[:most]
+        for row in sorted(own, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:most]
     ]
-    return sorted(kept, key=lambda row: str(row[0]))
+    return sorted(kept, key=lambda row: row.id)
 
 
-def _labelled(
-    folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[tuple[Any, ...]]
-) -> Fresh:
+def _labelled(folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[Labelled]) -> Fresh:
     kind: Kind = "benign" if label == "clean" else "attack"
     if kind == "attack" and not label.startswith("attack:"):
         raise DataError(f"expected the label clean or attack:NAME, got {label[:64]!r}")
@@ -204,10 +194,11 @@ def _labelled(
     rates, logits, ids = [], [], []
     dropped = {"shard damaged": 0, "other taps": 0, "seen before": 0}
     seen: set[bytes] = set()
-    for identity, _, shard, row, *_ in rows:
-        if shard not in shards:
-            shards[shard] = _read_shard(folder / "shards" / Path(shard).name)
-        found = shards[shard]
+    for one in rows:
+        row = one.row
+        if one.shard not in shards:
+            shards[one.shard] = _read_shard(folder, one.shard)
+        found = shards[one.shard]
         if found is None or not 0 <= row < len(found[0]):
             dropped["shard damaged"] += 1
         elif found[0].shape[1] != expected[0] or found[1].shape[1] != (
@@ -220,7 +211,7 @@ def _labelled(
             seen.add(key)
             rates.append(found[0][row])
             logits.append(found[1][row])
-            ids.append(str(identity).encode())
+            ids.append(one.id.encode())
     if not ids:
         raise DataError(f"no capture labelled {label!r} can be used: {dropped}")
     read, answered = np.stack(rates), np.stack(logits).astype(np.float32)
@@ -236,15 +227,12 @@ def _labelled(
     )
 
 
-def _read_shard(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _read_shard(folder: Path, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
     try:
-        arrays = read_arrays(file, "rates", "logits", error=DataError)
-    except DataError:
+        shard = read_shard(folder, name)
+    except CapturesError:
         return None
-    rates, logits = arrays["rates"], arrays["logits"]
-    fits = rates.ndim == logits.ndim == 2 and len(rates) == len(logits)
-    fits = fits and rates.dtype.kind == logits.dtype.kind == "f"
-    return (rates, logits) if fits and np.isfinite(logits).all() else None
+    return (shard.rates, shard.logits) if np.isfinite(shard.logits).all() else None
 
 
 def _likely_class(

@@ -10,19 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
+from reluguard.detector.captures import INDEX, index, shard_file
 from reluguard.detector.images import Images
 from reluguard.detector.reference import layer_rates
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import running
-from reluguard.service.captures.capture import INDEX, SHARDS, Capture, DropReason, index, sample
+from reluguard.service.captures.capture import Capture, DropReason, content_of, sample
+from reluguard.service.captures.label import list_captures
 from reluguard.service.client.client import Client
 from reluguard.service.errors import StartError
+from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.settings import Settings
 
 KEY = bytes(32)
@@ -60,20 +67,33 @@ def rows_of(folder: Path, what: str = "*") -> list[tuple[Any, ...]]:
 
 def offer(capture: Capture, guard: Guard, images: Images, request: str = "r") -> None:
     verdicts = guard.inspect(images)
-    capture.offer(verdicts, guard, request=request, source="me", raw=images)
+    capture.offer(verdicts, guard, name=request, source="me", raw=images)
 
 
 def test_sampling_weights_count_the_whole_traffic() -> None:
     """The weights of what is kept sum, in expectation, to what came; and retries agree."""
     p = np.random.default_rng(0).uniform(0, 1, 20_000)
-    ids = [f"request-{i}" for i in range(len(p))]
-    strata, weights = sample(ids, p, fpr=0.05, share=0.1, key=KEY)
+    contents = content_of(list(p), source="me", kind="images", key=KEY)
+    strata, weights = sample(contents, p, fpr=0.05, share=0.1)
     assert (weights[p <= 0.1] == 1).all()
     assert set(strata[p <= 0.05]) == {"above"}
     assert set(strata[(p > 0.05) & (p <= 0.1)]) == {"band"}
     assert abs(weights.sum() / len(p) - 1) < 0.05
-    assert_array_equal(weights, sample(ids, p, fpr=0.05, share=0.1, key=KEY)[1])
-    assert (weights != sample(ids, p, fpr=0.05, share=0.1, key=b"other")[1]).any()
+    assert_array_equal(weights, sample(contents, p, fpr=0.05, share=0.1)[1])
+    others = content_of(list(p), source="me", kind="images", key=b"other")
+    assert (weights != sample(others, p, fpr=0.05, share=0.1)[1]).any()
+
+
+@given(st.lists(hnp.arrays(np.uint8, (2, 2, 1)), min_size=2, max_size=6))
+def test_contents_are_told_apart_by_image_and_caller(images: list[NDArray[np.uint8]]) -> None:
+    """Equal exactly where image, kind and sender are; another key, other contents."""
+    mine = content_of(images, source="me", kind="images", key=KEY)
+    for i, image in enumerate(images):
+        same = [np.array_equal(image, other) for other in images]
+        assert same == [content == mine[i] for content in mine]
+    for changed in ({"source": "you"}, {"kind": "tensors"}, {"key": b"k"}):
+        options: dict[str, Any] = {"source": "me", "kind": "images", "key": KEY} | changed
+        assert not set(mine) & set(content_of(images, **options))
 
 
 def test_a_served_request_is_captured_with_what_the_head_read(
@@ -103,7 +123,7 @@ def test_a_served_request_is_captured_with_what_the_head_read(
         assert model == reading.artifact.manifest.model_sha256
         assert source == "anybody"
     (shard,) = {row[-1] for row in found}
-    with np.load(tmp_path / SHARDS / shard) as arrays:
+    with np.load(shard_file(tmp_path, shard)) as arrays:
         assert_array_equal(arrays["images"], mixed)
         assert arrays["rates"].dtype == np.float16
         np.testing.assert_allclose(arrays["rates"], direct.readings.rates, atol=1e-3)
@@ -129,7 +149,7 @@ def test_raw_input_is_kept_as_it_came_and_only_where_asked_for(
             client.inspect_encoded([png(image) for image in mixed[:3]])
             client.inspect_tensor(tensor[:2])
         kept: dict[str, list[NDArray[Any]]] = {"images": [], "tensors": []}
-        for file in (folder / SHARDS).iterdir():
+        for file in (folder / "shards").iterdir():
             with np.load(file) as arrays:
                 for name in set(kept) & set(arrays.files):
                     kept[name].append(arrays[name])
@@ -174,12 +194,12 @@ def test_a_full_disk_loses_rows_and_says_so(
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
     capture = make()
-    monkeypatch.setattr("reluguard.service.captures.capture.write_file", full)
+    monkeypatch.setattr("reluguard.detector.captures.write_file", full)
     offer(capture, reading, clean, "lost")
     capture.close()
     monkeypatch.undo()
     assert dropped == [("disk", len(clean))]
-    assert list((capture.folder / SHARDS).iterdir()) == []
+    assert list((capture.folder / "shards").iterdir()) == []
     capture = make()
     offer(capture, reading, clean, "kept")
     capture.close()
@@ -194,7 +214,7 @@ def test_a_clock_that_goes_backwards_changes_no_order(
     for step in range(3):
         monkeypatch.setattr("time.time_ns", lambda step=step: 10**18 - step)
         capture = make(clock=lambda step=step: 1e9 - 3600 * step, ttl_s=60.0)
-        offer(capture, reading, clean[:2], f"r{step}")
+        offer(capture, reading, clean[2 * step : 2 * step + 2], f"r{step}")
         capture.close()
         (name,) = {row[0] for row in rows_of(capture.folder, "shard")} - set(names)
         names.append(name)
@@ -205,14 +225,147 @@ def test_a_clock_that_goes_backwards_changes_no_order(
 def test_a_retried_request_is_kept_once(
     make: Make, dropped: list[tuple[DropReason, int]], reading: Guard, clean: Images
 ) -> None:
-    """The second time is counted as a duplicate."""
-    for _ in range(2):
+    """The second time is counted as a duplicate, whatever it is called, and on the row."""
+    for name in ("first", "again"):
         capture = make()
-        offer(capture, reading, clean)
+        offer(capture, reading, clean, name)
         capture.close()
+    assert {row[0] for row in rows_of(capture.folder, "repeats")} == {1}
     assert len(rows_of(capture.folder)) == len(clean)
     assert dropped == [("duplicate", len(clean))]
-    assert len(list((capture.folder / SHARDS).iterdir())) == 1
+    assert len(list((capture.folder / "shards").iterdir())) == 1
+
+
+def test_a_name_that_comes_again_hides_nothing(pair: Any, mixed: Images, tmp_path: Path) -> None:
+    """However a caller calls its requests, over one connection or a stream, every image is kept."""
+    settings = Settings(
+        model=pair.model, guard=pair.guard, port=0, metrics_port=None, capture=tmp_path,
+        capture_share=1.0,
+    )  # fmt: skip
+    same = [("x-request-id", "same")]
+    names = set()
+    with running(settings) as server, grpc.insecure_channel(server.address) as channel:
+        inspect = channel.unary_unary("/reluguard.v1.Guard/Inspect")
+        for image in mixed[:10]:
+            n, (h, w, c) = 1, image.shape
+            block = pb.Pixels(count=n, height=h, width=w, channels=c, data=image.tobytes())
+            data = pb.InspectRequest(pixels=block).SerializeToString()
+            names.add(pb.InspectResponse.FromString(inspect(data, metadata=same)).capture)
+        stream = channel.stream_stream("/reluguard.v1.Guard/InspectStream")
+        h, w, c = mixed.shape[1:]
+        blocks = (
+            pb.Pixels(count=1, height=h, width=w, channels=c, data=image.tobytes())
+            for image in mixed[10:20]
+        )
+        asked = (pb.InspectRequest(pixels=block).SerializeToString() for block in blocks)
+        for answer in stream(asked, metadata=same):
+            names.add(pb.InspectStreamResponse.FromString(answer).response.capture)
+    found = rows_of(tmp_path, "id, request")
+    assert {name.partition(":")[0] for name, _ in found} == names
+    assert len(names) == len(found) == 20
+    assert {request for _, request in found} == {"same"}
+    assert len(list_captures(tmp_path, request="same")) == 20
+    assert list_captures(tmp_path, request="other") == []
+
+
+def test_one_damaged_shard_costs_itself(
+    make: Make, dropped: list[tuple[DropReason, int]], reading: Guard, clean: Images
+) -> None:
+    """A flipped byte in a labelled shard past its time: told once, left alone, and on it goes."""
+    capture = make(with_images=True)
+    offer(capture, reading, clean[:5], "old")
+    capture.close()
+    with index(capture.folder) as connection:
+        connection.execute("UPDATE captures SET label = 'clean' WHERE id = 'old:0'")
+    (shard,) = (capture.folder / "shards").iterdir()
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 255
+    shard.write_bytes(bytes(data))
+    told: list[int] = []
+    late = make(with_images=True, ttl_s=1e-9, damaged=lambda: told.append(1))
+    for i in range(3):
+        offer(late, reading, clean[5 + i : 6 + i], f"new{i}")
+        time_out = time.monotonic() + 20
+        while f"new{i}:0" not in {row[0] for row in rows_of(late.folder, "id")}:
+            assert time.monotonic() < time_out
+    late.close()
+    assert told == [1]
+    assert shard.read_bytes() == bytes(data)
+    assert dropped == []
+
+
+def test_a_disk_that_fails_for_a_moment_costs_that_moment(
+    make: Make, dropped: list[tuple[DropReason, int]], reading: Guard, clean: Images
+) -> None:
+    """Not even the folder being something else ends the writer."""
+    capture = make()
+    place, aside = capture.folder / "shards", capture.folder / "aside"
+    place.rename(aside)
+    place.write_text("no folder")
+    offer(capture, reading, clean[:2], "lost")
+    patience = time.monotonic() + 20
+    while not dropped:
+        assert time.monotonic() < patience
+    place.unlink()
+    aside.rename(place)
+    offer(capture, reading, clean[2:4], "kept")
+    capture.close()
+    assert dropped == [("disk", 2)]
+    assert {row[0] for row in rows_of(capture.folder, "id")} == {"kept:0", "kept:1"}
+
+
+def test_what_nobody_foresaw_ends_nothing(
+    make: Make,
+    dropped: list[tuple[DropReason, int]],
+    reading: Guard,
+    clean: Images,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error of any kind in the writer's thread is counted, and the next rows are kept."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    capture = make()
+    monkeypatch.setattr("reluguard.service.captures.capture.add", broken)
+    offer(capture, reading, clean[:2], "lost")
+    patience = time.monotonic() + 20
+    while not dropped:
+        assert time.monotonic() < patience
+    monkeypatch.undo()
+    offer(capture, reading, clean[2:4], "kept")
+    capture.close()
+    assert dropped == [("failed", 2)]
+    assert len(rows_of(capture.folder)) == 2
+
+
+def test_one_folder_has_one_writer(make: Make) -> None:
+    """A second server on the same folder is refused, and may come when the first has gone."""
+    first = make()
+    with pytest.raises(StartError, match="for this process alone"):
+        make()
+    first.close()
+    make().close()
+
+
+def test_a_stuck_writer_holds_nobody_up(
+    make: Make, reading: Guard, clean: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing gives up on a disk that does not answer."""
+    entered, free = threading.Event(), threading.Event()
+
+    def stuck(*_: object) -> int:
+        entered.set()
+        free.wait(30)
+        return 0
+
+    monkeypatch.setattr("reluguard.service.captures.capture.add", stuck)
+    monkeypatch.setattr("reluguard.service.captures.capture._CLOSE_S", 0.05)
+    capture = make()
+    offer(capture, reading, clean[:1])
+    assert entered.wait(20)
+    capture.close()
+    free.set()
 
 
 def test_a_locked_index_loses_rows_and_says_so(
@@ -223,7 +376,7 @@ def test_a_locked_index_loses_rows_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The writer goes on, and no shard is left without rows."""
-    monkeypatch.setattr("reluguard.service.captures.capture._LOCK_S", 0.05)
+    monkeypatch.setattr("reluguard.detector.captures.LOCK_S", 0.05)
     capture = make()
     lock = sqlite3.connect(capture.folder / INDEX)
     lock.execute("BEGIN EXCLUSIVE")
@@ -231,19 +384,30 @@ def test_a_locked_index_loses_rows_and_says_so(
     capture.close()
     lock.close()
     assert dropped == [("index", len(clean))]
-    assert list((capture.folder / SHARDS).iterdir()) == []
+    assert list((capture.folder / "shards").iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_cleaned(make: Make, reading: Guard, clean: Images) -> None:
-    """A shard whose rows never came is removed at the next start; the others stay."""
+    """A shard whose rows never came is removed at the next start; what we did not write stays."""
     first = make()
     offer(first, reading, clean)
     first.close()
-    (kept,) = (first.folder / SHARDS).iterdir()
-    (first.folder / SHARDS / "123-1-1.npz").write_bytes(b"half a sh")
-    (first.folder / SHARDS / ".124-1-1.npz.9.9").write_bytes(b"aside")
-    make().close()
-    assert list((first.folder / SHARDS).iterdir()) == [kept]
+    place = first.folder / "shards"
+    (kept,) = place.iterdir()
+    with index(first.folder) as connection:
+        connection.executemany("INSERT INTO shards VALUES (?)", [("123-1.npz",), ("124-1.npz",)])
+    (place / "123-1.npz").write_bytes(b"half a sh")
+    (place / ".124-1.npz.9.9").write_bytes(b"aside")
+    foreign = [place / "125-1.npz", place / "notes.txt", place / ".hidden", first.folder / "mine"]
+    for file in foreign:
+        file.write_bytes(b"not yours")
+    late = make(ttl_s=1e-9, max_bytes=1)
+    offer(late, reading, clean[:3], "late")
+    late.close()
+    (written,) = {row[0] for row in rows_of(first.folder, "shard")}
+    assert set(place.iterdir()) == {*foreign[:3], place / written}
+    assert not kept.exists()
+    assert all(file.read_bytes() == b"not yours" for file in foreign)
 
 
 def test_old_captures_go_and_labelled_ones_lose_their_images(
@@ -266,17 +430,17 @@ def test_old_captures_go_and_labelled_ones_lose_their_images(
     names = {row[0] for row in rows_of(capture.folder, "id")}
     assert names == {*(f"labelled:{i}" for i in range(5)), "new:0"}
     (shard,) = {row[1] for row in rows_of(capture.folder, "id, shard") if row[0] != "new:0"}
-    with np.load(capture.folder / SHARDS / shard) as arrays:
+    with np.load(shard_file(capture.folder, shard)) as arrays:
         assert sorted(arrays) == ["logits", "rates"]
 
 
 def test_the_size_cap_holds(make: Make, reading: Guard, clean: Images) -> None:
     """The oldest shards make room, rows first."""
     for i in range(4):
-        capture = make(max_bytes=4000)
-        offer(capture, reading, clean, f"r{i}")
+        capture = make(max_bytes=2500)
+        offer(capture, reading, clean[i::4], f"r{i}")
         capture.close()
-    shards = list((capture.folder / SHARDS).iterdir())
+    shards = list((capture.folder / "shards").iterdir())
     assert {row[0] for row in rows_of(capture.folder, "shard")} == {file.name for file in shards}
     assert 1 <= len(shards) < 4
 
@@ -314,7 +478,7 @@ capture = Capture(folder, share=1.0, max_bytes=10**9, ttl_s=1e6, with_images=Tru
 print("ready", flush=True)
 verdicts = guard.inspect(images)
 for i in range(10**6):
-    capture.offer(verdicts, guard, request=f"{os.getpid()}-{i}", source="me", raw=images)
+    capture.offer(verdicts, guard, name=f"{os.getpid()}-{i}", source=str(i), raw=images)
 """
 
 
@@ -336,16 +500,16 @@ def test_a_writer_killed_at_any_moment_leaves_no_row_without_its_shard(
     rows = rows_of(tmp_path, "DISTINCT shard")
     assert rows
     for (name,) in rows:
-        with np.load(tmp_path / SHARDS / name) as arrays:
+        with np.load(shard_file(tmp_path, name)) as arrays:
             assert len(arrays["rates"]) == len(arrays["logits"]) == len(arrays["images"])
-    assert len(list((tmp_path / SHARDS).iterdir())) == len(rows)
+    assert len(list((tmp_path / "shards").iterdir())) == len(rows)
 
 
 def test_a_server_whose_index_is_locked_answers_on(
     pair: Any, clean: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests are answered, the lost rows are counted, and capture goes on afterwards."""
-    monkeypatch.setattr("reluguard.service.captures.capture._LOCK_S", 0.05)
+    monkeypatch.setattr("reluguard.detector.captures.LOCK_S", 0.05)
     settings = Settings(
         model=pair.model,
         guard=pair.guard,

@@ -14,7 +14,7 @@ from reluguard.detector.artifact import read_guard, write_guard
 from reluguard.detector.images import Images
 from reluguard.detector.reference import KEY, reference_of
 from reluguard.detector.runtime import Guard
-from reluguard.service.captures.capture import Capture, sample
+from reluguard.service.captures.capture import Capture, content_of, sample
 from reluguard.service.captures.drift import Drift, Sample, beta_binomial_tail, measure, read_drift
 
 FPR = 0.05
@@ -26,8 +26,8 @@ THRESHOLD = float(np.quantile(CLEAN, 1 - FPR))
 def drift_of(traffic: np.ndarray, share: float = 0.2, sources: list[str] | None = None) -> Drift:
     """Sample this traffic as production would, and measure."""
     p = (1 + len(CLEAN) - np.searchsorted(CLEAN, traffic)) / (1 + len(CLEAN))
-    ids = [str(i) for i in range(len(traffic))]
-    _, weight = sample(ids, p, fpr=FPR, share=share, key=bytes(32))
+    contents = content_of(list(np.arange(len(traffic))), source="", kind="", key=bytes(32))
+    _, weight = sample(contents, p, fpr=FPR, share=share)
     kept = weight > 0
     captured = Sample(
         score=traffic[kept],
@@ -172,7 +172,7 @@ def captured(guard: Guard, folder: Path, images: Images) -> Drift:
         with_images=False,
         dropped=lambda *_: None,
     )
-    capture.offer(guard.inspect(images), guard, request="r", source="me", raw=None)
+    capture.offer(guard.inspect(images), guard, name="r", source="me", raw=None)
     capture.close()
     return read_drift(folder, guard)
 

@@ -39,7 +39,7 @@ def captured(pair: Any, mixed: Images, tmp_path: Path) -> Path:
         with_images=False,
         dropped=lambda *_: None,
     )
-    capture.offer(guard.inspect(mixed[:10]), guard, request="r", source="me", raw=None)
+    capture.offer(guard.inspect(mixed[:10]), guard, name="r", source="me", raw=None)
     capture.close()
     return tmp_path
 
@@ -93,7 +93,7 @@ def test_no_captures_and_a_locked_index_are_clear(
     """Neither is a trace."""
     with pytest.raises(LabelError, match=r"has no capture\.sqlite"):
         list_captures(tmp_path / "elsewhere")
-    monkeypatch.setattr("reluguard.service.captures.capture._LOCK_S", 0.05)
+    monkeypatch.setattr("reluguard.detector.captures.LOCK_S", 0.05)
     lock = sqlite3.connect(captured / "capture.sqlite")
     lock.execute("BEGIN EXCLUSIVE")
     with pytest.raises(LabelError, match="can't be used: database is locked"):
@@ -170,7 +170,7 @@ def test_a_capture_is_shown_with_its_evidence_and_pixels(
         tmp_path, share=1.0, max_bytes=10**8, ttl_s=3600, with_images=True, dropped=lambda *_: None
     )
     verdicts = guard.inspect(mixed[:4])
-    capture.offer(verdicts, guard, request="r", source="me", raw=mixed[:4])
+    capture.offer(verdicts, guard, name="r", source="me", raw=mixed[:4])
     capture.close()
     shown = show_capture(tmp_path, "r:1", guard.artifact)
     np.testing.assert_allclose([*shown.evidence.values()], verdicts.evidence[1], atol=0.05)
