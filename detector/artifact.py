@@ -7,6 +7,7 @@ The format, version 1:
     head.npz        Head.to_arrays()
     golden.npz      a few inputs with what the guard must say of them
     report.json, report.html    the report card, for people; not read back
+    manifest.sig    a signature of manifest.json, if it is signed
 
 Nothing is unpickled. Reading goes from cheap and certain to costly: sizes, format, hashes, declared
 shapes against the sizes inside the archive, and only then arrays. A change that an old reader would
@@ -17,11 +18,12 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -43,12 +45,16 @@ from reluguard.detector.taps import Tap
 
 __all__ = [
     "FORMAT",
+    "SIGNATURE",
     "Golden",
     "GuardArtifact",
+    "GuardFiles",
     "Manifest",
     "check_model",
     "check_place",
     "folder_aside",
+    "open_files",
+    "read_files",
     "read_guard",
     "write_file",
     "write_guard",
@@ -56,8 +62,13 @@ __all__ = [
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+Vouch = Callable[[str, bytes | None], None]
+_ARRAYS = ("head.npz", "golden.npz")
 _MAX_MANIFEST_BYTES = 4 * 2**20
+_MAX_SIGNATURE_BYTES = 1024
 _MAX_FILE_BYTES = 64 * 2**20
+_MAX_TOTAL_BYTES = 128 * 2**20
 _MAX_UNPACKED_BYTES = 256 * 2**20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _KINDS: dict[str, type] = {
@@ -248,17 +259,103 @@ def _manifest_json(manifest: Manifest) -> dict[str, Any]:
     return values
 
 
-def read_guard(path: Path | str) -> GuardArtifact:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardFiles:
+    """The bytes of a guard's folder, read once: what is checked is what is used.
+
+    Attributes:
+        path: where they were read.
+        manifest: of manifest.json.
+        files: of all that the manifest lists, by name; each is what it declares.
+        signature: of manifest.sig, if there is one.
+    """
+
+    path: Path
+    manifest: bytes
+    files: Mapping[str, bytes]
+    signature: bytes | None
+
+    @property
+    def digest(self) -> str:
+        """The manifest's SHA-256, which covers every other file."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+    def write(self, place: Path) -> None:
+        """Write the same folder elsewhere, whole or not at all."""
+        signed = {} if self.signature is None else {SIGNATURE: self.signature}
+        with folder_aside(place) as aside:
+            for name, data in {MANIFEST: self.manifest, **self.files, **signed}.items():
+                _write_durably(aside / name, data)
+
+
+def read_guard(path: Path | str, *, vouch: Vouch | None = None) -> GuardArtifact:
     """Return the guard in a folder, every byte of it checked.
+
+    Args:
+        path: the folder.
+        vouch: as `read_files` has it.
+
+    Raises:
+        GuardError: no guard there, or a file is missing, cut, changed or not what it declares.
+        GuardFormatError: another format version.
+    """
+    return open_files(read_files(path, vouch=vouch))
+
+
+def read_files(path: Path | str, *, vouch: Vouch | None = None) -> GuardFiles:
+    """Return the bytes of a guard's folder: each is what the manifest declares.
+
+    Args:
+        path: the folder.
+        vouch: given the digest and the signature once these are read, and before anything that may
+            be large; raises GuardError unless the guard is to be trusted.
 
     Raises:
         GuardError: no guard there, or a file is missing, cut, changed or not what it declares.
         GuardFormatError: another format version.
     """
     path = Path(path)
-    raw = _read_capped(path / MANIFEST, _MAX_MANIFEST_BYTES)
+    manifest = _read_capped(path / MANIFEST, _MAX_MANIFEST_BYTES)
+    signature = None
+    if (path / SIGNATURE).exists():
+        signature = _read_capped(path / SIGNATURE, _MAX_SIGNATURE_BYTES)
+    if vouch is not None:
+        vouch(hashlib.sha256(manifest).hexdigest(), signature)
+    declared = _declared(_document(manifest, path), path)
+    return GuardFiles(
+        path=path,
+        manifest=manifest,
+        files={name: _read_declared(path, name, entry) for name, entry in declared.items()},
+        signature=signature,
+    )
+
+
+def open_files(read: GuardFiles) -> GuardArtifact:
+    """Return the guard that these bytes are.
+
+    Raises:
+        GuardError: they are not what they declare.
+        GuardFormatError: another format version.
+    """
+    path = read.path
+    document = _document(read.manifest, path)
+    files = _declared(document, path)
+    manifest = _manifest(document, path)
+    head = Head.from_arrays(_arrays(read.files["head.npz"], files["head.npz"], path / "head.npz"))
+    golden = _arrays(read.files["golden.npz"], files["golden.npz"], path / "golden.npz")
+    _check_head(head, manifest)
+    return GuardArtifact(
+        path=path,
+        digest=read.digest,
+        manifest=manifest,
+        head=head,
+        golden=_golden(golden, manifest, path / "golden.npz"),
+    )
+
+
+def _document(manifest: bytes, path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(raw, object_pairs_hook=_once, parse_constant=_no_constant)
+        document = json.loads(manifest, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise GuardError(f"expected JSON in {path / MANIFEST}, it is cut or changed") from error
     if not isinstance(document, dict) or "format" not in document:
@@ -267,21 +364,31 @@ def read_guard(path: Path | str) -> GuardArtifact:
         raise GuardFormatError(
             f"expected a guard of format {FORMAT}, {path} has format {document['format']}"
         )
+    return document
+
+
+def _declared(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the file list, each a name in this folder, all of them together of bounded size."""
     files = document.get("files")
-    if not isinstance(files, dict) or not {"head.npz", "golden.npz"} <= set(files):
+    if not isinstance(files, dict) or not set(_ARRAYS) <= set(files):
         raise GuardError(f"expected head.npz and golden.npz in the file list of {path / MANIFEST}")
-    contents = {name: _read_declared(path, name, entry) for name, entry in files.items()}
-    manifest = _manifest(document, path)
-    head = Head.from_arrays(_arrays(contents["head.npz"], files["head.npz"], path / "head.npz"))
-    golden = _arrays(contents["golden.npz"], files["golden.npz"], path / "golden.npz")
-    _check_head(head, manifest)
-    return GuardArtifact(
-        path=path,
-        digest=hashlib.sha256(raw).hexdigest(),
-        manifest=manifest,
-        head=head,
-        golden=_golden(golden, manifest, path / "golden.npz"),
-    )
+    total = 0
+    for name, entry in files.items():
+        size = entry.get("bytes") if isinstance(entry, dict) else None
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0 or not _is_name(name):
+            raise GuardError(f"the file list of {path / MANIFEST} is damaged at {name!r}")
+        if size > _MAX_FILE_BYTES:
+            raise GuardError(f"expected at most {_MAX_FILE_BYTES} bytes in {path / name}, got more")
+        total += size
+    if total > _MAX_TOTAL_BYTES:
+        raise GuardError(f"expected at most {_MAX_TOTAL_BYTES} bytes in {path}, got {total}")
+    return files
+
+
+def _is_name(name: str) -> bool:
+    """Whether this is the plain name of a file that isn't one of the guard's own."""
+    plain = Path(name).name == name and "\0" not in name and not name.startswith(".")
+    return plain and name not in {MANIFEST, SIGNATURE}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -310,12 +417,11 @@ def _read_capped(file: Path, limit: int) -> bytes:
     return data
 
 
-def _read_declared(folder: Path, name: str, entry: Any) -> bytes:
-    if not isinstance(entry, dict) or Path(name).name != name or "\0" in name:
-        raise GuardError(f"the file list of {folder / MANIFEST} is damaged at {name!r}")
-    data = _read_capped(folder / name, _MAX_FILE_BYTES)
-    if len(data) != entry.get("bytes"):
-        raise GuardError(f"expected {entry.get('bytes')} bytes in {folder / name}, got {len(data)}")
+def _read_declared(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:
+    size = entry["bytes"]
+    data = _read_capped(folder / name, size)
+    if len(data) != size:
+        raise GuardError(f"expected {size} bytes in {folder / name}, got {len(data)}")
     if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
         raise GuardError(f"{folder / name} was changed: its SHA-256 is not the manifest's")
     return data
@@ -386,14 +492,25 @@ def _manifest(document: Mapping[str, Any], path: Path) -> Manifest:
             raise GuardError(f"{path / MANIFEST} is damaged: {name} is a {type(values[name])}")
     if not 0 < values["fpr"] < 1:
         raise GuardError(f"expected a false-positive rate in (0, 1), got {values['fpr']}")
-    if not all(isinstance(limit, float) for limit in values["thresholds"].values()):
-        raise GuardError(f"{path / MANIFEST} is damaged: expected a number per threshold")
+    for rate, limit in values["thresholds"].items():
+        if not _is_rate(rate) or not isinstance(limit, float) or not math.isfinite(limit):
+            raise GuardError(
+                f"{path / MANIFEST} is damaged: expected a score for each false-positive rate in "
+                f"(0, 1), got {limit!r} for {rate!r}"
+            )
     try:
         values["input"] = InputSpec.from_json(document["input"])
         values["taps"] = tuple(map(Tap.from_json, document["taps"]))
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise GuardError(f"{path / MANIFEST} is damaged: {error}") from error
     return Manifest(**values)
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
 
 
 def check_model(artifact: GuardArtifact, sha256: str) -> None:

@@ -297,12 +297,11 @@ def _is_finite(answer: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _read_signed(folder: Path | str, public_key: Path | str | None) -> GuardArtifact:
-    artifact = read_guard(folder)
-    if public_key is not None:
-        from reluguard.detector.signature import verify
+    if public_key is None:
+        return read_guard(folder)
+    from reluguard.detector.signature import vouched
 
-        verify(artifact, Path(public_key))
-    return artifact
+    return read_guard(folder, vouch=vouched(folder, Path(public_key)))
 
 
 def _check_challenger(

@@ -5,20 +5,19 @@ bytes in `manifest.sig` beside it vouch for the whole folder. Keys are PEM files
 `openssl genpkey -algorithm ed25519` writes them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-from reluguard.detector.artifact import GuardArtifact, write_file
+from reluguard.detector.artifact import SIGNATURE, GuardArtifact, write_file
 from reluguard.detector.errors import GuardError, SettingsError
 
-__all__ = ["SIGNATURE", "sign", "verify"]
+__all__ = ["SIGNATURE", "sign", "vouched"]
 
-SIGNATURE = "manifest.sig"
 _PURPOSE = b"reluguard guard, format 1\0"  # a signature made for anything else does not count
-_BYTES = 64
 
 
 def sign(artifact: GuardArtifact, key: Path) -> None:
@@ -37,19 +36,18 @@ def sign(artifact: GuardArtifact, key: Path) -> None:
         raise SettingsError(f"expected an Ed25519 private key in {key}, can't read one") from error
     if not isinstance(private, Ed25519PrivateKey):
         raise SettingsError(f"expected an Ed25519 private key in {key}, got another kind")
-    write_file(artifact.path / SIGNATURE, private.sign(_message(artifact)))
+    write_file(artifact.path / SIGNATURE, private.sign(_message(artifact.digest)))
 
 
-def verify(artifact: GuardArtifact, key: Path) -> None:
-    """Raise unless the guard, as it was read, is signed by the owner of this public key.
+def vouched(path: Path | str, key: Path) -> Callable[[str, bytes | None], None]:
+    """Return what `read_guard` asks before it reads anything large: is this guard signed?
 
     Args:
-        artifact: the guard as read: what is checked is what was read, not what lies there now.
+        path: of the guard, for messages.
         key: PEM, an Ed25519 public key.
 
     Raises:
         SettingsError: it isn't such a key.
-        GuardError: there is no signature, or it isn't this key's on this guard.
     """
     try:
         public = load_pem_public_key(key.read_bytes())
@@ -57,16 +55,17 @@ def verify(artifact: GuardArtifact, key: Path) -> None:
         raise SettingsError(f"expected an Ed25519 public key in {key}, can't read one") from error
     if not isinstance(public, Ed25519PublicKey):
         raise SettingsError(f"expected an Ed25519 public key in {key}, got another kind")
-    try:
-        with (artifact.path / SIGNATURE).open("rb") as stream:
-            signature = stream.read(_BYTES + 1)
-    except OSError as error:
-        raise GuardError(f"expected a signed guard, {artifact.path} has no {SIGNATURE}") from error
-    try:
-        public.verify(signature, _message(artifact))
-    except InvalidSignature as error:
-        raise GuardError(f"the signature of {artifact.path} is not that of {key}") from error
+
+    def vouch(digest: str, signature: bytes | None) -> None:
+        if signature is None:
+            raise GuardError(f"expected a signed guard, {path} has no {SIGNATURE}")
+        try:
+            public.verify(signature, _message(digest))
+        except InvalidSignature as error:
+            raise GuardError(f"the signature of {path} is not that of {key}") from error
+
+    return vouch
 
 
-def _message(artifact: GuardArtifact) -> bytes:
-    return _PURPOSE + bytes.fromhex(artifact.digest)
+def _message(digest: str) -> bytes:
+    return _PURPOSE + bytes.fromhex(digest)

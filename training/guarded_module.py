@@ -22,7 +22,7 @@ from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.head import conformal_p_values, threshold_at
 from reluguard.detector.images import Images
 from reluguard.detector.probe import check_golden
-from reluguard.detector.signature import verify
+from reluguard.detector.signature import vouched
 from reluguard.detector.taps import Tap
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.errors import TwinError
@@ -70,9 +70,8 @@ class GuardedModule:
         fpr: float | None = None,
         public_key: Path | str | None = None,
     ) -> None:
-        self.artifact = read_guard(guard)
-        if public_key is not None:
-            verify(self.artifact, Path(public_key))
+        vouch = None if public_key is None else vouched(guard, Path(public_key))
+        self.artifact = read_guard(guard, vouch=vouch)
         self.module = module.eval()
         self._logits = logits
         self._head = self.artifact.head

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.artifact import GuardArtifact, open_files, read_files, read_guard
 from reluguard.detector.errors import HeldError
 from reluguard.detector.lock import hold
 from reluguard.detector.shelf.history import Change, ShelfError, append, earlier, history
@@ -91,15 +91,16 @@ def promote(
     """
     shelf.mkdir(parents=True, exist_ok=True)
     with _locked(shelf, wait_s):
-        artifact, live = read_guard(guard), current(shelf)
+        read = read_files(guard)
+        artifact, live = open_files(read), current(shelf)
         problem = None if live is None else _problem(artifact, live)
         if problem and not force:
             raise ShelfError(f"{problem}; --force promotes it all the same and says so in it")
         if problem:
             forced = {"who": who, "why": why, "when": _stamp(clock), "although": problem}
-            placed = put_forced(shelf, artifact, forced)
+            placed = put_forced(shelf, read, forced)
         else:
-            placed = put(shelf, artifact)
+            placed = put(shelf, read)
         if key is not None:
             sign(placed, key)
         before = None if live is None else live.digest
@@ -168,13 +169,14 @@ def shadow(
         GuardError: the guard or the key can't be read.
     """
     with _locked(shelf, wait_s):
-        artifact, live = read_guard(guard), current(shelf)
+        read = read_files(guard)
+        artifact, live = open_files(read), current(shelf)
         if live is None:
             raise ShelfError(f"expected a current version to shadow in {shelf}, got none")
         _same_model(artifact, live)
         if artifact.digest == live.digest:
             raise ShelfError(f"{guard} is the current version: it can't be its own challenger")
-        placed = put(shelf, artifact)
+        placed = put(shelf, read)
         if key is not None:
             sign(placed, key)
         before = named_digest(shelf, pointed(shelf, CHALLENGER))

@@ -1,23 +1,23 @@
 """The versions on a shelf: folders named by digest, and the pointers that name two of them."""
 
-import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from reluguard.detector.artifact import (
     GuardArtifact,
-    folder_aside,
+    GuardFiles,
+    open_files,
+    read_files,
     read_guard,
     write_file,
     write_guard,
 )
 from reluguard.detector.errors import GuardError
 from reluguard.detector.shelf.history import ShelfError, history
-from reluguard.detector.signature import SIGNATURE
 
 __all__ = [
     "CHALLENGER",
@@ -92,48 +92,41 @@ def versions(shelf: Path) -> dict[str, GuardArtifact]:
     return found
 
 
-def put(shelf: Path, artifact: GuardArtifact) -> GuardArtifact:
-    """Copy a guard's files as they are; what is there already, whole, is used."""
-    place = shelf / artifact.digest[:NAME]
+def put(shelf: Path, read: GuardFiles) -> GuardArtifact:
+    """Place a guard's files as they were read; what is there already, whole, is used.
+
+    Raises:
+        ShelfError: another version has this one's name.
+        GuardError: the files are no guard.
+    """
+    artifact = open_files(read)  # what can't be read back never gets a place
+    place = shelf / read.digest[:NAME]
     try:
-        return read_guard(place)
+        there = read_guard(place)
     except GuardError:
-        names = [*_files(artifact.path), SIGNATURE]
-        with folder_aside(place) as aside:
-            for name in names:
-                if (artifact.path / name).is_file():
-                    write_file(aside / name, (artifact.path / name).read_bytes())
-            if read_guard(aside).digest != artifact.digest:
-                raise ShelfError(f"{artifact.path} changed while it was copied") from None
+        read.write(place)
         return replace(artifact, path=place)
+    if there.digest != read.digest:
+        raise ShelfError(f"{place} is another version than {read.path}, whose name would be its")
+    return there
 
 
-def put_forced(shelf: Path, artifact: GuardArtifact, forced: Mapping[str, str]) -> GuardArtifact:
-    """Copy a guard that says in its manifest who forced it, and why; its digest is another."""
-    reports = {
-        name: (artifact.path / name).read_bytes()
-        for name in _files(artifact.path)
-        if name not in {"manifest.json", *_ARRAYS}
-    }
-    manifest = artifact.manifest
-    provenance = {**manifest.provenance, "forced": dict(forced)}
+def put_forced(shelf: Path, read: GuardFiles, forced: Mapping[str, str]) -> GuardArtifact:
+    """Place a guard that says in its manifest who forced it, and why; its digest is another."""
+    artifact = open_files(read)
+    provenance = {**artifact.manifest.provenance, "forced": dict(forced)}
     aside = shelf / f".forced-{os.getpid()}-{threading.get_ident()}"
     try:
-        draft = write_guard(
+        write_guard(
             aside,
-            manifest=replace(manifest, provenance=provenance),
+            manifest=replace(artifact.manifest, provenance=provenance),
             head=artifact.head,
             golden=artifact.golden,
-            reports=reports,
+            reports={name: data for name, data in read.files.items() if name not in _ARRAYS},
         )
-        return put(shelf, draft)
+        return put(shelf, read_files(aside))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _files(guard: Path) -> Sequence[str]:
-    document = json.loads((guard / "manifest.json").read_bytes())
-    return ["manifest.json", *document["files"]]
 
 
 def point(shelf: Path, pointer: str, target: GuardArtifact) -> None:

@@ -320,7 +320,9 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "fpr of 1": (set_key("fpr", 1.0), r"rate in \(0, 1\), got 1.0"),
     "fpr of 0": (set_key("fpr", 0.0), r"rate in \(0, 1\), got 0.0"),
     "fpr as text": (set_key("fpr", "0.05"), "fpr is a"),
-    "threshold as text": (set_key("thresholds", {"0.05": "1"}), "expected a number per threshold"),
+    "threshold as text": (set_key("thresholds", {"0.05": "1"}), "expected a score for each"),
+    "threshold of a name": (set_key("thresholds", {"low": 0.5}), "expected a score for each"),
+    "threshold of no rate": (set_key("thresholds", {"1.5": 0.5}), "got 0.5 for '1.5'"),
     "thresholds as list": (set_key("thresholds", [0.5]), "thresholds is a"),
     "model as number": (set_key("model_sha256", 7), "model_sha256 is a"),
     "calibration": (set_key("calibration_images", 10**6), "expected 1000000 clean scores, got 199"),
@@ -364,10 +366,21 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda d: d["files"].update({"/etc/passwd": {"bytes": 6, "sha256": ""}}),
         "is damaged at '/etc/passwd'",
     ),
-    "dots": (lambda d: d["files"].update({"..": {}}), "has no file"),
+    "dots": (lambda d: d["files"].update({"..": {"bytes": 1}}), "is damaged at '..'"),
     "nul": (lambda d: d["files"].update({"a\0b": {}}), "is damaged at"),
     "file entry": (lambda d: d["files"].update({"report.json": 7}), "is damaged at 'report.json'"),
-    "file size": (lambda d: d["files"]["head.npz"].update(bytes=7), "expected 7 bytes in"),
+    "file size": (lambda d: d["files"]["head.npz"].update(bytes=7), "expected at most 7 bytes"),
+    "file size as text": (lambda d: d["files"]["head.npz"].update(bytes="7"), "is damaged at"),
+    "huge file": (
+        lambda d: d["files"].update({"report.json": {"bytes": 2**40}}),
+        "expected at most 67108864 bytes in",
+    ),
+    "huge folder": (
+        lambda d: d["files"].update({f"part-{i}": {"bytes": 2**26} for i in range(3)}),
+        "expected at most 134217728 bytes in",
+    ),
+    "its own signature": (lambda d: d["files"].update({"manifest.sig": {"bytes": 1}}), "damaged"),
+    "hidden": (lambda d: d["files"].update({".lock": {"bytes": 1}}), "is damaged at '.lock'"),
 }
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.errors import GuardError, SettingsError
 from reluguard.detector.shelf.shelf import current, promote
-from reluguard.detector.signature import sign, verify
+from reluguard.detector.signature import sign, vouched
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def keys(folder: Path, name: str) -> tuple[Path, Path]:
         key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     )
     return private, public
+
+
+def verify(artifact: GuardArtifact, key: Path) -> None:
+    """Read a guard that must be signed."""
+    read_guard(artifact.path, vouch=vouched(artifact.path, key))
 
 
 def test_a_signed_guard_verifies(artifact: GuardArtifact, tmp_path: Path) -> None:
@@ -74,7 +79,15 @@ def test_a_signature_is_of_one_guard(artifact: GuardArtifact, tmp_path: Path) ->
     manifest = artifact.path / "manifest.json"
     manifest.write_bytes(manifest.read_bytes() + b"\n")
     with pytest.raises(GuardError, match="is not that of"):
-        verify(read_guard(artifact.path), public)
+        verify(artifact, public)
+
+
+def test_the_signature_comes_before_anything_large(artifact: GuardArtifact, tmp_path: Path) -> None:
+    """Of a guard that nobody signed not even the arrays are looked at."""
+    _, public = keys(tmp_path, "ours")
+    (artifact.path / "head.npz").write_bytes(b"no arrays, but who would know")
+    with pytest.raises(GuardError, match="expected a signed guard"):
+        verify(artifact, public)
 
 
 def test_keys_of_another_kind_are_refused(artifact: GuardArtifact, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import datetime as dt
 import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reluguard.detector.artifact import GuardArtifact, read_guard, write_guard
+from reluguard.detector.artifact import GuardArtifact, read_files, read_guard, write_guard
 from reluguard.detector.errors import GuardError
 from reluguard.detector.shelf.shelf import (
     ShelfError,
@@ -22,6 +23,7 @@ from reluguard.detector.shelf.shelf import (
     shadow,
     versions,
 )
+from reluguard.detector.shelf.versions import put
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +68,43 @@ def test_a_promoted_guard_is_current_byte_for_byte(shelf: Path, first: GuardArti
     assert live(shelf).digest == first.digest == read_guard(first.path).digest
     assert (shelf / "CURRENT").read_text() == f"{first.digest[:16]}\n"
     assert list(versions(shelf)) == [first.digest[:16]]
+
+
+NAMES = ("../../out", "../out", "/out", "sub/out", "..", ".", "manifest.json", "\0")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_placed_is_what_was_read(tmp_path: Path, first: GuardArtifact, name: str) -> None:
+    """Whatever lies there a moment later, the bytes that were checked are those on the shelf."""
+    guard = tmp_path / "in" / "deep" / "guard"
+    shutil.copytree(first.path, guard)
+    (tmp_path / "in" / "out").write_text("not yours")
+    read = read_files(guard)
+    manifest = guard / "manifest.json"
+    swapped = json.loads(manifest.read_bytes())
+    swapped["files"][name] = {"bytes": 9, "sha256": "0" * 64}
+    manifest.write_text(json.dumps(swapped))
+    (guard / "head.npz").write_bytes(b"swapped")
+    shelf = tmp_path / "admin" / "shelves" / "shelf"
+    shelf.mkdir(parents=True)
+    placed = put(shelf, read)
+    assert placed.digest == first.digest
+    assert read_guard(placed.path).digest == first.digest
+    with pytest.raises(GuardError):
+        promote(shelf, guard, who="eve", why="swapped")
+    outside = {path for path in tmp_path.rglob("*") if path.is_file() and "in" not in path.parts}
+    assert all(path.is_relative_to(shelf) for path in outside)
+
+
+def test_another_version_does_not_take_its_name(tmp_path: Path, first: GuardArtifact) -> None:
+    """A folder that a stranger named like a version is not taken for it."""
+    shelf = tmp_path / "new-shelf"
+    other = shelf / first.digest[:16]
+    shutil.copytree(first.path, other)
+    manifest = other / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    with pytest.raises(ShelfError, match="is another version than"):
+        promote(shelf, first.path, who="ann", why="first")
 
 
 def test_rollback_undoes_promote(

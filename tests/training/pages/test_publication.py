@@ -18,7 +18,7 @@ from numpy.testing import assert_array_equal
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.errors import GuardError
-from reluguard.detector.signature import SIGNATURE, sign, verify
+from reluguard.detector.signature import SIGNATURE, sign, vouched
 from reluguard.training.errors import DataError
 from reluguard.training.pages.publication import publish
 
@@ -84,10 +84,10 @@ def test_a_signed_guard_is_signed_anew_or_left_alone(guard: GuardArtifact, tmp_p
     signature = (guard.path / SIGNATURE).read_bytes()
     with pytest.raises(DataError, match="expected a key to sign"):
         publish(guard.path, card_of(guard))
-    verify(read_guard(guard.path), public)
+    read_guard(guard.path, vouch=vouched(guard.path, public))
     after = publish(guard.path, card_of(guard), key=private)
-    verify(read_guard(guard.path), public)
+    read_guard(guard.path, vouch=vouched(guard.path, public))
     assert read_guard(guard.path).digest == after.digest
     (guard.path / SIGNATURE).write_bytes(signature)
     with pytest.raises(GuardError, match="is not that of"):
-        verify(read_guard(guard.path), public)
+        read_guard(guard.path, vouch=vouched(guard.path, public))
