@@ -78,7 +78,7 @@ def evaluate(
     from reluguard.training.pages.evaluation_text import print_evaluation
 
     with show_progress(quiet=as_json) as progress:
-        card = run_evaluation(
+        found = run_evaluation(
             model,
             guard,
             data,
@@ -99,7 +99,7 @@ def evaluate(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(card))
+        typer.echo(json.dumps(found.to_json()))
     else:
-        print_evaluation(card)
+        print_evaluation(found)
         typer.echo(f"\nreport: {out / 'evaluation.html'}")

@@ -71,8 +71,9 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Fit a guard: attack clean images, read which ReLUs fire, fit and calibrate a head."""
-    from reluguard.training.evaluation.report_card import print_card
+    from reluguard.training.evaluation.report_card import ReportCard
     from reluguard.training.fit import fit as run_fit
+    from reluguard.training.pages.report_card_text import print_card
 
     with show_progress(quiet=as_json) as progress:
         artifact = run_fit(
@@ -97,5 +98,5 @@ def fit(
         document = {"guard": str(out), "digest": artifact.digest, **artifact.manifest.metrics}
         typer.echo(json.dumps(document))
     else:
-        print_card(artifact.manifest.metrics)
+        print_card(ReportCard.from_json(artifact.manifest.metrics))
         typer.echo(f"\nguard: {out}\nreport: {out / 'report.html'}")

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -13,16 +13,15 @@ from reluguard.commands.console import fail, show_progress
 from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
 
     from reluguard.detector.verdict import Verdicts
     from reluguard.training.progress import Progress
+    from reluguard.training.red_team.report import RedTeamReport
     from reluguard.training.rounds import Refitted
-
-    Card = Mapping[str, Any]
 
 __all__ = ["redteam"]
 
@@ -115,7 +114,7 @@ def redteam(
     if rounds and server:
         raise typer.BadParameter("expected no --server with --rounds: it serves the old guard only")
 
-    def attack(guard: Path, out: Path, progress: "Progress") -> dict[str, Any]:
+    def attack(guard: Path, out: Path, progress: "Progress") -> "RedTeamReport":
         with _asking(server, token, guard) as ask:
             return red.redteam(
                 model,
@@ -161,11 +160,11 @@ def redteam(
         _tell_rounds(found, before, after, out / places.figures, as_json=as_json)
         sys.exit(0 if found.gate.passed else 1)
     with show_progress(quiet=as_json) as progress:
-        card = attack(guard, out, progress)
+        report = attack(guard, out, progress)
     if as_json:
-        typer.echo(json.dumps(card))
+        typer.echo(json.dumps(report.to_json()))
     else:
-        print_red_team(card)
+        print_red_team(report)
         typer.echo(f"\nreport: {out / 'red_team.html'}, images: {out / 'evasions.npz'}")
 
 
@@ -181,15 +180,20 @@ _HARDENING = _Places("hardened", "hardening.json")  # who asks by the old name l
 
 
 def _tell_rounds(
-    found: "Refitted", before: "Card", after: "Card", figures: Path, *, as_json: bool
+    found: "Refitted",
+    before: "RedTeamReport",
+    after: "RedTeamReport",
+    figures: Path,
+    *,
+    as_json: bool,
 ) -> None:
     from reluguard.detector.artifact import read_guard, write_file
+    from reluguard.training.pages.gate_text import print_gate
     from reluguard.training.pages.red_team_text import print_rounds
-    from reluguard.training.retraining.gate import print_gate
 
     digest = read_guard(found.guard.path).digest  # what was published since is in it
     about = {"guard": str(found.guard.path), "digest": digest, "gate": found.gate.to_json()}
-    document = {**about, "before": before, "after": after}
+    document = {**about, "before": before.to_json(), "after": after.to_json()}
     write_file(figures, json.dumps(document, indent=2).encode())
     if as_json:
         typer.echo(json.dumps(document))

@@ -69,8 +69,9 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Fit a guard on new attacks beside all old ones and judge it: exit code 1 if refused."""
+    from reluguard.detector.metrics import GateLimits
+    from reluguard.training.pages.gate_text import print_gate
     from reluguard.training.retrain import retrain as run_retrain
-    from reluguard.training.retraining.gate import GateLimits, print_gate
 
     with show_progress(quiet=as_json) as progress:
         found = run_retrain(

@@ -1,14 +1,16 @@
 """What there is: versions, captures, and what a running server says of itself."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reluguard.commands.console import fail
 from reluguard.commands.options import Json
+
+if TYPE_CHECKING:
+    from reluguard.detector.metrics import RedTeamSummary
 
 __all__ = ["status"]
 
@@ -43,18 +45,19 @@ def status(
 def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> None:
     from dataclasses import asdict
 
+    from reluguard.detector.metrics import gate_of, red_team_of
     from reluguard.detector.shelf.shelf import challenger, current, history, versions
 
     live, rival = current(shelf), challenger(shelf)
     known, changes = versions(shelf), history(shelf)
-    gate = {} if live is None else live.manifest.metrics.get("gate", {})
-    red_team = {} if live is None else live.manifest.metrics.get("red_team", {})
+    gate = None if live is None else gate_of(live.manifest)
+    red_team = None if live is None else red_team_of(live.manifest)
     document |= {
         "current": live and live.digest,
         "challenger": rival and rival.digest,
         "versions": {name: found.manifest.created_at for name, found in known.items()},
-        "gate": gate,
-        "red_team": red_team,
+        "gate": {} if gate is None else gate.to_json(),
+        "red_team": {} if red_team is None else red_team.to_json(),
         "history": [asdict(change) for change in changes],
     }
     marks = {found.digest: mark for mark, found in (("*", live), ("?", rival)) if found}
@@ -63,7 +66,7 @@ def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> No
         mark = marks.get(found.digest, " ")
         lines.append(f"{mark} {name}  fitted {found.manifest.created_at}{words.get(mark, '')}")
     if gate:
-        lines.append(f"gate: {'passed' if gate['passed'] else 'refused'}")
+        lines.append(f"gate: {'passed' if gate.passed else 'refused'}")
     if live is not None:
         lines += _red_team_lines(red_team)
     for change in changes:
@@ -74,17 +77,14 @@ def _shelf_status(shelf: Path, document: dict[str, Any], lines: list[str]) -> No
         )
 
 
-def _red_team_lines(found: Mapping[str, Any]) -> list[str]:
+def _red_team_lines(found: "RedTeamSummary | None") -> list[str]:
     """Return what the red team published with a guard, or that it did not."""
-    if not found:
+    if found is None:
         return ["red team: nothing published with this guard, see `reluguard redteam --publish`"]
     lines = []
-    for size, rates in found["evaded"].items():
-        shares = ", ".join(
-            f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}] at {rate}"
-            for rate, entry in rates.items()
-        )
-        lines.append(f"red team, {float(size):g}/255, {found['images']} images: evades {shares}")
+    for size, rates in found.evaded.items():
+        shares = ", ".join(f"{entry:.2f} at {rate}" for rate, entry in rates.items())
+        lines.append(f"red team, {float(size):g}/255, {found.images} images: evades {shares}")
     return lines
 
 

@@ -27,6 +27,7 @@ from reluguard.training.fit import fit
 from reluguard.training.harvest.readings import CLEAN
 from reluguard.training.harvest.workspace import read_shard, work_folder
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import provenance_of
 from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_above
 
 __all__ = ["DemoResult", "digits", "print_demo", "run_demo", "train_classifier"]
@@ -219,7 +220,9 @@ def _unseen(artifact: GuardArtifact) -> tuple[_Images, _Images]:
     """Return the clean and the attacked images of the test split, attacks in turn."""
     clean: list[_Images] = []
     attacked: list[_Images] = []
-    slugs = {portion["slug"] for portion in artifact.manifest.provenance["recipe"]["attacks"]}
+    recipe = provenance_of(artifact.manifest).recipe
+    assert recipe is not None  # it was just fitted
+    slugs = {one.slug for one in recipe.attacks}
     for folder in sorted(work_folder(artifact.path).iterdir()):
         for file in sorted(folder.glob("test-*.npz")) if folder.is_dir() else ():
             if folder.name == CLEAN or folder.name in slugs:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import GuardArtifact, Manifest, write_file
+from reluguard.detector.artifact import Manifest, write_file
 from reluguard.detector.lock import hold
+from reluguard.detector.metrics import red_team_of
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
@@ -29,8 +30,8 @@ from reluguard.training.data.holdout import check_untrained, unseen_rows
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.baselines import BASELINES, Baseline
 from reluguard.training.evaluation.comparison import Group, compare
-from reluguard.training.evaluation.goals import numbers_to_beat
 from reluguard.training.evaluation.leave_out import LeftOut, leave_one_out, open_fit
+from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
 from reluguard.training.harvest.harvest import harvest
@@ -38,6 +39,7 @@ from reluguard.training.harvest.orders import Job, Orders, plan_jobs
 from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import Provenance, provenance_of
 
 __all__ = ["DEFAULT_ATTACKS", "evaluate"]
 
@@ -93,8 +95,8 @@ def evaluate(
     threads: int | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Judge a guard; write `evaluation.json` and `evaluation.html`, and return the figures.
+) -> Evaluation:
+    """Judge a guard; write `evaluation.json` and `evaluation.html`, and return what was found.
 
     Args:
         model: the production ONNX file.
@@ -171,22 +173,35 @@ def evaluate(
         )
         groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
-    card = scorecard(groups, manifest, threats, seed)
-    card["about"] = _about(opened, dataset, rows, seed)
-    fit = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest, card)
-    card["baselines"] = compare(
+    provenance = provenance_of(manifest)
+    known = (
+        frozenset(one.slug for one in provenance.recipe.attacks)
+        if provenance.recipe
+        else frozenset()
+    )
+    scored = scorecard(groups, manifest, known, threats, seed)
+    fit, missing = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest)
+    figures = compare(
         groups, opened, production, reader, fit, baselines, baseline_rows, seed, progress
     )
+    matrix = None
     if fit is not None and matrix_rows != 0:
-        card["matrix"] = leave_one_out(
+        matrix = leave_one_out(
             fit, manifest, by=leave_out, rows=matrix_rows, seed=seed, progress=progress
         )
-    card["red_team"] = manifest.metrics.get("red_team")
-    card["goals"] = numbers_to_beat(card, manifest.metrics, _size(opened.artifact))
-    card["seconds"] = perf_counter() - started
-    write_file(out / "evaluation.json", json.dumps(card, indent=2).encode())
-    write_file(out / "evaluation.html", evaluation_page(card, groups, manifest.thresholds).encode())
-    return card
+    found = Evaluation.of(
+        scored,
+        about=_about(opened, provenance, dataset, rows, seed),
+        left_out=missing,
+        baselines=figures,
+        matrix=matrix,
+        red_team=red_team_of(manifest),
+        seconds=perf_counter() - started,
+    )
+    write_file(out / "evaluation.json", json.dumps(found.to_json(), indent=2).encode())
+    page = evaluation_page(found, groups, manifest.thresholds)
+    write_file(out / "evaluation.html", page.encode())
+    return found
 
 
 def _changes(
@@ -200,13 +215,14 @@ def _changes(
 
 def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, Any]:
     """Everything a shard's content depends on but the attack, which its name says."""
+    fitted_on = provenance_of(manifest).data
     return {
         "model": manifest.model_sha256,
         "data": orders.dataset.digest,
         "input": orders.spec.to_json(),
         "output": orders.output,
         "taps": [[tap.name, *tap.levels, *tap.strides, tap.pooled] for tap in orders.taps],
-        "fitted on": manifest.provenance.get("data", {}).get("sha256"),
+        "fitted on": None if fitted_on is None else fitted_on.sha256,
         "twin": orders.twin,
         "seed": orders.seed,
         "limit": limit,
@@ -250,30 +266,25 @@ def _group(guard: Guard, workspace: Workspace, jobs: Sequence[Job]) -> Group:
     )
 
 
-def _about(guard: Guard, dataset: Dataset, rows: NDArray[np.int64], seed: int) -> dict[str, Any]:
-    provenance = guard.artifact.manifest.provenance
-    own = provenance.get("data", {}).get("sha256") == dataset.digest
-    return {
-        "threat_model": "oblivious: the attacker knows the model, not the guard",
-        "images": len(rows),
-        "from": "test split of the data the guard was fitted on" if own else "other data",
-        "model": guard.artifact.manifest.model_sha256,
-        "guard": guard.artifact.digest,
-        "data": dataset.digest,
-        "recipe": provenance.get("recipe", {}).get("name"),
-        "seed": seed,
-    }
+def _about(
+    guard: Guard, provenance: Provenance, dataset: Dataset, rows: NDArray[np.int64], seed: int
+) -> About:
+    own = provenance.is_fitted_on(dataset.digest)
+    return About(
+        threat_model="oblivious: the attacker knows the model, not the guard",
+        images=len(rows),
+        origin="test split of the data the guard was fitted on" if own else "other data",
+        model=guard.artifact.manifest.model_sha256,
+        guard=guard.artifact.digest,
+        data=dataset.digest,
+        recipe=provenance.recipe.name if provenance.recipe else None,
+        seed=seed,
+    )
 
 
-def _fit_workspace(folder: Path, manifest: Manifest, card: dict[str, Any]) -> Workspace | None:
+def _fit_workspace(folder: Path, manifest: Manifest) -> tuple[Workspace | None, str | None]:
+    """Return the fit's harvest, or what can't be judged without it and why."""
     try:
-        return open_fit(folder, manifest)
+        return open_fit(folder, manifest), None
     except DataError as error:
-        card["left_out"] = f"baselines that need fitting, and the seen and unseen matrix: {error}"
-        return None
-
-
-def _size(artifact: GuardArtifact) -> int:
-    """Return how many bytes a guard takes, its reports for people apart."""
-    files = ("manifest.json", "head.npz", "golden.npz")
-    return sum((artifact.path / name).stat().st_size for name in files)
+        return None, f"baselines that need fitting, and the seen and unseen matrix: {error}"

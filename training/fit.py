@@ -16,7 +16,6 @@ from reluguard.detector.artifact import Golden, GuardArtifact, Manifest, check_p
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.head import Head
 from reluguard.detector.lock import hold
-from reluguard.detector.reference import KEY as REFERENCE
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
@@ -29,12 +28,13 @@ from reluguard.training.harvest.engine import check_engine
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
-from reluguard.training.harvest.workspace import COLUMNS, Workspace, column_runs, work_folder
+from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
 from reluguard.training.head.economy import choose_taps
 from reluguard.training.head.fit import calibrate, fit_head
 from reluguard.training.head.probes import column_taps
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import FittedOn, FittedWith, Provenance
 from reluguard.training.recipes import Portion, Recipe, recipe_named
 
 __all__ = ["fit"]
@@ -134,12 +134,12 @@ def fit(
         draft = GuardArtifact(
             path=out,
             digest="",
-            manifest=_manifest(case, head, clean, recipe, orders, target_fpr, prevalence),
+            manifest=_manifest(
+                case, head, clean, recipe, orders, workspace, target_fpr, prevalence
+            ),
             head=head,
             golden=_golden(case, head, reader, jobs, workspace),
         )
-        if workspace.columns is not None:
-            draft = _reading_only(draft, workspace.columns)
         progress.stage("report card", 1)
         card = report_card(
             Guard(case.production, draft, threads=threads),
@@ -148,15 +148,15 @@ def fit(
             thresholds=draft.manifest.thresholds,
             seed=seed,
         )
-        card |= {"seconds": perf_counter() - started, "resumed": resumed}
+        card = replace(card, seconds=perf_counter() - started, resumed=resumed)
         progress.advance(1)
         written = write_guard(
             out,
-            manifest=replace(draft.manifest, metrics=card),
+            manifest=replace(draft.manifest, metrics=card.to_json()),
             head=head,
             golden=draft.golden,
             reports={
-                "report.json": json.dumps(card, indent=2).encode(),
+                "report.json": json.dumps(card.to_json(), indent=2).encode(),
                 "report.html": report_page(card, draft.manifest).encode(),
             },
         )
@@ -172,13 +172,6 @@ def _check(prevalence: float, seed: int, workers: int | None, engine: str) -> No
         raise SettingsError(f"expected a seed of 0 or more, got {seed}")
     if workers is not None and workers < 1:
         raise SettingsError(f"expected 1 or more workers, got {workers}")
-
-
-def _reading_only(draft: GuardArtifact, columns: NDArray[np.int64]) -> GuardArtifact:
-    """Return the guard with a note of which of the harvested rates it reads."""
-    manifest = draft.manifest
-    provenance = {**manifest.provenance, COLUMNS: column_runs(columns)}
-    return replace(draft, manifest=replace(manifest, provenance=provenance))
 
 
 def _plan(case: Case, recipe: Recipe, orders: Orders) -> dict[str, Any]:
@@ -333,6 +326,7 @@ def _manifest(
     clean: Readings,
     recipe: Recipe,
     orders: Orders,
+    workspace: Workspace,
     fpr: float,
     prevalence: float,
 ) -> Manifest:
@@ -346,15 +340,16 @@ def _manifest(
         thresholds=promised_rates(head.clean_scores, fpr),
         calibration_images=len(head.clean_scores),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        provenance={
-            "recipe": recipe.to_json(),
-            "seed": orders.seed,
-            "twin": orders.twin,
-            "prevalence": prevalence,
-            "data": {"source": case.dataset.source, "sha256": case.dataset.digest},
-            "images": {split: len(sources) for split, sources in case.splits.items()},
-            "work": str(orders.workspace.resolve()),
-            REFERENCE: reference_of(clean.rates, clean.logits, case.taps).to_json(),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-        },
+        provenance=Provenance(
+            recipe=FittedWith.from_json(recipe.to_json()),
+            seed=orders.seed,
+            twin=orders.twin,
+            prevalence=prevalence,
+            data=FittedOn(source=case.dataset.source, sha256=case.dataset.digest),
+            images={split: len(sources) for split, sources in case.splits.items()},
+            work=str(orders.workspace.resolve()),
+            reference=reference_of(clean.rates, clean.logits, case.taps).to_json(),
+            versions={name: importlib.metadata.version(name) for name in packages},
+            columns=None if workspace.columns is None else column_runs(workspace.columns),
+        ).to_json(),
     )

@@ -34,6 +34,7 @@ from reluguard.training.red_team.aware_attacks import (
     Selective,
 )
 from reluguard.training.red_team.convergence import Ladder, by_steps, checks, climb
+from reluguard.training.red_team.report import BEST, RedTeamReport, Row
 from reluguard.training.red_team.score_search import ScoreSearch
 from reluguard.training.red_team.target import Ask, Scores, Target, open_target
 from reluguard.training.red_team.tries import Tries
@@ -50,7 +51,6 @@ LADDERS: Mapping[Norm, tuple[float, ...]] = MappingProxyType(
         "l2": (0.03, 0.05, 0.07, 0.09, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0, 2.0, 4.0),
     }
 )
-BEST = "best per image"
 IN_PROCESS = "the guard in process"
 
 
@@ -104,7 +104,7 @@ def redteam(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RedTeamReport:
     """Attack a guard with full knowledge of it; write `red_team.json`, a page and `evasions.npz`.
 
     Every finished batch of images is kept in `out/work`: the same command goes on from there.
@@ -162,10 +162,11 @@ def redteam(
     work.mkdir(parents=True, exist_ok=True)
     with hold(work):
         tries = Tries(target, work, told, progress)
-        card = _attacked(target, tries, out, budgets, effort, ladders, told, progress, started)
+        report = _attacked(target, tries, out, budgets, effort, ladders, told, progress, started)
     if publish:
-        write_into(guard, card, key=None if key is None else Path(key))
-    return card
+        signing = None if key is None else Path(key)
+        write_into(guard, report.summary, digest=report.guard, key=signing)
+    return report
 
 
 def _attacked(
@@ -178,34 +179,33 @@ def _attacked(
     told: str,
     progress: Progress,
     started: float,
-) -> dict[str, Any]:
+) -> RedTeamReport:
     """Make all tries, write what came of them and return it."""
     hunt = _Hunt(target, tries, effort, progress)
-    card: dict[str, Any] = {"budgets": {}}
-    for size in sorted(budgets):
-        card["budgets"][f"{size:g}"] = hunt.at(size)
+    found = {f"{size:g}": hunt.at(size) for size in sorted(budgets)}
     climbed = {
         norm: climb(
             target, tries, Ladder(norm, tuple(sorted(rungs)), effort.ladder_steps), progress
         )
         for norm, rungs in ladders.items()
     }
-    card["ladders"] = {norm: found.shares for norm, found in climbed.items()}
-    card["median_budget"] = {norm: found.medians for norm, found in climbed.items()}
-    card["steps"] = by_steps(target, tries, min(budgets), effort.steps, progress)
-    card |= {
-        "threat_model": "white box: model, guard and thresholds known; Linf; untargeted; success "
+    report = RedTeamReport(
+        budgets=found,
+        ladders={norm: one.shares for norm, one in climbed.items()},
+        median_budget={norm: one.medians for norm, one in climbed.items()},
+        steps=by_steps(target, tries, min(budgets), effort.steps, progress),
+        threat_model="white box: model, guard and thresholds known; Linf; untargeted; success "
         "is a wrong answer that the guard, hard bits on whole 8-bit pixels, does not flag",
-        "black_box": f"score-search sees answers and scores, as {told} gives them to a client that "
+        black_box=f"score-search sees answers and scores, as {told} gives them to a client that "
         "may see scores",
-        "images": len(target),
-        "settings": {**asdict(effort), "seed": target.seed},
-        "guard": target.guard.artifact.digest,
-        "thresholds": dict(target.thresholds),
-        "seconds": perf_counter() - started,
-    }
-    card["checks"] = checks(card)
-    card["summary"] = _summary(card)
+        images=len(target),
+        settings={**asdict(effort), "seed": target.seed},
+        guard=target.guard.artifact.digest,
+        thresholds=dict(target.thresholds),
+        seconds=perf_counter() - started,
+        checks={},
+    )
+    report = replace(report, checks=checks(report))
     arrays: dict[str, NDArray[Any]] = {
         "images": hunt.found,
         "labels": target.labels,
@@ -213,10 +213,10 @@ def _attacked(
         "budget": hunt.used,
     }
     write_file(out / "evasions.npz", npz=arrays)
-    write_file(out / "red_team.json", json.dumps(card, indent=2).encode())
-    page = red_team_page(card, target.images, hunt.found, hunt.lowest)
+    write_file(out / "red_team.json", json.dumps(report.to_json(), indent=2).encode())
+    page = red_team_page(report, target.images, hunt.found, hunt.lowest)
     write_file(out / "red_team.html", page.encode())
-    return card
+    return report
 
 
 class _Hunt:
@@ -235,9 +235,9 @@ class _Hunt:
         self.lowest = np.full(len(target), np.inf, np.float32)
         self.used = np.zeros(len(target))
 
-    def at(self, size: float) -> dict[str, Any]:
+    def at(self, size: float) -> dict[str, Row]:
         """Return each attack's figures within a budget, and those of the best per image."""
-        rows: dict[str, Any] = {}
+        rows: dict[str, Row] = {}
         everyone = np.arange(len(self._target))
         for place, attack in enumerate(_attacks(self._target, size, self._effort)):
             left = everyone
@@ -249,7 +249,7 @@ class _Hunt:
         rows[BEST] = _entry(self.lowest, self._target.thresholds)
         return rows
 
-    def _try(self, attack: Attack, rows: NDArray[np.int64], size: float) -> dict[str, Any]:
+    def _try(self, attack: Attack, rows: NDArray[np.int64], size: float) -> Row:
         """Return an attack's figures, one restart after another on the images that are left."""
         strictest = self._target.strictest
         restarts = 1
@@ -269,11 +269,13 @@ class _Hunt:
             after.append(float((best <= np.float32(strictest)).mean()) if len(rows) else 0.0)
             queries += [] if asked is None else [asked]
         if not len(rows):
-            return {"images": 0}
-        entry = _entry(best, self._target.thresholds) | {"images": len(rows)}
-        if restarts > 1:
-            entry["evaded_after_restarts"] = after
-        return entry | (_questions(np.concatenate(queries), best, strictest) if queries else {})
+            return Row(images=0)
+        row = replace(
+            _entry(best, self._target.thresholds),
+            images=len(rows),
+            evaded_after_restarts=tuple(after) if restarts > 1 else None,
+        )
+        return _with_questions(row, np.concatenate(queries), best, strictest) if queries else row
 
     def _keep(self, rows: NDArray[np.int64], scores: Scores, images: Any, size: float) -> None:
         better = scores < self.lowest[rows]
@@ -281,12 +283,13 @@ class _Hunt:
         self.found[kept], self.lowest[kept], self.used[kept] = images[better], scores[better], size
 
 
-def _questions(asked: NDArray[np.int64], best: Scores, strictest: float) -> dict[str, Any]:
+def _with_questions(row: Row, asked: NDArray[np.int64], best: Scores, strictest: float) -> Row:
     evaded = best <= np.float32(strictest)
-    return {
-        "mean_queries": float(asked.mean()),
-        "median_queries_of_evasions": float(np.median(asked[evaded])) if evaded.any() else None,
-    }
+    return replace(
+        row,
+        mean_queries=float(asked.mean()),
+        median_queries_of_evasions=float(np.median(asked[evaded])) if evaded.any() else None,
+    )
 
 
 def _attacks(target: Target, size: float, effort: Effort) -> list[Attack]:
@@ -313,30 +316,12 @@ def _attacks(target: Target, size: float, effort: Effort) -> list[Attack]:
     ]
 
 
-def _entry(scores: Scores, thresholds: Mapping[str, float]) -> dict[str, Any]:
+def _entry(scores: Scores, thresholds: Mapping[str, float]) -> Row:
     n = len(scores)
-    return {
-        "misclassified": rate_interval(int(np.isfinite(scores).sum()), n).to_json(),
-        "evaded": {
-            rate: rate_interval(int((scores <= np.float32(limit)).sum()), n).to_json()
+    return Row(
+        misclassified=rate_interval(int(np.isfinite(scores).sum()), n),
+        evaded={
+            rate: rate_interval(int((scores <= np.float32(limit)).sum()), n)
             for rate, limit in thresholds.items()
         },
-    }
-
-
-def _summary(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what goes into the guard's manifest."""
-    black_box = {
-        size: {key: rows["score-search"][key] for key in ("evaded", "mean_queries", "images")}
-        for size, rows in card["budgets"].items()
-        if rows.get("score-search", {}).get("images")
-    }
-    return {
-        "threat_model": card["threat_model"],
-        "images": card["images"],
-        "settings": card["settings"],
-        "evaded": {size: rows[BEST]["evaded"] for size, rows in card["budgets"].items()},
-        "black_box": black_box,
-        "median_budget": card["median_budget"],
-        "checks": card["checks"],
-    }
+    )

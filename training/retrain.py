@@ -23,6 +23,7 @@ from reluguard.detector.artifact import (
     write_file,
 )
 from reluguard.detector.captures import INDEX
+from reluguard.detector.metrics import GateLimits, GateResult
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.shelf.shelf import current
@@ -35,6 +36,7 @@ from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.head.unit import Unit, without_accidents
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import Added, Step, origin_of, provenance_of
 from reluguard.training.retraining.additions import (
     FEWEST_CLEAN,
     MOST_PER_SOURCE,
@@ -46,8 +48,8 @@ from reluguard.training.retraining.additions import (
 )
 from reluguard.training.retraining.challenger import with_head, with_origin, write_challenger
 from reluguard.training.retraining.contradictions import contradicted
-from reluguard.training.retraining.gate import GateLimits, GateResult, gate
-from reluguard.training.retraining.kept import WEIGHT, Added, Kept, hold_kept, open_kept
+from reluguard.training.retraining.gate import gate
+from reluguard.training.retraining.kept import WEIGHT, Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import learn
 from reluguard.training.retraining.original import Original
 
@@ -182,14 +184,14 @@ def retrain(
             seed=seed,
             progress=progress,
         )
-        units = [unit.to_json() for unit in learned.units]
+        units = tuple(unit.to_json() for unit in learned.units)
         draft = with_origin(
             with_head(champion, learned.head, reader),
             champion,
             kept,
             clean,
             out=out,
-            step={"seed": seed, "added": names, "units": units},
+            step=Step(parent=champion.digest, seed=seed, added=tuple(names), units=units),
         )
         progress.stage("gate", 1)
         judged = gate(
@@ -249,16 +251,17 @@ def _orders(
     champion: GuardArtifact, model: Path, dataset: Dataset, kept: Kept, threads: int | None
 ) -> Orders:
     manifest = champion.manifest
+    known = provenance_of(manifest)
     return Orders(
         model=model,
         output=manifest.answer,
         spec=manifest.input,
         taps=manifest.taps,
-        twin=str(manifest.provenance["twin"]),
+        twin=known.twin,
         dataset=dataset,
         changes={},
         workspace=kept.workspace.folder,
-        seed=int(manifest.provenance["seed"]),
+        seed=origin_of(champion).seed,
         threads=threads,
     )
 

@@ -7,7 +7,7 @@ What got past joins the harvest, so that later retraining keeps it. N images.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from reluguard.detector.artifact import (
     read_guard,
 )
 from reluguard.detector.images import Images
+from reluguard.detector.metrics import GateLimits, GateResult
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Victim
@@ -29,12 +30,13 @@ from reluguard.training.data.given import Data
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import Readings, clean_readings
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import Added, Refits, Step
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
 from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.retraining.challenger import with_head, with_origin, write_challenger
-from reluguard.training.retraining.gate import GateLimits, GateResult, gate
-from reluguard.training.retraining.kept import Added, Kept, hold_kept, open_kept
+from reluguard.training.retraining.gate import gate
+from reluguard.training.retraining.kept import Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import refit
 from reluguard.training.retraining.original import Original
 from reluguard.training.twin.twin import load_twin
@@ -128,20 +130,14 @@ def refit_in_rounds(
             draft = with_head(champion, head, reader)
             progress.advance(1)
         added = kept.added[first:]
-        rounded = {
-            "from": champion.digest,
-            "rounds": [asdict(one) for one in added],
-            "steps": steps,
-            "seed": seed,
-        }
         draft = with_origin(
             draft,
             champion,
             kept,
             calibration,
             out=out,
-            step={"seed": seed, "added": [one.name for one in added]},
-            more={"hardened": rounded},  # by its first name, which readers of manifests know
+            step=Step(parent=champion.digest, seed=seed, added=tuple(one.name for one in added)),
+            refits=Refits(origin=champion.digest, rounds=added, steps=steps, seed=seed),
         )
         progress.stage("gate", 1)
         names = {one.name for one in added}

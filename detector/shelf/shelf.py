@@ -10,14 +10,14 @@ A server whose guard is the shelf follows CURRENT and CHALLENGER.
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from reluguard.detector.artifact import GuardArtifact, open_files, read_files, read_guard
 from reluguard.detector.errors import HeldError
 from reluguard.detector.lock import hold
+from reluguard.detector.metrics import gate_of
 from reluguard.detector.shelf.history import Change, ShelfError, append, earlier, history
 from reluguard.detector.shelf.versions import (
     CHALLENGER,
@@ -213,11 +213,11 @@ def _problem(artifact: GuardArtifact, live: GuardArtifact) -> str | None:
     _same_model(artifact, live)
     if artifact.digest == live.digest:
         return None
-    gate: Mapping[str, Any] = artifact.manifest.metrics.get("gate", {})
-    if gate.get("champion") != live.digest:
+    gate = gate_of(artifact.manifest)
+    if gate is None or gate.champion != live.digest:
         return f"{artifact.path} was never judged against the current version {live.digest[:NAME]}"
-    if gate.get("passed") is not True:
-        return f"the gate refused {artifact.path}: {'; '.join(map(str, gate.get('reasons', ())))}"
+    if not gate.passed:
+        return f"the gate refused {artifact.path}: {'; '.join(gate.reasons)}"
     return None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.captures import index
 from reluguard.detector.errors import GuardError
+from reluguard.detector.metrics import GateResult, gate_of
 from reluguard.detector.shelf.history import HISTORY
 from reluguard.detector.shelf.shelf import ShelfError, history
 from reluguard.service.captures.drift import Drift
@@ -238,7 +239,7 @@ def last_changes(shelf: Path, count: int = _CHANGES) -> tuple[ChangeStatus, ...]
         try:
             gate = _gate(shelf / change.guard[:_NAME])
         except GuardError:
-            gate = {}
+            gate = None
         found.append(
             ChangeStatus(
                 number=change.number,
@@ -248,18 +249,17 @@ def last_changes(shelf: Path, count: int = _CHANGES) -> tuple[ChangeStatus, ...]
                 why=change.why,
                 when=change.when,
                 forced=change.forced,
-                passed=gate.get("passed"),
-                reasons=tuple(map(str, gate.get("reasons", ()))),
+                passed=None if gate is None else gate.passed,
+                reasons=() if gate is None else gate.reasons,
             )
         )
     return tuple(found)
 
 
 @lru_cache(maxsize=64)
-def _gate(version: Path) -> Mapping[str, Any]:
+def _gate(version: Path) -> GateResult | None:
     """Return what the gate said of a version: its name is its digest, so it never changes."""
-    gate: Mapping[str, Any] = read_guard(version).manifest.metrics.get("gate", {})
-    return gate
+    return gate_of(read_guard(version).manifest)
 
 
 def fetch_status(address: str, *, timeout_s: float = 5.0) -> dict[str, Any]:

@@ -125,9 +125,10 @@ def made(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Guard:
     """Return a guard, after all that is known of it was written down."""
     data = (images, labels)
     guard = fit("model.onnx", data, out="guard", recipe="quick", target_fpr=0.01)
-    figures = evaluate("model.onnx", "guard", data, out="report", attacks=["pgd-linf-4"])
-    figures |= redteam("model.onnx", "guard", data, out="red", limit=50)
-    print(sorted(figures), sorted(analyze("model.onnx", data, out="analysis", guard="guard")))
+    found = evaluate("model.onnx", "guard", data, out="report", attacks=["pgd-linf-4"])
+    report = redteam("model.onnx", "guard", data, out="red", limit=50)
+    print(found.summary.mean_auroc, report.evasions, sorted(found.to_json()))
+    print(sorted(analyze("model.onnx", data, out="analysis", guard="guard")))
     return guard
 
 

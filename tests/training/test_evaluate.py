@@ -20,6 +20,7 @@ from reluguard.training.evaluation.baselines import (
     RandomScore,
 )
 from reluguard.training.evaluation.leave_out import family, leave_one_out, open_fit
+from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages.evaluation_text import print_evaluation
 from tests.training.fitting import Order
 
@@ -61,7 +62,7 @@ def evaluated(
             threads=1,
             workers=1,
         )
-    return card, out
+    return card.to_json(), out
 
 
 def test_figures_are_those_of_the_saved_shards(
@@ -135,7 +136,8 @@ def test_page_and_json_hold_the_card(evaluated: tuple[dict[str, Any], Path]) -> 
     assert "data:image/png" in page
     assert card["severity"]["brightness"].keys() == {"1", "3"}
     assert card["answered_right"].keys() >= card["benign"].keys()
-    print_evaluation(card)
+    print_evaluation(Evaluation.from_json(card))
+    assert Evaluation.from_json(card).to_json() == card
 
 
 def test_nothing_is_attacked_twice(
@@ -160,8 +162,8 @@ def test_nothing_is_attacked_twice(
         workers=1,
     )
     assert before == {f: f.stat().st_mtime_ns for f in (out / "work").glob("*/*.npz")}
-    assert "plan.json" in again["left_out"]
-    assert set(again["baselines"]) == {"reluguard", "feature squeezing", "random score"}
+    assert "plan.json" in str(again.left_out)
+    assert set(again.baselines) == {"reluguard", "feature squeezing", "random score"}
 
 
 def test_a_work_folder_of_other_images_is_refused(
@@ -219,7 +221,7 @@ def test_another_guards_fit_is_refused(fitted: GuardArtifact, fit_settings: Orde
     manifest = fitted.manifest
     work = fit_settings.shards
     workspace = open_fit(work, manifest)
-    assert leave_one_out(workspace, manifest, rows=40)["rows_per_group"] == 40
+    assert leave_one_out(workspace, manifest, rows=40).rows_per_group == 40
     with pytest.raises(DataError, match="work of another model"):
         open_fit(work, replace(manifest, model_sha256="0" * 64))
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from reluguard.training.red_team.aware_attacks import (
 )
 from reluguard.training.red_team.convergence import checks
 from reluguard.training.red_team.relaxed import RelaxedGuard
+from reluguard.training.red_team.report import RedTeamReport
 from reluguard.training.redteam import redteam
 from reluguard.training.twin.twin import to_pixels
 from tests.training.fitting import Order
@@ -177,7 +179,8 @@ def red_team(
         "threads": 1,
     }
     asked = settings | changes
-    return redteam(fit_settings.model, fitted.path, fit_settings.data, out=out, **asked)
+    report = redteam(fit_settings.model, fitted.path, fit_settings.data, out=out, **asked)
+    return report.to_json()
 
 
 def test_figures_are_those_of_the_saved_images(
@@ -192,7 +195,8 @@ def test_figures_are_those_of_the_saved_images(
         evaded = (wrong & (verdicts.score <= np.float32(limit))).mean()
         assert found["budgets"]["64"]["best per image"]["evaded"][rate]["value"] == evaded
     assert json.loads((out / "red_team.json").read_text()) == found
-    print_red_team(found)
+    print_red_team(RedTeamReport.from_json(found))
+    assert RedTeamReport.from_json(found).to_json() == found
 
 
 def test_larger_budgets_evade_at_least_as_often(card: tuple[dict[str, Any], Path]) -> None:
@@ -258,7 +262,11 @@ def test_publishing_spends_no_try(
 ) -> None:
     """The guard with its figures in it is the same guard to attack."""
     shutil.copytree(fitted.path, tmp_path / "guard")
-    published = publish(tmp_path / "guard", card[0])
+    published = publish(
+        tmp_path / "guard",
+        RedTeamReport.from_json(card[0]).summary,
+        digest=fitted.digest,
+    )
     before = {file: file.stat().st_mtime_ns for file in (card[1] / "work").glob("*/*.npz")}
     again = red_team(published, fit_settings, card[1])
     assert {f: f.stat().st_mtime_ns for f in (card[1] / "work").glob("*/*.npz")} == before
@@ -297,9 +305,31 @@ def test_signs_of_a_blinded_attack_are_seen(card: tuple[dict[str, Any], Path]) -
     """Gradients worse than questions, or a guard that holds without a bound, is a bug."""
     found = deepcopy(card[0])
     rate = max(found["thresholds"], key=float)
-    assert all(checks(found).values())
+    assert False not in checks(RedTeamReport.from_json(found)).values()
     found["ladders"]["linf"][rate]["255"]["value"] = 0.5
     rows = found["budgets"]["64"]
     rows["score-search"]["evaded"][rate]["value"] = 1.0
     rows["best per image"]["evaded"][rate]["value"] = 0.0
-    assert sum(not held for held in checks(found).values()) == 3
+    signs = checks(RedTeamReport.from_json(found))
+    assert sum(held is False for held in signs.values()) == 3
+
+
+def test_an_empty_test_holds_nothing(
+    card: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without evasions, or with one budget, it can't be told whether more of it evades more."""
+    first = "a larger budget evades more often"
+    found = deepcopy(card[0])
+    found["budgets"] = {"64": found["budgets"]["64"]}
+    assert checks(RedTeamReport.from_json(found))[first] is None
+    found = deepcopy(card[0])
+    for rows in found["budgets"].values():
+        for row in rows.values():
+            for entry in row["evaded"].values():
+                entry["value"] = 0.0
+    report = RedTeamReport.from_json(found)
+    signs = checks(report)
+    assert signs[first] is None
+    assert signs["gradients do better than questions"] is None
+    print_red_team(replace(report, checks=signs))
+    assert f"can't be told: 0 evasions: {first}" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from reluguard.detector.captures import Entry, add, prepare
 from reluguard.detector.errors import ModelMismatchError
 from reluguard.detector.head import Head, threshold_at
 from reluguard.detector.images import Images
+from reluguard.detector.metrics import GateLimits
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.shelf.history import ShelfError
@@ -25,10 +26,11 @@ from reluguard.training.changes import GaussianNoise
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.head.fit import HeadSettings
+from reluguard.training.pages.gate_text import print_gate
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.retrain import retrain
 from reluguard.training.retraining.additions import read_captured
-from reluguard.training.retraining.gate import GateLimits, gate, print_gate
+from reluguard.training.retraining.gate import gate
 from reluguard.training.retraining.kept import open_kept
 from reluguard.training.statistics.metrics import auroc
 from tests.training.fitting import Order

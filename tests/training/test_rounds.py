@@ -14,6 +14,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import DataError
 from reluguard.training.pages.red_team_text import print_rounds
+from reluguard.training.red_team.report import RedTeamReport
 from reluguard.training.retraining.kept import open_kept
 from reluguard.training.rounds import refit_in_rounds
 from tests.training.fitting import Order
@@ -84,7 +85,7 @@ def test_the_command_tells_before_and_after(
     assert told["after"]["guard"] == told["digest"]
     assert told["before"]["images"] == told["after"]["images"] == 4
     assert done.exit_code == (0 if told["gate"]["passed"] else 1)
-    print_rounds(told["before"], told["after"])
+    print_rounds(*(RedTeamReport.from_json(told[side]) for side in ("before", "after")))
     table = capsys.readouterr().out
     share = told["after"]["budgets"]["48"]["best per image"]["evaded"]["0.05"]["value"]
     for word in ("before at", "after at", "best per image", "score-search", f"{share:.3f}"):

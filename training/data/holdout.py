@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from reluguard.detector.artifact import Manifest
 from reluguard.detector.images import Images
 from reluguard.training.data.dataset import Dataset, load_data, split_sources
 from reluguard.training.errors import DataError
+from reluguard.training.provenance import Provenance, provenance_of
 
 __all__ = ["check_untrained", "unseen_rows"]
 
@@ -32,19 +32,18 @@ def unseen_rows(dataset: Dataset, manifest: Manifest) -> NDArray[np.int64]:
         DataError: the guard was fitted on this data set and does not say how it was split, or it
             has seen every image.
     """
-    provenance = manifest.provenance
-    own = provenance.get("data", {}).get("sha256") == dataset.digest
+    provenance = provenance_of(manifest)
+    own = provenance.is_fitted_on(dataset.digest)
     fitted = dataset if own else _fitted_on(provenance, dataset)
     if fitted is None:
         return np.arange(len(dataset))
-    try:
-        shares, seed = dict(provenance["recipe"]["splits"]), int(provenance["seed"])
-    except (KeyError, TypeError, ValueError) as error:
+    recipe, seed = provenance.recipe, provenance.seed
+    if recipe is None or not recipe.splits or seed is None:
         raise DataError(
             "expected the guard to say how its images were split, it does not: give images it was "
             "not fitted on"
-        ) from error
-    parts = split_sources(fitted.labels, shares, seed)
+        )
+    parts = split_sources(fitted.labels, recipe.splits, seed)
     seen = np.concatenate([rows for part, rows in parts.items() if part != "test"])
     rows = parts["test"] if own else np.arange(len(dataset))
     left = rows[~_among(dataset.images[rows], fitted.images[seen])]
@@ -69,20 +68,19 @@ def check_untrained(dataset: Dataset, trained_on: Dataset) -> None:
         )
 
 
-def _fitted_on(provenance: Any, dataset: Dataset) -> Dataset | None:
+def _fitted_on(provenance: Provenance, dataset: Dataset) -> Dataset | None:
     """Return the images a guard was fitted on, None where they are gone, changed or of other size.
 
     A folder of images is read in the size of the data set at hand.
     """
-    known = provenance.get("data", {})
-    source = str(known.get("source", ""))
-    if not Path(source).exists():
+    known = provenance.data
+    if known is None or not Path(known.source).exists():
         return None
     try:
-        found = load_data(source, size=(dataset.images.shape[1], dataset.images.shape[2]))
+        found = load_data(known.source, size=(dataset.images.shape[1], dataset.images.shape[2]))
     except DataError:
         return None
-    return found if found.digest == known.get("sha256") else None
+    return found if found.digest == known.sha256 else None
 
 
 def _among(images: Images, others: Images) -> NDArray[np.bool_]:

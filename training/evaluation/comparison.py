@@ -1,7 +1,7 @@
 """A guard beside its baselines, on the same images. N images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.images import Images
+from reluguard.detector.metrics import Interval
 from reluguard.detector.model import Production
+from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard, Reader, in_batches
 from reluguard.detector.session import open_session
 from reluguard.training.analysis.recording import Recorder
@@ -22,10 +24,11 @@ from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.harvest.workspace import Shard, Workspace
 from reluguard.training.head.fit import HeadSettings
 from reluguard.training.progress import Progress
-from reluguard.training.statistics.bootstrap import Drawn, Resampling, interval, word
+from reluguard.training.provenance import provenance_of
+from reluguard.training.statistics.bootstrap import Drawn, Resampling, Word, interval, word
 from reluguard.training.statistics.metrics import auroc
 
-__all__ = ["Group", "compare", "mean"]
+__all__ = ["DetectorFigures", "Group", "Lead", "Leads", "compare", "mean"]
 
 MATCHED_RATE = 0.05
 CHUNK = 256
@@ -60,6 +63,55 @@ class Group:
         return self.shard.success & self.wrong
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lead(Plain):
+    """How far the guard is ahead of another detector, in AUROC, and whether chance explains it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    word: Word
+
+    def __format__(self, digits: str) -> str:
+        """Return the figure with its interval in brackets, and the word."""
+        return f"{Interval(self.value, self.low, self.high, self.n):{digits}} {self.word}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leads(Plain):
+    """How far the guard is ahead, on the mean of all attacks, on the worst and on each."""
+
+    mean: Lead
+    worst: Lead
+    attacks: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorFigures(Plain):
+    """A detector at a threshold that flags 5 % of these clean images: the guard or a baseline.
+
+    Attributes:
+        auroc: by attack.
+        mean_auroc: over the attacks.
+        worst_auroc: of them.
+        detected: share of each attack's successes that is flagged.
+        benign_flagged: share of each harmless change that is flagged.
+        mean_benign_flagged: over them.
+        lead: how far the guard is ahead of it.
+        note: what it is, or why it has no figures.
+    """
+
+    auroc: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
+    mean_auroc: float | None = field(default=None, metadata=UNSAID)
+    worst_auroc: float | None = field(default=None, metadata=UNSAID)
+    detected: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
+    benign_flagged: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
+    mean_benign_flagged: float | None = field(default=None, metadata=UNSAID)
+    lead: Leads | None = field(default=None, metadata=UNSAID)
+    note: str | None = field(default=None, metadata=UNSAID)
+
+
 def compare(
     groups: Mapping[str, Group],
     guard: Guard,
@@ -70,7 +122,7 @@ def compare(
     rows: int,
     seed: int,
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, DetectorFigures]:
     """Return each baseline's figures beside the guard's, at a threshold matched on clean images.
 
     Args:
@@ -85,11 +137,12 @@ def compare(
         progress: told of each baseline.
     """
     manifest = guard.artifact.manifest
+    recipe = provenance_of(manifest).recipe
     sides = _Sides(groups, seed)
     own = {slug: g.score for slug, g in groups.items()}
-    result = {GUARD: _comparison(own, groups, sides)}
+    result = {GUARD: _figures(own, groups, sides)}
     if any(group.shard.images is None for group in groups.values()):
-        return result | {"left out": {"note": "images too large to keep in shards"}}
+        return result | {"left out": DetectorFigures(note="images too large to keep in shards")}
     recorder = Recorder(production, guard.spec, manifest.taps)
     late = max(
         (i for i, tap in enumerate(manifest.taps) if len(tap.shape) == 3),
@@ -97,7 +150,7 @@ def compare(
     )
     context = Context(
         taps=manifest.taps,
-        settings=HeadSettings(**manifest.provenance.get("recipe", {}).get("head", {})),
+        settings=HeadSettings(**(recipe.head if recipe else {})),
         predict=lambda images: predict(reader, images),
         activations=_tap_reader(production, guard, manifest.taps[late].name),
         seed=seed,
@@ -114,10 +167,13 @@ def compare(
             baseline.fit(fitted, context)
             scores = {slug: baseline.score(material) for slug, material in judged.items()}
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            result[kind.name] = {"note": f"failed: {error}"}
+            result[kind.name] = DetectorFigures(note=f"failed: {error}")
         else:
-            ahead = sides.difference(own, scores) if sides.attacks else {}
-            result[kind.name] = _comparison(scores, groups, sides) | ahead | {"note": kind.note}
+            result[kind.name] = replace(
+                _figures(scores, groups, sides),
+                lead=sides.leads(own, scores) if sides.attacks else None,
+                note=kind.note,
+            )
         progress.advance(1)
     return result
 
@@ -150,28 +206,28 @@ class _Sides:
             )
         return np.array(found), np.array(drawn)
 
-    def difference(self, ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> Any:
+    def leads(self, ours: Mapping[str, Scores], theirs: Mapping[str, Scores]) -> Leads:
         """Return how far the guard is ahead, in AUROC, by attack, on the mean and on the worst."""
         (a, drawn_a), (b, drawn_b) = self.areas(ours), self.areas(theirs)
         n = len(self._groups["clean"].shard.sources)
-        by_attack = {
-            slug: interval(a[i] - b[i], drawn_a[i] - drawn_b[i], n).to_json()
-            for i, slug in enumerate(self.attacks)
-        }
-        middle = interval(a.mean() - b.mean(), drawn_a.mean(axis=0) - drawn_b.mean(axis=0), n)
-        worst = interval(a.min() - b.min(), drawn_a.min(axis=0) - drawn_b.min(axis=0), n)
-        return {
-            "lead": {
-                "mean": middle.to_json() | {"word": word(middle.to_json())},
-                "worst": worst.to_json() | {"word": word(worst.to_json())},
-                "attacks": by_attack,
-            }
-        }
+        return Leads(
+            mean=_lead(a.mean() - b.mean(), drawn_a.mean(axis=0) - drawn_b.mean(axis=0), n),
+            worst=_lead(a.min() - b.min(), drawn_a.min(axis=0) - drawn_b.min(axis=0), n),
+            attacks={
+                slug: interval(a[i] - b[i], drawn_a[i] - drawn_b[i], n)
+                for i, slug in enumerate(self.attacks)
+            },
+        )
 
 
-def _comparison(
+def _lead(value: float, drawn: Drawn, n: int) -> Lead:
+    found = interval(value, drawn, n)
+    return Lead(value=found.value, low=found.low, high=found.high, n=n, word=word(found))
+
+
+def _figures(
     scores: Mapping[str, Scores], groups: Mapping[str, Group], sides: _Sides
-) -> dict[str, Any]:
+) -> DetectorFigures:
     """Return AUROC by attack, and what is flagged where 5 % of these clean images are."""
     clean = scores["clean"]
     limit = float(np.quantile(clean, 1 - MATCHED_RATE, method="higher"))
@@ -182,14 +238,14 @@ def _comparison(
         for slug, g in groups.items()
         if g.kind == "benign"
     }
-    return {
-        "auroc": areas,
-        "mean_auroc": mean([*areas.values()]),
-        "worst_auroc": min(areas.values(), default=None),
-        "detected": {slug: float((attacked > limit).mean()) for slug, attacked in hits.items()},
-        "benign_flagged": harmless,
-        "mean_benign_flagged": mean([*harmless.values()]),
-    }
+    return DetectorFigures(
+        auroc=areas,
+        mean_auroc=mean([*areas.values()]),
+        worst_auroc=min(areas.values(), default=None),
+        detected={slug: float((attacked > limit).mean()) for slug, attacked in hits.items()},
+        benign_flagged=harmless,
+        mean_benign_flagged=mean([*harmless.values()]),
+    )
 
 
 def _tap_reader(production: Production, guard: Guard, name: str) -> Callable[[Any], NDArray[Any]]:
@@ -230,7 +286,8 @@ def _fit_material(
     fit: Workspace, manifest: Manifest, recorder: Recorder, rows: int, seed: int
 ) -> list[Material]:
     """Return some rows of each group the guard was fitted on; of attacks, successes."""
-    weights = manifest.provenance["recipe"].get("weights", {})
+    recipe = provenance_of(manifest).recipe
+    weights = recipe.weights if recipe else {}
     rng = np.random.default_rng(seed)
     found = []
     for slug, jobs in shards_of(fit, manifest, "fit").items():

@@ -4,23 +4,34 @@ All from the shards of a fit: heads on its fitting split, figures on its test sp
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from reluguard.detector.artifact import Manifest
+from reluguard.detector.metrics import Interval
+from reluguard.detector.plain import UNSAID, Plain
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
-from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.harvest.readings import Readings
 from reluguard.training.harvest.workspace import PLAN, Workspace, read_plan
 from reluguard.training.head.fit import HeadSettings, fit_head
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import FittedWith, provenance_of
 from reluguard.training.statistics.bootstrap import Drawn, Resampling, interval
 from reluguard.training.statistics.metrics import auroc
 
-__all__ = ["LeftOut", "family", "leave_one_out", "left_out_named", "open_fit", "shards_of"]
+__all__ = [
+    "LeftOut",
+    "Matrix",
+    "family",
+    "leave_one_out",
+    "left_out_named",
+    "open_fit",
+    "shards_of",
+]
 
 LeftOut = Literal["family", "attack"]
 
@@ -39,6 +50,33 @@ _FAMILIES: Mapping[str, str] = {
     "hopskipjump": "minimal",
     "art-newtonfool": "minimal",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix(Plain):
+    """Seen and unseen: AUROC on every attack of heads fitted without some.
+
+    Attributes:
+        by: what was left out at a time.
+        rows_per_group: that heads were fitted on at most, None for all.
+        families: of each attack, or itself.
+        auroc: by what was left out, "nothing" too, and by attack.
+        unseen: of each attack where it was left out.
+        unseen_intervals: the same with intervals.
+        mean_unseen, worst_unseen: over those, None where there are none.
+        mean_interval, worst_interval: the same with intervals.
+    """
+
+    by: LeftOut
+    rows_per_group: int | None
+    families: Mapping[str, str]
+    auroc: Mapping[str, Mapping[str, float]]
+    unseen: Mapping[str, float]
+    unseen_intervals: Mapping[str, Interval]
+    mean_unseen: float | None
+    worst_unseen: float | None
+    mean_interval: Interval | None = field(default=None, metadata=UNSAID)
+    worst_interval: Interval | None = field(default=None, metadata=UNSAID)
 
 
 def family(slug: str) -> str:
@@ -68,8 +106,9 @@ def open_fit(folder: Path, manifest: Manifest) -> Workspace:
     plan = read_plan(folder)
     if plan is None:
         raise DataError(f"expected the work folder of a fit, {folder} has no {PLAN}")
-    provenance = manifest.provenance
-    own = (manifest.model_sha256, provenance.get("data", {}).get("sha256"), provenance.get("seed"))
+    provenance = provenance_of(manifest)
+    data = None if provenance.data is None else provenance.data.sha256
+    own = (manifest.model_sha256, data, provenance.seed)
     if (plan.get("model"), plan.get("data"), plan.get("seed")) != own:
         raise DataError(f"{folder} holds the work of another model, data set or seed")
     return Workspace(folder, plan)
@@ -77,10 +116,7 @@ def open_fit(folder: Path, manifest: Manifest) -> Workspace:
 
 def shards_of(workspace: Workspace, manifest: Manifest, split: str) -> dict[str, list[Job]]:
     """Return the shards of a fit's split by slug, clean first."""
-    recipe = manifest.provenance["recipe"]
-    kinds: dict[str, Kind] = {"clean": "clean"}
-    kinds |= {portion["slug"]: "benign" for portion in recipe["benign"]}
-    kinds |= {portion["slug"]: "attack" for portion in recipe["attacks"]}
+    kinds = _recipe(manifest).kinds
     found: dict[str, list[Job]] = {}
     for slug, kind in kinds.items():
         files = sorted((workspace.folder / slug).glob(f"{split}-*.npz"))
@@ -95,6 +131,13 @@ def shards_of(workspace: Workspace, manifest: Manifest, split: str) -> dict[str,
     return found
 
 
+def _recipe(manifest: Manifest) -> FittedWith:
+    recipe = provenance_of(manifest).recipe
+    if recipe is None:
+        raise DataError("expected a guard that says what it was fitted with, it does not")
+    return recipe
+
+
 def leave_one_out(
     workspace: Workspace,
     manifest: Manifest,
@@ -103,7 +146,7 @@ def leave_one_out(
     rows: int | None = 1500,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Matrix:
     """Return AUROC on every attack of heads fitted without some, and of one fitted with all.
 
     Args:
@@ -115,17 +158,16 @@ def leave_one_out(
         progress: told of each head.
     """
     progress = progress or Progress()
-    recipe = manifest.provenance["recipe"]
-    weights = recipe.get("weights", {})
+    recipe = _recipe(manifest)
     fitted = [
-        replace(_some(group, rows, seed), weight=weights.get(group.name, 1.0))
+        replace(_some(group, rows, seed), weight=recipe.weights.get(group.name, 1.0))
         for group in _groups(workspace, manifest, "fit")
     ]
     judged = _groups(workspace, manifest, "test")
     clean = next(group for group in judged if group.kind == "clean")
     attacks = [group for group in judged if group.kind == "attack" and len(group)]
     kin = {g.name: family(g.name) if by == "family" else g.name for g in (*fitted, *attacks)}
-    settings = HeadSettings(**recipe["head"])
+    settings = HeadSettings(**recipe.head)
     families = list(dict.fromkeys(kin[group.name] for group in attacks))
     progress.stage(f"leave one {by} out", len(families) + 1)
     drawn = Resampling(np.concatenate([g.sources for g in (clean, *attacks)]), seed=seed)
@@ -143,34 +185,28 @@ def leave_one_out(
             scores = head.score(g.rates, g.logits).score
             table[left or "nothing"][g.name] = area = auroc(base, scores)
             if kin[g.name] == left:
-                draws = drawn.auroc(base, clean.sources, scores, g.sources)
-                unseen[g.name] = (area, draws, len(g))
-    return {
-        "by": by,
-        "rows_per_group": rows,
-        "families": {g.name: kin[g.name] for g in attacks},
-        "auroc": table,
-        **_unseen({g.name: unseen[g.name] for g in attacks if g.name in unseen}),
-    }
-
-
-def _unseen(found: Mapping[str, tuple[float, Drawn, int]]) -> dict[str, Any]:
-    """Return each attack's figure where it was left out, their mean and worst, with intervals."""
+                these = drawn.auroc(base, clean.sources, scores, g.sources)
+                unseen[g.name] = (area, these, len(g))
+    found = {g.name: unseen[g.name] for g in attacks if g.name in unseen}
     values = np.array([area for area, _, _ in found.values()])
-    intervals = {slug: interval(*figures).to_json() for slug, figures in found.items()}
-    plain = {slug: area for slug, (area, _, _) in found.items()}
+    matrix = Matrix(
+        by=by,
+        rows_per_group=rows,
+        families={g.name: kin[g.name] for g in attacks},
+        auroc=table,
+        unseen={slug: area for slug, (area, _, _) in found.items()},
+        unseen_intervals={slug: interval(*figures) for slug, figures in found.items()},
+        mean_unseen=float(values.mean()) if found else None,
+        worst_unseen=float(values.min()) if found else None,
+    )
     if not found:
-        return {"unseen": {}, "unseen_intervals": {}, "mean_unseen": None, "worst_unseen": None}
-    drawn = np.array([draws for _, draws, _ in found.values()])
-    n = len(found)
-    return {
-        "unseen": plain,
-        "unseen_intervals": intervals,
-        "mean_unseen": float(values.mean()),
-        "worst_unseen": float(values.min()),
-        "mean_interval": interval(values.mean(), drawn.mean(axis=0), n).to_json(),
-        "worst_interval": interval(values.min(), drawn.min(axis=0), n).to_json(),
-    }
+        return matrix
+    draws = np.array([one for _, one, _ in found.values()])
+    return replace(
+        matrix,
+        mean_interval=interval(values.mean(), draws.mean(axis=0), len(found)),
+        worst_interval=interval(values.min(), draws.min(axis=0), len(found)),
+    )
 
 
 def _groups(workspace: Workspace, manifest: Manifest, split: str) -> list[Readings]:

@@ -5,41 +5,98 @@ from clean calibration images alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.features import confidence
 from reluguard.detector.head import threshold_at
+from reluguard.detector.metrics import GateResult, Interval, Rates, RedTeamSummary
+from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard
-from reluguard.training.harvest.orders import Job
-from reluguard.training.harvest.readings import Kind, Readings
-from reluguard.training.harvest.workspace import Workspace
-from reluguard.training.statistics.metrics import (
-    auroc_interval,
-    interval_text,
-    rate_above,
-    rate_interval,
+from reluguard.training.evaluation.figures import (
+    Clean,
+    Precision,
+    by_answer,
+    clean_figures,
+    flagged,
+    precision,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from reluguard.training.harvest.orders import Job
+from reluguard.training.harvest.readings import Readings
+from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.statistics.metrics import auroc_interval
 
 __all__ = [
     "REPORTED_RATES",
-    "answered_right",
-    "flagged",
-    "precision",
-    "prevalence_table",
-    "print_card",
-    "print_precision",
+    "AttackFigures",
+    "BenignFigures",
+    "ReportCard",
+    "Summary",
     "promised_rates",
     "report_card",
 ]
 
 REPORTED_RATES = (0.001, 0.01, 0.05)
-PREVALENCES = (1e-2, 1e-3, 1e-5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackFigures(Plain):
+    """One attack: how often it fooled the model, and what the guard sees of that."""
+
+    tried: int
+    succeeded: int
+    auroc: Interval | None = field(default=None, metadata=UNSAID)
+    detected: Rates = field(default_factory=dict, metadata=UNSAID)
+    confidence_only_auroc: float | None = field(default=None, metadata=UNSAID)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenignFigures(Plain):
+    """One harmless change: what is flagged of it, and of those the model still answers right."""
+
+    images: int
+    flagged: Rates
+    answered_right: Rates = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Plain):
+    """AUROC over the attacks that succeeded, None where none did."""
+
+    mean_auroc: float | None = None
+    worst_auroc: float | None = None
+    attacks: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportCard(Plain):
+    """What a guard does on unseen images, as its manifest and `report.json` hold it.
+
+    Attributes:
+        clean: images as they came.
+        attacks: by slug.
+        benign: harmless changes by slug.
+        answers: what is flagged of clean images, by the class the model answers.
+        summary: over the attacks.
+        precision: by threshold.
+        seconds: of the fit.
+        resumed: whether the fit went on from shards that lay there.
+        gate: what the gate said of a guard that was retrained.
+        red_team: what the red team published with it.
+    """
+
+    clean: Clean
+    attacks: Mapping[str, AttackFigures]
+    benign: Mapping[str, BenignFigures]
+    answers: Mapping[str, Rates] = field(default_factory=dict, metadata=UNSAID)
+    summary: Summary = Summary()
+    precision: Mapping[str, Precision] = field(default_factory=dict)
+    seconds: float | None = field(default=None, metadata=UNSAID)
+    resumed: bool | None = field(default=None, metadata=UNSAID)
+    gate: GateResult | None = field(default=None, metadata=UNSAID)
+    red_team: RedTeamSummary | None = field(default=None, metadata=UNSAID)
 
 
 def promised_rates(clean_scores: NDArray[np.float32], own: float) -> dict[str, float]:
@@ -56,8 +113,8 @@ def report_card(
     *,
     thresholds: Mapping[str, float],
     seed: int,
-) -> dict[str, Any]:
-    """Return the report card as plain values.
+) -> ReportCard:
+    """Return the report card.
 
     Every score comes from the compiled guard's arithmetic on the harvested readings of the test
     split.
@@ -69,165 +126,65 @@ def report_card(
         thresholds: by false-positive rate.
         seed: of the bootstrap.
     """
-    kinds: dict[str, Kind] = {slug: made[0].kind for slug, made in jobs.items()}
-    readings = {slug: workspace.readings(made) for slug, made in jobs.items()}
-    scores = {slug: _scores(guard, group) for slug, group in readings.items()}
-    clean = next(slug for slug, kind in kinds.items() if kind == "clean")
-    right = readings[clean].answered_right
-    card: dict[str, Any] = {
-        "clean": {
-            "images": len(right),
-            "accuracy": rate_interval(int(right.sum()), len(right)).to_json(),
-            "false_positive_rate": flagged(scores[clean], thresholds),
-            "misclassified_flagged": flagged(scores[clean][~right], thresholds),
-        },
-        "attacks": {},
-        "benign": {},
-        "answers": _by_answer(scores[clean], readings[clean].predictions, thresholds),
-    }
-    baseline = -confidence(readings[clean].logits)[:, 1]
-    for slug, group in readings.items():
-        if kinds[slug] == "benign":
-            card["benign"][slug] = {
-                "images": len(group),
-                "flagged": flagged(scores[slug], thresholds),
-                "answered_right": flagged(scores[slug][group.answered_right], thresholds),
-            }
-        if kinds[slug] == "attack":
-            tried = sum(len(job.sources) for job in jobs[slug])
-            entry: dict[str, Any] = {"tried": tried, "succeeded": len(group)}
-            if len(group):
-                entry |= _detection(
-                    (scores[clean], readings[clean]), (scores[slug], group), thresholds, seed
-                )
-                entry["confidence_only_auroc"] = auroc_interval(
-                    baseline,
-                    readings[clean].sources,
-                    -confidence(group.logits)[:, 1],
-                    group.sources,
-                    seed=seed,
-                    draws=1,
-                ).value
-            card["attacks"][slug] = entry
-    found = [entry["auroc"]["value"] for entry in card["attacks"].values() if "auroc" in entry]
-    card["summary"] = {
-        "mean_auroc": float(np.mean(found)) if found else None,
-        "worst_auroc": float(np.min(found)) if found else None,
-        "attacks": len(found),
-    }
-    card["precision"] = precision(card)
-    return card
-
-
-def _by_answer(
-    scores: NDArray[np.float32], answers: NDArray[np.int64], thresholds: Mapping[str, float]
-) -> dict[str, Any]:
-    """Return for each class the model answers what is flagged of clean images."""
-    return {
-        str(answer): flagged(scores[answers == answer], thresholds) for answer in np.unique(answers)
-    }
-
-
-def precision(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return at each threshold what share of flagged requests are attacks, by their prevalence.
-
-    Args:
-        card: with the realised false-positive rates and what is detected of each attack.
-    """
-    table = {}
-    for rate, flagged in card["clean"]["false_positive_rate"].items():
-        found = [e["detected"][rate]["value"] for e in card["attacks"].values() if "detected" in e]
-        if found:
-            table[rate] = {
-                "mean_detected": float(np.mean(found)),
-                "false_positive_rate": flagged["value"],
-                "precision": prevalence_table(float(np.mean(found)), flagged["value"]),
-            }
-    return table
-
-
-def _scores(guard: Guard, group: Readings) -> NDArray[np.float32]:
-    if not len(group):
-        return np.zeros(0, np.float32)
-    return guard.artifact.head.score(group.rates, group.logits).score
-
-
-def flagged(scores: NDArray[np.floating[Any]], thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """Return the share of scores (N,) above each threshold, by its rate; nothing where N is 0."""
-    if not len(scores):
-        return {}
-    return {rate: rate_above(scores, limit).to_json() for rate, limit in thresholds.items()}
-
-
-def _detection(
-    clean: tuple[NDArray[np.float32], Readings],
-    attacked: tuple[NDArray[np.float32], Readings],
-    thresholds: Mapping[str, float],
-    seed: int,
-) -> dict[str, Any]:
-    interval = auroc_interval(
-        clean[0], clean[1].sources, attacked[0], attacked[1].sources, seed=seed
-    )
-    return {"auroc": interval.to_json(), "detected": flagged(attacked[0], thresholds)}
-
-
-def prevalence_table(detected: float, fpr: float) -> dict[str, float]:
-    """Return the positive predictive value at each prevalence of attacks among requests."""
-    return {
-        f"{p:g}": detected * p / (detected * p + fpr * (1 - p)) if detected else 0.0
-        for p in PREVALENCES
-    }
-
-
-def print_card(card: Mapping[str, Any]) -> None:
-    """Print the report card as tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    rate = max(card["clean"]["false_positive_rate"], key=float)
-    clean = card["clean"]
-    console.print(
-        f"clean accuracy {interval_text(clean['accuracy'])} on {clean['images']} unseen images"
-    )
-    for fpr, value in clean["false_positive_rate"].items():
-        console.print(f"clean images flagged at the {fpr} threshold: {interval_text(value)}")
-    attacks = Table("attack", "succeeded", "AUROC", f"detected at {rate}", "confidence alone")
-    for slug, entry in card["attacks"].items():
-        share = f"{entry['succeeded']} / {entry['tried']}"
-        if "auroc" in entry:
-            detected, alone = entry["detected"][rate], f"{entry['confidence_only_auroc']:.3f}"
-            attacks.add_row(
-                slug, share, interval_text(entry["auroc"]), interval_text(detected), alone
+    groups = {slug: _scored(guard, workspace.readings(made)) for slug, made in jobs.items()}
+    clean = next(one for slug, one in groups.items() if jobs[slug][0].kind == "clean")
+    attacks: dict[str, AttackFigures] = {}
+    benign: dict[str, BenignFigures] = {}
+    for slug, group in groups.items():
+        kind = jobs[slug][0].kind
+        if kind == "benign":
+            right = group.readings.answered_right
+            benign[slug] = BenignFigures(
+                images=len(group.scores),
+                flagged=flagged(group.scores, thresholds),
+                answered_right=flagged(group.scores[right], thresholds),
             )
-        else:
-            attacks.add_row(slug, share, "-", "-", "-")
-    console.print(attacks)
-    benign = Table("harmless change", "images", f"flagged at {rate}", "where answered right")
-    for slug, entry in card["benign"].items():
-        figures = (
-            interval_text(entry["flagged"][rate]),
-            answered_right(entry["answered_right"], rate),
-        )
-        benign.add_row(slug, str(entry["images"]), *figures)
-    console.print(benign)
-    print_precision(console, card.get("precision", {}))
+        if kind == "attack":
+            tried = sum(len(job.sources) for job in jobs[slug])
+            attacks[slug] = _attack_figures(clean, group, tried, thresholds, seed)
+    found = [entry.auroc.value for entry in attacks.values() if entry.auroc is not None]
+    figures = clean_figures(clean.scores, clean.readings.answered_right, thresholds)
+    return ReportCard(
+        clean=figures,
+        attacks=attacks,
+        benign=benign,
+        answers=by_answer(clean.scores, clean.readings.predictions, thresholds),
+        summary=Summary(
+            mean_auroc=float(np.mean(found)) if found else None,
+            worst_auroc=float(np.min(found)) if found else None,
+            attacks=len(found),
+        ),
+        precision=precision(figures, attacks),
+    )
 
 
-def print_precision(console: "Console", table: Mapping[str, Any]) -> None:
-    """Print what share of flagged requests are attacks."""
-    from rich.table import Table
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Readings of N images, and what the guard says of them: scores float32 (N,)."""
 
-    if not table:
-        return
-    shares = next(iter(table.values()))["precision"]
-    heads = (f"attacks among flagged, 1 request in {1 / float(p):,.0f}" for p in shares)
-    rows = Table("threshold for", *heads)
-    for rate, entry in table.items():
-        rows.add_row(rate, *(f"{value:.2g}" for value in entry["precision"].values()))
-    console.print(rows)
+    readings: Readings
+    scores: NDArray[np.float32]
 
 
-def answered_right(rates: Mapping[str, Any], rate: str) -> str:
-    """Return what is flagged of the images that the model still answers right, and how many."""
-    return f"{rates[rate]['value']:.3f} of {rates[rate]['n']}" if rates else "-"
+def _scored(guard: Guard, group: Readings) -> _Scored:
+    if not len(group):
+        return _Scored(group, np.zeros(0, np.float32))
+    return _Scored(group, guard.artifact.head.score(group.rates, group.logits).score)
+
+
+def _attack_figures(
+    clean: _Scored, attacked: _Scored, tried: int, thresholds: Mapping[str, float], seed: int
+) -> AttackFigures:
+    if not len(attacked.scores):
+        return AttackFigures(tried=tried, succeeded=0)
+    sources = (clean.readings.sources, attacked.readings.sources)
+    baseline = [-confidence(one.readings.logits)[:, 1] for one in (clean, attacked)]
+    return AttackFigures(
+        tried=tried,
+        succeeded=len(attacked.scores),
+        auroc=auroc_interval(clean.scores, sources[0], attacked.scores, sources[1], seed=seed),
+        detected=flagged(attacked.scores, thresholds),
+        confidence_only_auroc=auroc_interval(
+            baseline[0], sources[0], baseline[1], sources[1], seed=seed, draws=1
+        ).value,
+    )

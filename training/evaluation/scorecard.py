@@ -5,40 +5,162 @@ the guard's own, so from clean calibration images alone.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.artifact import Manifest
+from reluguard.detector.metrics import Interval, Rates
+from reluguard.detector.plain import UNSAID, Plain, named
 from reluguard.training.evaluation.comparison import Group, mean
-from reluguard.training.evaluation.report_card import flagged, precision
+from reluguard.training.evaluation.figures import (
+    Clean,
+    Precision,
+    by_answer,
+    clean_figures,
+    flagged,
+    precision,
+)
 from reluguard.training.evaluation.threats import THREATS
 from reluguard.training.statistics.metrics import auroc_interval, rate_interval
 
-__all__ = ["scorecard"]
+__all__ = [
+    "Attacked",
+    "ByClass",
+    "ByThreat",
+    "Overview",
+    "Part",
+    "Scorecard",
+    "Unfitted",
+    "scorecard",
+]
 
 Scores = NDArray[np.floating[Any]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Plain):
+    """Some of an attack's images: what is flagged of them, and AUROC where it was reckoned."""
+
+    flagged: Rates
+    auroc: Interval | None = field(default=None, metadata=UNSAID)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attacked(Plain):
+    """One attack.
+
+    Attributes:
+        tried: images, all answered right before.
+        succeeded: those that fooled the model, in whole pixels.
+        failed: those that did not.
+        every: both.
+        unnoticed: of all tries, the share that fooled the model and is not flagged.
+        auroc, detected: of those that succeeded.
+        fitted_on: whether the guard knows this very attack.
+        threat: what the attacker knows and may do.
+    """
+
+    tried: int
+    succeeded: int
+    failed: Part
+    every: Part = field(metadata=named("all"))
+    unnoticed: Rates
+    auroc: Interval | None = field(default=None, metadata=UNSAID)
+    detected: Rates = field(default_factory=dict, metadata=UNSAID)
+    fitted_on: bool
+    threat: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByClass(Plain):
+    """One true class: what is flagged of its clean and its attacked images."""
+
+    false_positive_rate: Rates
+    detected: Rates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByThreat(Plain):
+    """One threat model: mean and worst over its attacks, and which the worst is."""
+
+    knows: str
+    attacks: int
+    mean_auroc: float
+    worst_auroc: float
+    worst: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfitted(Plain):
+    """AUROC over the attacks that the guard was not fitted on, None where there are none."""
+
+    attacks: int
+    mean_auroc: float | None
+    worst_auroc: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview(Plain):
+    """AUROC over all attacks that succeeded, and over those the guard was not fitted on."""
+
+    attacks: int
+    mean_auroc: float | None
+    worst_auroc: float | None
+    not_fitted_on: Unfitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorecard(Plain):
+    """What a guard does on images it never saw.
+
+    Attributes:
+        clean: images as they came.
+        attacks: by slug.
+        benign: what is flagged of harmless changes, by slug.
+        answered_right: of those, what is flagged where the model still answers right.
+        severity: of harmless changes that have levels, by kind and level.
+        classes: by true class.
+        answers: what is flagged of clean images, by the class the model answers.
+        threats: by threat model.
+        summary: over all attacks.
+        precision: by threshold.
+    """
+
+    clean: Clean
+    attacks: Mapping[str, Attacked]
+    benign: Mapping[str, Rates]
+    answered_right: Mapping[str, Rates]
+    severity: Mapping[str, Mapping[str, Rates]]
+    classes: Mapping[str, ByClass]
+    answers: Mapping[str, Rates]
+    threats: Mapping[str, ByThreat]
+    summary: Overview
+    precision: Mapping[str, Precision]
+
+
 def scorecard(
-    groups: Mapping[str, Group], manifest: Manifest, threats: Mapping[str, str], seed: int
-) -> dict[str, Any]:
-    """Return the figures as plain values.
+    groups: Mapping[str, Group],
+    manifest: Manifest,
+    known: frozenset[str],
+    threats: Mapping[str, str],
+    seed: int,
+) -> Scorecard:
+    """Return the figures.
 
     Args:
         groups: scored images by name, "clean" among them.
         manifest: of the guard.
+        known: attacks the guard was fitted on.
         threats: the threat model of each attack, by its name.
         seed: of the bootstrap.
     """
     thresholds = manifest.thresholds
     clean = groups["clean"]
-    recipe = manifest.provenance.get("recipe", {})
-    known = {portion["slug"] for portion in recipe.get("attacks", ())}
     attacks = {
-        slug: _attack_entry(clean, group, thresholds, seed)
-        | {"fitted_on": slug in known, "threat": threats[slug]}
+        slug: _attacked(clean, group, thresholds, slug in known, threats[slug], seed)
         for slug, group in groups.items()
         if group.kind == "attack"
     }
@@ -47,70 +169,67 @@ def scorecard(
         for slug, group in groups.items()
         if group.kind == "benign"
     }
-    found = {slug: entry["auroc"]["value"] for slug, entry in attacks.items() if "auroc" in entry}
+    found = {slug: one.auroc.value for slug, one in attacks.items() if one.auroc is not None}
     unseen = [value for slug, value in found.items() if slug not in known]
-    card: dict[str, Any] = {
-        "clean": {
-            "images": len(clean.score),
-            "accuracy": rate_interval(int((~clean.wrong).sum()), len(clean.wrong)).to_json(),
-            "false_positive_rate": flagged(clean.score, thresholds),
-            "misclassified_flagged": flagged(clean.score[clean.wrong], thresholds),
-        },
-        "attacks": attacks,
-        "benign": {slug: entry for slug, entry in harmless.items() if _severity(slug) is None},
-        "answered_right": {
+    figures = clean_figures(clean.score, ~clean.wrong, thresholds)
+    return Scorecard(
+        clean=figures,
+        attacks=attacks,
+        benign={slug: entry for slug, entry in harmless.items() if _severity(slug) is None},
+        answered_right={
             slug: flagged(group.score[~group.wrong], thresholds)
             for slug, group in groups.items()
             if group.kind == "benign"
         },
-        "severity": _severities(harmless),
-        "classes": _by_class(groups, thresholds),
-        "answers": _by_answer(clean, thresholds),
-        "threats": _by_threat(attacks),
-        "summary": {
-            "attacks": len(found),
-            "mean_auroc": mean([*found.values()]),
-            "worst_auroc": min(found.values(), default=None),
-            "not_fitted_on": {
-                "attacks": len(unseen),
-                "mean_auroc": mean(unseen),
-                "worst_auroc": min(unseen, default=None),
-            },
-        },
-    }
-    return card | {"precision": precision(card)}
+        severity=_severities(harmless),
+        classes=_by_class(groups, thresholds),
+        answers=by_answer(clean.score, clean.shard.logits.argmax(axis=1), thresholds),
+        threats=_by_threat(attacks),
+        summary=Overview(
+            attacks=len(found),
+            mean_auroc=mean([*found.values()]),
+            worst_auroc=min(found.values(), default=None),
+            not_fitted_on=Unfitted(
+                attacks=len(unseen), mean_auroc=mean(unseen), worst_auroc=min(unseen, default=None)
+            ),
+        ),
+        precision=precision(figures, attacks),
+    )
 
 
-def _attack_entry(
-    clean: Group, group: Group, thresholds: Mapping[str, float], seed: int
-) -> dict[str, Any]:
+def _attacked(
+    clean: Group,
+    group: Group,
+    thresholds: Mapping[str, float],
+    fitted_on: bool,
+    threat: str,
+    seed: int,
+) -> Attacked:
     hit = group.hits
-    entry: dict[str, Any] = {
-        "tried": len(hit),
-        "succeeded": int(hit.sum()),
-        "failed": {"flagged": flagged(group.score[~hit], thresholds)},
-        "all": {"flagged": flagged(group.score, thresholds)},
+
+    def area(chosen: NDArray[np.bool_]) -> Interval | None:
+        if not chosen.any():
+            return None
+        scores, sources = group.score[chosen], group.shard.sources[chosen]
+        return auroc_interval(clean.score, clean.shard.sources, scores, sources, seed=seed)
+
+    return Attacked(
+        tried=len(hit),
+        succeeded=int(hit.sum()),
+        failed=Part(flagged=flagged(group.score[~hit], thresholds)),
+        every=Part(
+            flagged=flagged(group.score, thresholds), auroc=area(np.ones(len(hit), np.bool_))
+        ),
         # of all tries: a wrong answer that nobody is told of
-        "unnoticed": {
-            rate: rate_interval(int((hit & (group.score <= limit)).sum()), len(hit)).to_json()
+        unnoticed={
+            rate: rate_interval(int((hit & (group.score <= limit)).sum()), len(hit))
             for rate, limit in thresholds.items()
         },
-    }
-    for name, chosen in (("succeeded", hit), ("all", np.ones(len(hit), np.bool_))):
-        if not chosen.any():
-            continue
-        area = auroc_interval(
-            clean.score,
-            clean.shard.sources,
-            group.score[chosen],
-            group.shard.sources[chosen],
-            seed=seed,
-        ).to_json()
-        if name == "all":
-            entry["all"]["auroc"] = area
-        else:
-            entry |= {"auroc": area, "detected": flagged(group.score[chosen], thresholds)}
-    return entry
+        auroc=area(hit),
+        detected=flagged(group.score[hit], thresholds),
+        fitted_on=fitted_on,
+        threat=threat,
+    )
 
 
 def _severity(slug: str) -> tuple[str, str] | None:
@@ -119,8 +238,8 @@ def _severity(slug: str) -> tuple[str, str] | None:
     return (kind, level) if mark and level.isdigit() else None
 
 
-def _severities(harmless: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    curves: dict[str, dict[str, Any]] = {}
+def _severities(harmless: Mapping[str, Rates]) -> dict[str, dict[str, Rates]]:
+    curves: dict[str, dict[str, Rates]] = {}
     for slug, entry in harmless.items():
         place = _severity(slug)
         if place is not None:
@@ -128,47 +247,36 @@ def _severities(harmless: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return curves
 
 
-def _by_class(
-    groups: Mapping[str, Group], thresholds: Mapping[str, float]
-) -> dict[str, dict[str, Any]]:
+def _by_class(groups: Mapping[str, Group], thresholds: Mapping[str, float]) -> dict[str, ByClass]:
     """Return for each true class what is flagged of its clean and its attacked images."""
     clean = groups["clean"]
     attacked = [g for g in groups.values() if g.kind == "attack"]
     labels = np.concatenate([g.shard.labels[g.hits] for g in attacked])
     scores = np.concatenate([g.score[g.hits] for g in attacked])
     return {
-        str(label): {
-            "false_positive_rate": flagged(clean.score[clean.shard.labels == label], thresholds),
-            "detected": flagged(scores[labels == label], thresholds),
-        }
+        str(label): ByClass(
+            false_positive_rate=flagged(clean.score[clean.shard.labels == label], thresholds),
+            detected=flagged(scores[labels == label], thresholds),
+        )
         for label in np.unique(clean.shard.labels)
     }
 
 
-def _by_answer(clean: Group, thresholds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Return for each class the model answers what is flagged of clean images."""
-    answers = clean.shard.logits.argmax(axis=1)
-    return {
-        str(answer): flagged(clean.score[answers == answer], thresholds)
-        for answer in np.unique(answers)
-    }
-
-
-def _by_threat(attacks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _by_threat(attacks: Mapping[str, Attacked]) -> dict[str, ByThreat]:
     """Return mean and worst of each threat model's attacks, those that succeeded at all."""
     table = {}
     for threat, knows in THREATS.items():
         found = {
-            slug: entry["auroc"]["value"]
+            slug: entry.auroc.value
             for slug, entry in attacks.items()
-            if entry["threat"] == threat and "auroc" in entry
+            if entry.threat == threat and entry.auroc is not None
         }
         if found:
-            table[threat] = {
-                "knows": knows,
-                "attacks": len(found),
-                "mean_auroc": mean([*found.values()]),
-                "worst_auroc": min(found.values()),
-                "worst": min(found, key=lambda slug: found[slug]),
-            }
+            table[threat] = ByThreat(
+                knows=knows,
+                attacks=len(found),
+                mean_auroc=float(np.mean([*found.values()])),
+                worst_auroc=min(found.values()),
+                worst=min(found, key=lambda slug: found[slug]),
+            )
     return table

@@ -1,7 +1,7 @@
 """What a compiled model gave on one kind of images. N images, D rates, K classes."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from reluguard.detector.runtime import Reader
 from reluguard.training.data.case import read_rates
 from reluguard.training.data.dataset import Dataset
+from reluguard.training.provenance import Kind
 
 __all__ = ["CLEAN", "Kind", "Readings", "clean_readings"]
 
 CLEAN = "clean"  # the name of the group of images as they came
 Floats = NDArray[np.float32]
-Kind = Literal["clean", "benign", "attack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,6 @@ from reluguard.training.harvest.rates import REMEDY, SHARD, StoredRates, decode
 from reluguard.training.harvest.readings import Readings
 
 __all__ = [
-    "COLUMNS",
     "PLAN",
     "Shard",
     "Workspace",
@@ -27,8 +26,6 @@ __all__ = [
     "read_shard",
     "work_folder",
 ]
-
-COLUMNS = "columns"  # of the harvested rates, those that a guard reads: runs of start and stop
 
 PLAN = "plan.json"
 _OF_ROWS = ("sources", "labels", "success", "logits")
@@ -192,7 +189,7 @@ def _differences(known: bytes, plan: Mapping[str, Any]) -> str:
     return " and ".join(key for key in keys if stored.get(key) != wanted.get(key))
 
 
-def column_runs(columns: NDArray[np.int64]) -> list[list[int]]:
+def column_runs(columns: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
     """Return ascending columns as runs of start and stop."""
     cuts = np.flatnonzero(np.diff(columns) > 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(columns, cuts)]
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(columns, cuts))

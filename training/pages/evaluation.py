@@ -1,16 +1,17 @@
 """An evaluation as one self-contained HTML page, plots inline. N images."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
+from reluguard.detector.metrics import Rates, RedTeamSummary
 from reluguard.training.evaluation.comparison import Group
-from reluguard.training.evaluation.report_card import answered_right
+from reluguard.training.evaluation.figures import Precision
+from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages import evaluation_plots as plots
-from reluguard.training.pages.evaluation_text import figure_text
 from reluguard.training.pages.page import Section, page, paragraph, table
-from reluguard.training.statistics.metrics import interval_text
+from reluguard.training.pages.words import answered_right, few_note, number
 
-__all__ = ["answer_table", "evaluation_page", "goal_table", "precision_table", "red_team_table"]
+__all__ = ["answer_table", "evaluation_page", "precision_table", "red_team_table"]
+
 
 GUARANTEE = (
     "The guarantee: over draws of the calibration images, at most the promised share of clean "
@@ -18,11 +19,10 @@ GUARANTEE = (
     "holds on average over classes, not within each: by the class that the model answers, the rate "
     "is as follows."
 )
-MANY = 8
 
 
 def evaluation_page(
-    card: Mapping[str, Any], groups: Mapping[str, Group], thresholds: Mapping[str, float]
+    card: Evaluation, groups: Mapping[str, Group], thresholds: Mapping[str, float]
 ) -> str:
     """Return the page.
 
@@ -31,20 +31,23 @@ def evaluation_page(
         groups: what it was made from, for curves and examples.
         thresholds: of the guard, by false-positive rate.
     """
-    about, clean = card["about"], card["clean"]
+    about, clean = card.about, card.clean
     rate = _own_rate(card)
-    mean, worst = card["summary"]["mean_auroc"], card["summary"]["worst_auroc"]
+    mean, worst = card.summary.mean_auroc, card.summary.worst_auroc
     lead = paragraph(
-        f"{about['images']} images that no step of fitting saw ({about['from']}). Clean images "
-        f"flagged at the {rate} threshold: {interval_text(clean['false_positive_rate'][rate])}. "
-        + (f"AUROC over attacks: mean {mean:.3f}, worst {worst:.3f}." if mean is not None else "")
+        f"{about.images} images that no step of fitting saw ({about.origin}). Clean images "
+        f"flagged at the {rate} threshold: {clean.false_positive_rate[rate]}. "
+        + (
+            f"AUROC over attacks: mean {mean:.3f}, worst {number(worst)}."
+            if mean is not None
+            else ""
+        )
     ) + paragraph(
-        "Threat model of this page: " + about["threat_model"] + ". Attacks count where they "
+        "Threat model of this page: " + about.threat_model + ". Attacks count where they "
         "succeeded in whole pixels from images the model answers right; brackets are 95 % "
         "intervals. Someone who knows the guard gets past more often: see the red team's figures."
     )
     sections = [
-        Section(title="Numbers to beat", body=goal_table(card["goals"])),
         Section(title="Threat models", body=_threat_table(card)),
         Section(title="Attacks", body=plots.roc(groups) + _attack_table(card)),
         Section(title="Clean images", body=_clean_table(card, rate)),
@@ -52,75 +55,53 @@ def evaluation_page(
             title="Harmless changes", body=plots.severity(card, rate) + _benign_table(card, rate)
         ),
         Section(title="Baselines", body=_baseline_table(card)),
-        Section(title="Precision", body=precision_table(card["precision"])),
+        Section(title="Precision", body=precision_table(card.precision)),
         Section(title="Scores", body=plots.densities(card, groups)),
         Section(title="Evidence by depth", body=plots.evidence(groups)),
         Section(title="Examples", body=plots.examples(groups, thresholds, rate)),
     ]
-    if card.get("matrix", {}).get("auroc"):
-        sections.insert(5, Section(title="Seen and unseen", body=plots.matrix(card["matrix"])))
-    subtitle = f"model {about['model'][:16]}, guard {about['guard'][:16]}, seed {about['seed']}"
+    if card.matrix is not None and card.matrix.auroc:
+        sections.insert(4, Section(title="Seen and unseen", body=plots.matrix(card.matrix)))
+    subtitle = f"model {about.model[:16]}, guard {about.guard[:16]}, seed {about.seed}"
     return page("reluguard evaluation", subtitle, lead, sections)
 
 
-def goal_table(goals: Sequence[Mapping[str, Any]]) -> str:
-    """Return the numbers to beat: met or short, figure by figure."""
-    rows = []
-    for goal in goals:
-        known = [figure for figure in goal["figures"] if figure["value"] is not None]
-        shown = known if len(known) <= MANY else _short(known)
-        lines = [f"{figure['name']} {figure_text(figure)}" for figure in shown]
-        lines += [f"{len(known) - len(shown)} more: met"] if len(shown) < len(known) else []
-        words = (goal["what"], goal["goal"], goal["anchor"], "; ".join(lines) or "-")
-        rows.append([*words, goal["verdict"]])
-    head = ["what", "goal", "published", "found", ""]
-    note = (
-        "Goals were set for ResNet-20 and CIFAR-10; on another model they show what is common "
-        "elsewhere. Within error: the 95 % interval reaches to the other side of the goal."
-    )
-    return paragraph(note) + table(head, rows, text_columns=(0, 1, 2, 3))
-
-
-def _short(figures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [figure for figure in figures if not figure["verdict"].startswith("met")]
-
-
-def _threat_table(card: Mapping[str, Any]) -> str:
+def _threat_table(card: Evaluation) -> str:
     rows = [
         [
             threat,
-            entry["knows"],
-            str(entry["attacks"]),
-            f"{entry['mean_auroc']:.3f}",
-            f"{entry['worst_auroc']:.3f}",
-            entry["worst"],
+            entry.knows,
+            str(entry.attacks),
+            f"{entry.mean_auroc:.3f}",
+            f"{entry.worst_auroc:.3f}",
+            entry.worst,
         ]
-        for threat, entry in card["threats"].items()
+        for threat, entry in card.threats.items()
     ]
     head = ["threat model", "the attacker has", "attacks", "mean AUROC", "worst AUROC", "which"]
-    return table(head, rows, text_columns=(0, 1, 5)) + red_team_table(card.get("red_team"))
+    return table(head, rows, text_columns=(0, 1, 5)) + red_team_table(card.red_team)
 
 
-def red_team_table(found: Mapping[str, Any] | None) -> str:
+def red_team_table(found: RedTeamSummary | None) -> str:
     """Return what the red team published with the guard, or that it did not."""
-    if not found:
+    if found is None:
         return paragraph(
             "An attacker who knows the guard is another matter, and nothing is published about one "
             "with this guard: `reluguard redteam --publish` does it."
         )
-    rates = list(next(iter(found["evaded"].values()), {}))
+    rates = list(next(iter(found.evaded.values()), {}))
     rows = [
-        [f"{float(size):g}/255", *(interval_text(entry[rate]) for rate in rates)]
-        for size, entry in found["evaded"].items()
+        [f"{float(size):g}/255", *(str(entry[rate]) for rate in rates)]
+        for size, entry in found.evaded.items()
     ]
-    settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in found.settings.items())
     medians = "; ".join(
-        f"{norm}: " + ", ".join(f"{k} {'-' if v is None else f'{v:g}'}" for k, v in entry.items())
-        for norm, entry in found["median_budget"].items()
+        f"{norm}: " + ", ".join(f"{key} {number(value, 'g')}" for key, value in entry.items())
+        for norm, entry in found.median_budget.items()
     )
     return (
         paragraph(
-            f"An attacker who knows the guard, on {found['images']} images ({settings}): share "
+            f"An attacker who knows the guard, on {found.images} images ({settings}): share "
             "of images with a wrong answer that is not flagged."
         )
         + table(["Linf budget", *(f"evades at {rate}" for rate in rates)], rows)
@@ -128,55 +109,47 @@ def red_team_table(found: Mapping[str, Any] | None) -> str:
     )
 
 
-def _own_rate(card: Mapping[str, Any]) -> str:
+def _own_rate(card: Evaluation) -> str:
     """The most lenient rate: what tables of one column show."""
-    return str(list(card["clean"]["false_positive_rate"])[-1])
+    return list(card.clean.false_positive_rate)[-1]
 
 
-def _attack_table(card: Mapping[str, Any]) -> str:
-    rates = list(card["clean"]["false_positive_rate"])
+def _attack_table(card: Evaluation) -> str:
+    rates = list(card.clean.false_positive_rate)
     rows = []
-    for slug, entry in card["attacks"].items():
-        row = [slug, "yes" if entry["fitted_on"] else "new"]
-        row += [f"{entry['succeeded']} / {entry['tried']}"]
-        if "auroc" in entry:
-            row += [interval_text(entry["auroc"])]
-            row += [interval_text(entry["detected"][rate]) for rate in rates]
-        else:
+    for slug, entry in card.attacks.items():
+        row = [slug, "yes" if entry.fitted_on else "new", f"{entry.succeeded} / {entry.tried}"]
+        if entry.auroc is None:
             row += ["-"] * (1 + len(rates))
-        failed = entry["failed"]["flagged"]
-        row += [interval_text(failed[rates[-1]]) if failed else "-"]
-        row += [interval_text(entry["unnoticed"][rates[-1]])]
+        else:
+            row += [str(entry.auroc), *(str(entry.detected[rate]) for rate in rates)]
+        failed = entry.failed.flagged
+        row += [str(failed[rates[-1]]) if failed else "-", str(entry.unnoticed[rates[-1]])]
         rows.append(row)
     head = ["attack", "fitted on", "succeeded", "AUROC", *(f"detected at {r}" for r in rates)]
     head += [f"failed ones flagged at {rates[-1]}", f"unnoticed at {rates[-1]}, of all tries"]
-    return table(head, rows)
+    note = few_note(card.attacks)
+    return table(head, rows) + (paragraph(note) if note else "")
 
 
-def _clean_table(card: Mapping[str, Any], rate: str) -> str:
-    clean = card["clean"]
+def _clean_table(card: Evaluation, rate: str) -> str:
+    wrong = card.clean.misclassified_flagged
     rows = [
-        [
-            threshold,
-            interval_text(value),
-            interval_text(clean["misclassified_flagged"][threshold])
-            if clean["misclassified_flagged"]
-            else "-",
-        ]
-        for threshold, value in clean["false_positive_rate"].items()
+        [threshold, str(value), str(wrong[threshold]) if wrong else "-"]
+        for threshold, value in card.clean.false_positive_rate.items()
     ]
     classes = [
         [
             label,
-            interval_text(entry["false_positive_rate"][rate]),
-            interval_text(entry["detected"][rate]) if entry["detected"] else "-",
+            str(entry.false_positive_rate[rate]),
+            str(entry.detected[rate]) if entry.detected else "-",
         ]
-        for label, entry in card["classes"].items()
+        for label, entry in card.classes.items()
     ]
     return (
         table(["threshold for", "flagged", "of misclassified ones"], rows)
         + paragraph(GUARANTEE)
-        + answer_table(card["answers"], rate)
+        + answer_table(card.answers, rate)
         + table(
             ["true class", f"clean flagged at {rate}", "attacks detected"],
             classes,
@@ -185,38 +158,37 @@ def _clean_table(card: Mapping[str, Any], rate: str) -> str:
     )
 
 
-def answer_table(answers: Mapping[str, Any], rate: str) -> str:
+def answer_table(answers: Mapping[str, Rates], rate: str) -> str:
     """Return what is flagged of clean images, by the class that the model answers."""
-    rows = [
-        [answer, str(e[rate]["n"]), interval_text(e[rate])] for answer, e in answers.items() if e
-    ]
+    rows = [[answer, str(one[rate].n), str(one[rate])] for answer, one in answers.items() if one]
     return table(["class answered", "clean images", f"flagged at {rate}"], rows)
 
 
-def _benign_table(card: Mapping[str, Any], rate: str) -> str:
+def _benign_table(card: Evaluation, rate: str) -> str:
     rows = [
-        [slug, interval_text(entry[rate]), answered_right(card["answered_right"][slug], rate)]
-        for slug, entry in card["benign"].items()
+        [slug, str(entry[rate]), answered_right(card.answered_right[slug], rate)]
+        for slug, entry in card.benign.items()
     ]
     return table(["harmless change", f"flagged at {rate}", "where answered right"], rows)
 
 
-def _baseline_table(card: Mapping[str, Any]) -> str:
+def _baseline_table(card: Evaluation) -> str:
     rows = []
-    for name, entry in card["baselines"].items():
-        keys = ("mean_auroc", "worst_auroc", "mean_benign_flagged")
-        figures = [f"{entry[k]:.3f}" if entry.get(k) is not None else "-" for k in keys]
-        for key in ("mean", "worst"):
-            lead = entry.get("lead", {}).get(key)
-            figures.append(f"{interval_text(lead, '+.3f')} {lead['word']}" if lead else "-")
-        rows.append([name, *figures, entry.get("note", "")])
+    for name, entry in card.baselines.items():
+        figures = [
+            number(value)
+            for value in (entry.mean_auroc, entry.worst_auroc, entry.mean_benign_flagged)
+        ]
+        leads = (entry.lead.mean, entry.lead.worst) if entry.lead else (None, None)
+        figures += ["-" if lead is None else f"{lead:+.3f}" for lead in leads]
+        rows.append([name, *figures, entry.note or ""])
     head = ["detector", "mean AUROC", "worst AUROC", "harmless flagged"]
     head += ["guard minus it: mean", "worst", "note"]
-    slugs = list(card["attacks"])
     detail = [
-        [slug, *(_cell(entry, slug) for entry in card["baselines"].values())] for slug in slugs
+        [slug, *(number(entry.auroc.get(slug)) for entry in card.baselines.values())]
+        for slug in card.attacks
     ]
-    left_out = paragraph("Left out: " + card["left_out"]) if "left_out" in card else ""
+    left_out = paragraph("Left out: " + card.left_out) if card.left_out else ""
     return (
         paragraph(
             "Every detector on the same images, its threshold set where 5 % of these clean images "
@@ -226,31 +198,27 @@ def _baseline_table(card: Mapping[str, Any]) -> str:
         )
         + left_out
         + table(head, rows, text_columns=(0, 6))
-        + table(["AUROC", *card["baselines"]], detail, folded="AUROC by attack")
+        + table(["AUROC", *card.baselines], detail, folded="AUROC by attack")
     )
 
 
-def _cell(entry: Mapping[str, Any], slug: str) -> str:
-    value = entry.get("auroc", {}).get(slug)
-    return "-" if value is None else f"{value:.3f}"
-
-
-def precision_table(found: Mapping[str, Any]) -> str:
+def precision_table(found: Mapping[str, Precision]) -> str:
     """Return what share of flagged requests are attacks, by how common attacks are."""
     if not found:
         return paragraph("No attack succeeded.")
     rows = [
         [
             rate,
-            _share(entry["mean_detected"]),
-            *(_share(value) for value in entry["precision"].values()),
+            _share(entry.mean_detected),
+            *(_share(value) for value in entry.precision.values()),
         ]
         for rate, entry in found.items()
     ]
-    shares = next(iter(found.values()))["precision"]
+    shares = next(iter(found.values())).precision
     note = (
         "Share of flagged requests that are attacks, where one request in so many is an attack, "
-        "with the detection rate averaged over the attacks above."
+        "with the detection rate averaged over the attacks above, and false alarms at the promised "
+        "rate, or at the measured one where that is higher."
     )
     head = ["threshold for", "detected", *(f"1 in {1 / float(p):,.0f}" for p in shares)]
     return paragraph(note) + table(head, rows)

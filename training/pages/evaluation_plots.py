@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from reluguard.detector.images import Images
 from reluguard.training.evaluation.comparison import Group
+from reluguard.training.evaluation.leave_out import Matrix
+from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages.page import figure, paragraph, table
 from reluguard.training.pages.plots import (
     AMBER,
@@ -24,7 +26,7 @@ from reluguard.training.pages.plots import (
     heat_map,
     svg,
 )
-from reluguard.training.statistics.metrics import auroc, interval_text
+from reluguard.training.statistics.metrics import auroc
 
 __all__ = ["before_and_after", "densities", "evidence", "examples", "matrix", "roc", "severity"]
 
@@ -73,18 +75,18 @@ def roc(groups: Mapping[str, Group]) -> str:
         )
 
 
-def severity(card: Mapping[str, Any], rate: str) -> str:
+def severity(card: Evaluation, rate: str) -> str:
     """Return what is flagged of harmless changes as they grow."""
-    if not card["severity"]:
+    if not card.severity:
         return ""
     with canvas(8, 3.6) as (drawing, axes):
         plot = axes[0][0]
-        for i, (kind, levels) in enumerate(card["severity"].items()):
+        for i, (kind, levels) in enumerate(card.severity.items()):
             x = [int(level) for level in levels]
             shown = [entry[rate] for entry in levels.values()]
-            y = [entry["value"] for entry in shown]
+            y = [entry.value for entry in shown]
             color = CATEGORIES[i % len(CATEGORIES)]
-            low, high = ([entry[end] for entry in shown] for end in ("low", "high"))
+            low, high = [entry.low for entry in shown], [entry.high for entry in shown]
             plot.fill_between(x, low, high, color=color, alpha=0.08, linewidth=0)
             plot.plot(x, y, color=color, marker=MARKERS[i % len(MARKERS)], ms=4, label=kind)
         plot.axhline(float(rate), color=GREY, linestyle=":", label="promised for clean images")
@@ -100,10 +102,11 @@ def severity(card: Mapping[str, Any], rate: str) -> str:
         )
 
 
-def densities(card: Mapping[str, Any], groups: Mapping[str, Group]) -> str:
+def densities(card: Evaluation, groups: Mapping[str, Group]) -> str:
     """Return score densities of clean images and of the hardest and easiest attacks."""
     hits = _hits(groups)
-    area = {slug: card["attacks"][slug]["auroc"]["value"] for slug in hits}
+    areas = {slug: card.attacks[slug].auroc for slug in hits}
+    area = {slug: found.value for slug, found in areas.items() if found is not None}
     ranked = sorted(area, key=lambda slug: area[slug])
     chosen = list(dict.fromkeys([*ranked[:3], *ranked[-2:]]))
     with canvas(8, 3.4) as (drawing, axes):
@@ -162,17 +165,17 @@ def evidence(groups: Mapping[str, Group]) -> str:
     )
 
 
-def matrix(found: Mapping[str, Any]) -> str:
+def matrix(found: Matrix) -> str:
     """Return AUROC of heads fitted without some attacks on every attack."""
-    rows = list(found["auroc"])
-    columns = list(found["families"])
-    values = np.array([[found["auroc"][row][column] for column in columns] for row in rows])
+    rows = list(found.auroc)
+    columns = list(found.families)
+    values = np.array([[found.auroc[row][column] for column in columns] for row in rows])
     with canvas(10, 1.9 + 0.36 * len(rows)) as (drawing, axes):
         plot = axes[0][0]
         heat_map(drawing, plot, values, title="", unit="AUROC", limits=(0.5, 1.0), digits=2)
         for y, row in enumerate(rows):
             for x, column in enumerate(columns):
-                if found["families"][column] == row:
+                if found.families[column] == row:
                     plot.add_patch(_frame(x, y))
         plot.set_xticks(
             range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor"
@@ -181,18 +184,16 @@ def matrix(found: Mapping[str, Any]) -> str:
         plot.set_ylabel("left out of the fit")
         plot.set_xlabel("")
         picture = svg(drawing, "AUROC per attack with some attacks left out of the fit")
-    fitted = found["rows_per_group"]
+    fitted = found.rows_per_group
     rows_used = "all images" if fitted is None else f"at most {fitted} images"
     text = (
-        f"Heads fitted without one {found['by']} of attacks each, on {rows_used} of each group, "
+        f"Heads fitted without one {found.by} of attacks each, on {rows_used} of each group, "
         "and their AUROC on the fit's test split. Framed: attacks that the head has not seen."
     )
-    if found["mean_unseen"] is not None:
-        mean, worst = found["mean_interval"], found["worst_interval"]
-        text += f" On those: mean {interval_text(mean)}, worst {interval_text(worst)}."
+    if found.unseen:
+        text += f" On those: mean {found.mean_interval}, worst {found.worst_interval}."
     listed = [
-        [slug, found["families"][slug], interval_text(entry)]
-        for slug, entry in found["unseen_intervals"].items()
+        [slug, found.families[slug], str(entry)] for slug, entry in found.unseen_intervals.items()
     ]
     return figure(picture, text) + table(
         ["attack", "left out", "AUROC"], listed, text_columns=(0, 1)

@@ -1,108 +1,64 @@
 """An evaluation as tables on a terminal."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
-from reluguard.training.evaluation.report_card import print_precision
-from reluguard.training.statistics.metrics import interval_text
+from reluguard.training.evaluation.result import Evaluation
+from reluguard.training.pages.report_card_text import print_precision
+from reluguard.training.pages.words import few_note, number
 
-__all__ = ["figure_text", "print_evaluation", "print_goals"]
+__all__ = ["print_evaluation"]
 
 
-def print_evaluation(card: Mapping[str, Any]) -> None:
+def print_evaluation(card: Evaluation) -> None:
     """Print the main figures."""
     console = Console()
-    about, clean = card["about"], card["clean"]
-    console.print(f"{about['images']} unseen images ({about['from']})")
-    for rate, value in clean["false_positive_rate"].items():
-        console.print(f"clean images flagged at the {rate} threshold: {interval_text(value)}")
-    rate = next(reversed(clean["false_positive_rate"]))
-    _print_attacks(console, card, rate)
+    console.print(f"{card.about.images} unseen images ({card.about.origin})")
+    for rate, value in card.clean.false_positive_rate.items():
+        console.print(f"clean images flagged at the {rate} threshold: {value}")
+    _print_attacks(console, card, list(card.clean.false_positive_rate)[-1])
     _print_threats(console, card)
     _print_peers(console, card)
-    if "left_out" in card:
-        console.print(f"left out: {card['left_out']}")
-    if card.get("matrix", {}).get("unseen"):
-        matrix = card["matrix"]
+    if card.left_out:
+        console.print(f"left out: {card.left_out}")
+    if card.matrix is not None and card.matrix.unseen:
         console.print(
-            f"one {matrix['by']} left out of the fit, AUROC on what was left out: mean "
-            f"{interval_text(matrix['mean_interval'])}, "
-            f"worst {interval_text(matrix['worst_interval'])}"
+            f"one {card.matrix.by} left out of the fit, AUROC on what was left out: mean "
+            f"{card.matrix.mean_interval}, worst {card.matrix.worst_interval}"
         )
-    print_precision(console, card["precision"])
-    print_goals(card["goals"])
+    print_precision(console, card.precision)
 
 
-def _print_attacks(console: Console, card: Mapping[str, Any], rate: str) -> None:
+def _print_attacks(console: Console, card: Evaluation, rate: str) -> None:
     table = Table("attack", "threat", "fitted on", "succeeded", "AUROC", f"detected at {rate}")
-    for slug, entry in card["attacks"].items():
-        figures = (
-            (interval_text(entry["auroc"]), interval_text(entry["detected"][rate]))
-            if "auroc" in entry
-            else ()
-        )
-        share = f"{entry['succeeded']} / {entry['tried']}"
-        table.add_row(slug, entry["threat"], "yes" if entry["fitted_on"] else "no", share, *figures)
+    for slug, entry in card.attacks.items():
+        figures = [] if entry.auroc is None else [str(entry.auroc), str(entry.detected[rate])]
+        known = "yes" if entry.fitted_on else "no"
+        table.add_row(slug, entry.threat, known, f"{entry.succeeded} / {entry.tried}", *figures)
     console.print(table)
+    if note := few_note(card.attacks):
+        console.print(note)
 
 
-def _print_threats(console: Console, card: Mapping[str, Any]) -> None:
+def _print_threats(console: Console, card: Evaluation) -> None:
     table = Table("the attacker has", "attacks", "mean AUROC", "worst AUROC", "which")
-    for threat, entry in card["threats"].items():
-        figures = (f"{entry['mean_auroc']:.3f}", f"{entry['worst_auroc']:.3f}", entry["worst"])
-        table.add_row(f"{threat}: {entry['knows']}", str(entry["attacks"]), *figures)
+    for threat, entry in card.threats.items():
+        figures = (f"{entry.mean_auroc:.3f}", f"{entry.worst_auroc:.3f}", entry.worst)
+        table.add_row(f"{threat}: {entry.knows}", str(entry.attacks), *figures)
     console.print(table)
-    if not card.get("red_team"):
+    if card.red_team is None:
         console.print(
             "an attacker who knows the guard: not published with it, `reluguard redteam --publish`"
         )
 
 
-def _print_peers(console: Console, card: Mapping[str, Any]) -> None:
+def _print_peers(console: Console, card: Evaluation) -> None:
     table = Table(
         "detector", "mean AUROC", "worst AUROC", "harmless flagged", "guard minus it: mean", "worst"
     )
-    for name, entry in card["baselines"].items():
-        keys = ("mean_auroc", "worst_auroc", "mean_benign_flagged")
-        cells = [f"{entry[k]:.3f}" if entry.get(k) is not None else "-" for k in keys]
-        leads = [entry["lead"][key] for key in ("mean", "worst")] if "lead" in entry else []
-        table.add_row(
-            name, *cells, *(f"{interval_text(lead, '+.3f')} {lead['word']}" for lead in leads)
-        )
+    for name, entry in card.baselines.items():
+        figures = (entry.mean_auroc, entry.worst_auroc, entry.mean_benign_flagged)
+        leads = () if entry.lead is None else (entry.lead.mean, entry.lead.worst)
+        cells = [number(value) for value in figures]
+        table.add_row(name, *cells, *(f"{lead:+.3f}" for lead in leads))
     console.print(table)
-
-
-def print_goals(goals: Sequence[Mapping[str, Any]]) -> None:
-    """Print the numbers to beat, each met or short, with what fell short."""
-    table = Table("number to beat", "goal", "anchor", "found", "", title="numbers to beat")
-    for goal in goals:
-        known = [figure for figure in goal["figures"] if figure["value"] is not None]
-        shown = (
-            [f for f in known if not f["verdict"].startswith("met")] if len(known) > 8 else known
-        )
-        rest = len(known) - len(shown)
-        lines = [f"{f['name']} {figure_text(f)}" for f in shown]
-        lines += [f"{rest} more: met"] if rest else []
-        verdict = goal["verdict"]
-        table.add_row(
-            goal["what"],
-            goal["goal"],
-            goal["anchor"],
-            "\n".join(lines) or "-",
-            verdict,
-            end_section=True,
-        )
-    Console().print(table)
-
-
-def figure_text(figure: Mapping[str, Any]) -> str:
-    """Return a figure of a goal in words: its value and, where known, its interval."""
-    value = figure["value"]
-    if value is None:
-        return "not measured"
-    if figure["low"] is None:
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{value:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

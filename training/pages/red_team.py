@@ -1,8 +1,5 @@
 """The red team's figures as one self-contained HTML page. N images."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +7,8 @@ from reluguard.detector.images import Images
 from reluguard.training.pages.evaluation_plots import before_and_after
 from reluguard.training.pages.page import Section, figure, page, paragraph, table
 from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
-from reluguard.training.statistics.metrics import interval_text
+from reluguard.training.pages.words import number, sign
+from reluguard.training.red_team.report import RedTeamReport
 
 __all__ = ["red_team_page"]
 
@@ -20,7 +18,7 @@ MARKERS = "osD^"
 
 
 def red_team_page(
-    card: Mapping[str, Any],
+    card: RedTeamReport,
     before: Images,
     after: Images,
     scores: NDArray[np.float32],
@@ -33,17 +31,14 @@ def red_team_page(
         after: the same images as they evaded, or as near as they came.
         scores: float32, (N,), infinite where the answer stayed right.
     """
-    rates = list(card["thresholds"])
+    rates = list(card.thresholds)
     rate = max(rates, key=float)
-    best = {size: rows["best per image"]["evaded"] for size, rows in card["budgets"].items()}
     lead = paragraph(
-        f"{card['images']} images that no step of fitting saw, attacked by someone who has the "
+        f"{card.images} images that no step of fitting saw, attacked by someone who has the "
         "model, this guard and its thresholds. Evaded: the answer is wrong and the real guard, on "
         "whole 8-bit pixels, does not flag it."
     ) + paragraph(
-        "; ".join(
-            f"{size}/255: {interval_text(entry[rate])} at {rate}" for size, entry in best.items()
-        )
+        "; ".join(f"{size}/255: {row.evaded[rate]} at {rate}" for size, row in card.best.items())
     )
     sections = [
         Section(title="Attacks", body=_attacks(card, rates)),
@@ -51,44 +46,44 @@ def red_team_page(
         Section(title="Convergence", body=_convergence(card, rates)),
         Section(title="Examples", body=_examples(card, before, after, scores)),
     ]
-    settings = ", ".join(f"{key} {value}" for key, value in card["settings"].items())
+    settings = ", ".join(f"{key} {value}" for key, value in card.settings.items())
     settings = settings.replace("_", " ")
-    return page("reluguard red team", f"guard {card['guard'][:16]}, {settings}", lead, sections)
+    return page("reluguard red team", f"guard {card.guard[:16]}, {settings}", lead, sections)
 
 
-def _attacks(card: Mapping[str, Any], rates: list[str]) -> str:
+def _attacks(card: RedTeamReport, rates: list[str]) -> str:
     rows = []
-    for size, attacks in card["budgets"].items():
+    for size, attacks in card.budgets.items():
         for name, entry in attacks.items():
-            tried = str(entry.get("images", card["images"]))
-            if "evaded" not in entry:
+            tried = str(card.images if entry.images is None else entry.images)
+            if entry.misclassified is None:
                 rows.append([f"{size}/255", name, tried, *["-"] * (len(rates) + 2)])
                 continue
-            queries = f"{entry['mean_queries']:.0f}" if "mean_queries" in entry else ""
-            shares = (interval_text(entry["evaded"][rate]) for rate in rates)
+            queries = "" if entry.mean_queries is None else f"{entry.mean_queries:.0f}"
+            shares = (str(entry.evaded[rate]) for rate in rates)
             rows.append(
                 [
                     f"{size}/255",
                     name,
                     tried,
-                    interval_text(entry["misclassified"]),
+                    str(entry.misclassified),
                     *shares,
                     queries,
                 ]
             )
     head = ["Linf", "attack", "images", "answer wrong", *(f"evades at {r}" for r in rates)]
-    note = f"Black box: {card['black_box']}."
+    note = f"Black box: {card.black_box}."
     return table([*head, "mean queries"], rows, text_columns=(0, 1)) + paragraph(note)
 
 
-def _ladders(card: Mapping[str, Any]) -> str:
+def _ladders(card: RedTeamReport) -> str:
     parts = []
-    for norm, shares in card["ladders"].items():
+    for norm, shares in card.ladders.items():
         with canvas(8, 3.2) as (drawing, axes):
             plot = axes[0][0]
             for i, (name, column) in enumerate(shares.items()):
                 x = [float(size) for size in column]
-                y = [entry["value"] for entry in column.values()]
+                y = [entry.value for entry in column.values()]
                 label = "bare model" if name == "bare model" else f"guarded, {name}"
                 color = GREY if name == "bare model" else COLORS[i % len(COLORS)]
                 plot.plot(x, y, color=color, marker=MARKERS[i % len(MARKERS)], ms=4, label=label)
@@ -102,30 +97,26 @@ def _ladders(card: Mapping[str, Any]) -> str:
             plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9)
             picture = svg(drawing, f"share of images that evade by {norm} budget")
         medians = ", ".join(
-            f"{name} {'-' if value is None else f'{value:g}'}"
-            for name, value in card["median_budget"][norm].items()
+            f"{name} {number(value, 'g')}" for name, value in card.median_budget[norm].items()
         )
         parts.append(figure(picture, f"Smallest {norm} budget; the median image's: {medians}."))
     return "".join(parts) or paragraph("No ladder was climbed.")
 
 
-def _convergence(card: Mapping[str, Any], rates: list[str]) -> str:
-    steps = card["steps"]
-    rows = [
-        [count, *(interval_text(entry[r]) for r in rates)]
-        for count, entry in steps["evaded"].items()
-    ]
+def _convergence(card: RedTeamReport, rates: list[str]) -> str:
+    steps = card.steps
+    rows = [[count, *(str(entry[r]) for r in rates)] for count, entry in steps.evaded.items()]
     head = [
-        f"steps, {steps['attack']}, {steps['budget']:g}/255",
+        f"steps, {steps.attack}, {steps.budget:g}/255",
         *(f"evades at {r}" for r in rates),
     ]
     restarts = [
-        [f"{size}/255", name, " ".join(f"{v:.2f}" for v in entry["evaded_after_restarts"])]
-        for size, attacks in card["budgets"].items()
+        [f"{size}/255", name, " ".join(f"{v:.2f}" for v in entry.evaded_after_restarts)]
+        for size, attacks in card.budgets.items()
         for name, entry in attacks.items()
-        if "evaded_after_restarts" in entry
+        if entry.evaded_after_restarts is not None
     ]
-    signs = [[check, "yes" if held else "no"] for check, held in card["checks"].items()]
+    signs = [[check, sign(held, card.evasions)] for check, held in card.checks.items()]
     return (
         paragraph(
             "An attack that fails for want of gradients looks like a good defence. Signs that this "
@@ -142,10 +133,10 @@ def _convergence(card: Mapping[str, Any], rates: list[str]) -> str:
 
 
 def _examples(
-    card: Mapping[str, Any], before: Images, after: Images, scores: NDArray[np.float32]
+    card: RedTeamReport, before: Images, after: Images, scores: NDArray[np.float32]
 ) -> str:
-    rate = max(card["thresholds"], key=float)
-    limit = np.float32(card["thresholds"][rate])
+    rate = max(card.thresholds, key=float)
+    limit = np.float32(card.thresholds[rate])
     evaded = np.flatnonzero(scores <= limit)[:EXAMPLES]
     if not len(evaded):
         return paragraph("No image evaded.")

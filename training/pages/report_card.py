@@ -1,32 +1,29 @@
 """The report card as one self-contained HTML page, plots inline as SVG."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from reluguard.detector.artifact import Manifest
-from reluguard.training.evaluation.report_card import answered_right
+from reluguard.training.evaluation.report_card import ReportCard
 from reluguard.training.pages.evaluation import answer_table, precision_table, red_team_table
 from reluguard.training.pages.page import Section, figure, page, paragraph, table
 from reluguard.training.pages.plots import AMBER, BLUE, canvas, svg
-from reluguard.training.statistics.metrics import interval_text
+from reluguard.training.pages.words import answered_right, few_note, number
+from reluguard.training.provenance import provenance_of
 
 __all__ = ["report_page"]
 
 
-def report_page(card: Mapping[str, Any], manifest: Manifest) -> str:
-    """Return the page for a report card as `report_card` made it."""
+def report_page(card: ReportCard, manifest: Manifest) -> str:
+    """Return the page for a report card."""
     fpr = f"{manifest.fpr:g}"
-    clean = card["clean"]
-    summary = card.get("summary", {})
+    clean, summary = card.clean, card.summary
     found = (
-        f" AUROC over {summary['attacks']} attacks: mean {summary['mean_auroc']:.3f}, worst "
-        f"{summary['worst_auroc']:.3f}."
-        if summary.get("mean_auroc") is not None
+        f" AUROC over {summary.attacks} attacks: mean {number(summary.mean_auroc)}, worst "
+        f"{number(summary.worst_auroc)}."
+        if summary.mean_auroc is not None
         else ""
     )
     lead = paragraph(
-        f"Clean accuracy {interval_text(clean['accuracy'])}; clean images flagged at the {fpr} "
-        f"threshold: {interval_text(clean['false_positive_rate'][fpr])}.{found}"
+        f"Clean accuracy {clean.accuracy}; clean images flagged at the {fpr} threshold: "
+        f"{clean.false_positive_rate[fpr]}.{found}"
     ) + paragraph(
         f"{len(manifest.taps)} taps, {manifest.calibration_images} calibration images. Every "
         "figure is on source images that no step of fitting saw; attacks are of the kinds that "
@@ -36,73 +33,72 @@ def report_page(card: Mapping[str, Any], manifest: Manifest) -> str:
     sections = [
         Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),
         Section(title="Harmless changes", body=_benign_table(card, fpr)),
-        Section(title="Someone who knows the guard", body=red_team_table(card.get("red_team"))),
+        Section(title="Someone who knows the guard", body=red_team_table(card.red_team)),
     ]
-    if "answers" in card:
-        sections.append(Section(title="By class", body=answer_table(card["answers"], fpr)))
-    if "precision" in card:
-        sections.append(Section(title="Precision", body=precision_table(card["precision"])))
-    recipe = manifest.provenance["recipe"]["name"]
-    subtitle = f"model {manifest.model_sha256[:16]}, fitted {manifest.created_at}, recipe {recipe}"
+    if card.answers:
+        sections.append(Section(title="By class", body=answer_table(card.answers, fpr)))
+    sections.append(Section(title="Precision", body=precision_table(card.precision)))
+    recipe = provenance_of(manifest).recipe
+    subtitle = f"model {manifest.model_sha256[:16]}, fitted {manifest.created_at}"
+    subtitle += f", recipe {recipe.name}" if recipe else ""
     return page("reluguard report card", subtitle, lead, sections)
 
 
-def _attack_table(card: Mapping[str, Any], fpr: str) -> str:
-    rows = [
-        [
-            slug,
-            f"{entry['succeeded']} / {entry['tried']}",
-            interval_text(entry["auroc"]),
-            interval_text(entry["detected"][fpr]),
-            f"{entry['confidence_only_auroc']:.3f}",
-        ]
-        if "auroc" in entry
-        else [slug, f"0 / {entry['tried']}", "-", "-", "-"]
-        for slug, entry in card["attacks"].items()
-    ]
+def _attack_table(card: ReportCard, fpr: str) -> str:
+    rows = []
+    for slug, entry in card.attacks.items():
+        figures = ["-", "-", "-"]
+        if entry.auroc is not None:
+            alone = number(entry.confidence_only_auroc)
+            figures = [str(entry.auroc), str(entry.detected[fpr]), alone]
+        rows.append([slug, f"{entry.succeeded} / {entry.tried}", *figures])
     head = ["attack", "succeeded", "AUROC", f"detected at FPR {fpr}", "AUROC of confidence alone"]
-    return table(head, rows)
+    note = few_note(card.attacks)
+    return table(head, rows) + (paragraph(note) if note else "")
 
 
-def _benign_table(card: Mapping[str, Any], fpr: str) -> str:
+def _benign_table(card: ReportCard, fpr: str) -> str:
     rows = [
         [
             slug,
-            str(entry["images"]),
-            interval_text(entry["flagged"][fpr]),
-            answered_right(entry.get("answered_right", {}), fpr),
+            str(entry.images),
+            str(entry.flagged[fpr]),
+            answered_right(entry.answered_right, fpr),
         ]
-        for slug, entry in card["benign"].items()
+        for slug, entry in card.benign.items()
     ]
-    flagged = card["clean"]["misclassified_flagged"]
-    if flagged:
-        wrong = flagged[fpr]
-        rows.append(["clean, misclassified", str(wrong["n"]), interval_text(wrong), "-"])
+    wrong = card.clean.misclassified_flagged
+    if wrong:
+        rows.append(["clean, misclassified", str(wrong[fpr].n), str(wrong[fpr]), "-"])
     head = ["change", "images", f"flagged at the {fpr} threshold", "where answered right"]
     return table(head, rows)
 
 
-def _attack_plot(card: Mapping[str, Any], fpr: str) -> str:
+def _attack_plot(card: ReportCard, fpr: str) -> str:
     """AUROC and detection per attack with intervals."""
-    shown = {slug: entry for slug, entry in card["attacks"].items() if "auroc" in entry}
+    shown = {
+        slug: (entry.auroc, entry.detected[fpr])
+        for slug, entry in card.attacks.items()
+        if entry.auroc is not None
+    }
     if not shown:
         return paragraph("No attack succeeded.")
     figures = (
-        ("AUROC", "o", BLUE, [entry["auroc"] for entry in shown.values()]),
+        ("AUROC", "o", BLUE, [area for area, _ in shown.values()]),
         (
             f"detected at {fpr}",
             "s",
             AMBER,
-            [entry["detected"][fpr] for entry in shown.values()],
+            [rate for _, rate in shown.values()],
         ),
     )
     with canvas(8, 1.1 + 0.32 * len(shown)) as (drawing, axes):
         plot = axes[0][0]
         for offset, (label, marker, color, values) in enumerate(figures):
-            x = [value["value"] for value in values]
+            x = [value.value for value in values]
             errors = [
-                [max(0.0, v["value"] - v["low"]) for v in values],
-                [max(0.0, v["high"] - v["value"]) for v in values],
+                [max(0.0, v.value - v.low) for v in values],
+                [max(0.0, v.high - v.value) for v in values],
             ]
             y = [row + 0.15 - 0.3 * offset for row in range(len(values))]
             plot.errorbar(x, y, xerr=errors, fmt=marker, ms=5, color=color, label=label, capsize=2)

@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.metrics import Interval, Rates
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.progress import Progress
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
+from reluguard.training.red_team.report import BEST, SEARCH, RedTeamReport, Steps
 from reluguard.training.red_team.target import Target
 from reluguard.training.red_team.tries import Tries
 from reluguard.training.statistics.metrics import rate_interval
 
-__all__ = ["BARE", "Climbed", "Ladder", "by_steps", "checks", "climb"]
+__all__ = ["BARE", "ENOUGH", "Climbed", "Ladder", "by_steps", "checks", "climb"]
 
 BARE = "bare model"
 NO_GUARD = 1e6  # a threshold above any score
 NOISE = 0.02  # a share of images that chance may take away
 ALL = 0.95
+ENOUGH = 10  # evasions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,8 @@ class Climbed:
         medians: the median image's budget, None where half of the images never evaded.
     """
 
-    shares: dict[str, Any]
-    medians: dict[str, float | None]
+    shares: Mapping[str, Rates]
+    medians: Mapping[str, float | None]
 
 
 def climb(target: Target, tries: Tries, ladder: Ladder, progress: Progress) -> Climbed:
@@ -54,7 +57,7 @@ def climb(target: Target, tries: Tries, ladder: Ladder, progress: Progress) -> C
     Each image goes on from rung to rung until it evades at every rate.
     """
     smallest = {name: np.full(len(target), np.inf) for name in (*target.thresholds, BARE)}
-    climbed: dict[str, dict[str, Any]] = {name: {} for name in smallest}
+    climbed: dict[str, dict[str, Interval]] = {name: {} for name in smallest}
     progress.stage(f"ladder of {ladder.norm}", 3 * len(ladder.rungs) * len(target))
     for size in ladder.rungs:
         common: dict[str, Any] = {
@@ -72,7 +75,7 @@ def climb(target: Target, tries: Tries, ladder: Ladder, progress: Progress) -> C
         _rung(target, tries, pair, np.flatnonzero(np.isinf(guarded)), smallest, progress)
         for name, budgets in smallest.items():
             reached = rate_interval(int(np.isfinite(budgets).sum()), len(budgets))
-            climbed[name][f"{size:g}"] = reached.to_json()
+            climbed[name][f"{size:g}"] = reached
     return Climbed(climbed, {name: _median(budgets) for name, budgets in smallest.items()})
 
 
@@ -104,9 +107,7 @@ def _median(budgets: NDArray[np.float64]) -> float | None:
     return middle if np.isfinite(middle) else None
 
 
-def by_steps(
-    target: Target, tries: Tries, size: float, steps: int, progress: Progress
-) -> dict[str, Any]:
+def by_steps(target: Target, tries: Tries, size: float, steps: int, progress: Progress) -> Steps:
     """Return what more steps bring, at one budget: nothing for an attack that has converged."""
     counts = sorted({max(1, steps // share) for share in (16, 4, 2, 1)})
     everyone = np.arange(len(target))
@@ -116,36 +117,52 @@ def by_steps(
         attack = Selective(guard=target.relaxed, threshold=target.strictest, size=size, steps=count)
         scores, _, _ = tries.fool(attack, everyone)
         curve[f"{count}"] = {
-            rate: rate_interval(int((scores <= np.float32(limit)).sum()), len(scores)).to_json()
+            rate: rate_interval(int((scores <= np.float32(limit)).sum()), len(scores))
             for rate, limit in target.thresholds.items()
         }
-    return {"budget": size, "attack": "selective, one start", "evaded": curve}
+    return Steps(budget=size, attack="selective, one start", evaded=curve)
 
 
-def checks(card: Mapping[str, Any]) -> dict[str, bool]:
-    """Return the signs of a red team that is not blinded, each held or not.
+def checks(report: RedTeamReport) -> dict[str, bool | None]:
+    """Return the signs of a red team that is not blinded, each held, not held, or open.
+
+    A sign that holds because next to nothing evaded says nothing: it is open, None, where fewer
+    than ten evasions stand behind it.
 
     Args:
-        card: the figures, by budget, steps and ladder.
+        report: the figures, by budget, steps and ladder.
 
     Source: Carlini et al. 2019, arXiv 1902.06705, section 3; Athalye et al. 2018, arXiv 1802.00420.
     """
-    rate = max(card["thresholds"], key=float)
-    best = [rows["best per image"]["evaded"][rate]["value"] for rows in card["budgets"].values()]
-    steps = [entry[rate]["value"] for entry in card["steps"]["evaded"].values()]
+    rate = max(report.thresholds, key=float)
+    best = [row.evaded[rate] for row in report.best.values()]
+    steps = [rates[rate] for rates in report.steps.evaded.values()]
+    shares = [one.value for one in best]
+    grows: bool | None = _backed(shares == sorted(shares), best)
     found = {
-        "a larger budget evades more often": best == sorted(best),
-        "more steps don't evade less often": steps[-1] >= max(steps) - NOISE,
+        "a larger budget evades more often": grows if len(best) > 1 else None,
+        "more steps don't evade less often": _backed(
+            steps[-1].value >= max(one.value for one in steps) - NOISE, steps
+        ),
     }
     black = [
-        (rows["best per image"]["evaded"][rate]["value"], rows["score-search"]["evaded"][rate])
-        for rows in card["budgets"].values()
-        if rows.get("score-search", {}).get("images") == card["images"]
+        (rows[BEST].evaded[rate], rows[SEARCH].evaded[rate])
+        for rows in report.budgets.values()
+        if SEARCH in rows and rows[SEARCH].images == report.images
     ]
     if black:
-        found["gradients do better than questions"] = all(w >= b["value"] for w, b in black)
-    linf = card["ladders"].get("linf", {}).get(rate)
+        found["gradients do better than questions"] = _backed(
+            all(white.value >= asked.value for white, asked in black),
+            [one for pair in black for one in pair],
+        )
+    linf = report.ladders.get("linf", {}).get(rate)
     if linf and max(map(float, linf)) >= 255:
-        reached = linf[max(linf, key=float)]["value"]
+        reached = linf[max(linf, key=float)].value
         found[f"without a bound, {ALL:.0%} of images or more evade"] = reached >= ALL
     return found
+
+
+def _backed(held: bool, shares: Sequence[Interval]) -> bool | None:
+    """Return whether a sign holds, None where it does for want of evasions."""
+    evasions = max((round(one.value * one.n) for one in shares), default=0)
+    return None if held and evasions < ENOUGH else held

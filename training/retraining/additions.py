@@ -26,7 +26,8 @@ from reluguard.training.errors import DataError
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
 from reluguard.training.harvest.readings import Kind, Readings
-from reluguard.training.retraining.kept import Added, Kept
+from reluguard.training.provenance import Added
+from reluguard.training.retraining.kept import Kept
 
 __all__ = [
     "FEWEST_CLEAN",

@@ -2,13 +2,13 @@
 
 import datetime as dt
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reluguard.detector.artifact import GuardArtifact, write_guard
 from reluguard.detector.head import Head
+from reluguard.detector.metrics import GateResult
 from reluguard.detector.model import Production
 from reluguard.detector.reference import KEY as REFERENCE
 from reluguard.detector.reference import reference_of
@@ -16,7 +16,7 @@ from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.evaluation.report_card import promised_rates, report_card
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.pages.report_card import report_page
-from reluguard.training.retraining.gate import GateResult
+from reluguard.training.provenance import REFITS, Refits, Step
 from reluguard.training.retraining.kept import Kept
 
 __all__ = ["with_head", "with_origin", "write_challenger"]
@@ -41,8 +41,8 @@ def with_origin(
     clean: Readings,
     *,
     out: Path,
-    step: Mapping[str, Any],
-    more: Mapping[str, Any] | None = None,
+    step: Step,
+    refits: Refits | None = None,
 ) -> GuardArtifact:
     """Return a draft as it will be written but for its report card: where it came from is told.
 
@@ -53,17 +53,18 @@ def with_origin(
         clean: the calibration readings.
         out: where it will lie.
         step: what made it of its parent, for the lineage.
-        more: of its provenance.
+        refits: the rounds it came out of.
     """
     before = champion.manifest.provenance
     provenance: dict[str, Any] = {
         **{key: value for key, value in before.items() if key != "forced"},
         "work": str(kept.workspace.folder.resolve()),
         REFERENCE: reference_of(clean.rates, clean.logits, champion.manifest.taps).to_json(),
-        "added": [asdict(one) for one in kept.added],
-        "lineage": [*before.get("lineage", ()), {"parent": champion.digest, **step}],
-        **(more or {}),
+        "added": [one.to_json() for one in kept.added],
+        "lineage": [*before.get("lineage", ()), step.to_json()],
     }
+    if refits is not None:
+        provenance[REFITS] = refits.to_json()
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     manifest = replace(draft.manifest, created_at=created, provenance=provenance, metrics={})
     return replace(draft, path=out, manifest=manifest)
@@ -99,15 +100,15 @@ def write_challenger(
         thresholds=draft.manifest.thresholds,
         seed=seed,
     )
-    card["gate"] = judged.to_json()
-    manifest = replace(draft.manifest, metrics=json.loads(json.dumps(card)))
+    card = replace(card, gate=judged)
+    manifest = replace(draft.manifest, metrics=card.to_json())
     return write_guard(
         draft.path,
         manifest=manifest,
         head=draft.head,
         golden=draft.golden,
         reports={
-            "report.json": json.dumps(card, indent=2).encode(),
+            "report.json": json.dumps(card.to_json(), indent=2).encode(),
             "report.html": report_page(card, manifest).encode(),
         },
     )

@@ -9,9 +9,8 @@ bootstrap draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.errors import ModelMismatchError
 from reluguard.detector.head import Head, threshold_at
+from reluguard.detector.metrics import GateLimits, GateResult, GateRow
 from reluguard.detector.model import Production
 from reluguard.detector.runtime import Guard
 from reluguard.training.errors import DataError
@@ -27,7 +27,7 @@ from reluguard.training.retraining.contradictions import Contradicted
 from reluguard.training.retraining.kept import Kept
 from reluguard.training.statistics.metrics import auroc
 
-__all__ = ["GateLimits", "GateResult", "GateRow", "gate", "print_gate"]
+__all__ = ["gate"]
 
 Floats = NDArray[np.float32]
 DRAWS = 400
@@ -35,59 +35,6 @@ FEWEST = 10  # attacked images below which an AUROC says nothing
 CHANCE = 0.01  # how often a right false-positive rate may be refused
 WARM_UP = 5
 SURE = 0.6  # of the limit on labels: the interval must lie above this, or a few labels refuse all
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateLimits:
-    """What a challenger may cost.
-
-    Attributes:
-        auroc: AUROC that any attack may lose.
-        benign: share of harmlessly changed images that may be flagged on top.
-        cost: share of run time that may come on top.
-        rounds: timed pairs.
-        contradicted: share of the labels that may contradict the rest. Chosen on digits and on
-            ResNet-20, 12 pairs of network and attack, 3 seeds, 4 ways to choose 200 labels: honest
-            ones were at .20 at most, with a third of them wrong at .30 at least. On 12 other pairs
-            none of 144 honest sets is refused, and each of 144 with a third wrong. From 60 labels
-            it is rougher: 12 of 105 honest sets are refused, 85 of 108 with a third wrong.
-    """
-
-    auroc: float = 0.01
-    benign: float = 0.05
-    cost: float = 0.1
-    rounds: int = 60
-    contradicted: float = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateRow:
-    """One comparison. `low` and `high` bound the difference, challenger minus champion, at 95 %."""
-
-    what: Literal["old attack", "new attack", "harmless", "clean", "run time", "labels"]
-    name: str
-    figure: str
-    champion: float
-    challenger: float
-    low: float
-    high: float
-    images: int
-    refused: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateResult:
-    """The gate's word. `champion` is the digest of the guard that was compared with."""
-
-    champion: str
-    passed: bool
-    reasons: tuple[str, ...]
-    rows: tuple[GateRow, ...]
-    limits: GateLimits
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, for the manifest and for machines."""
-        return asdict(self)
 
 
 def gate(
@@ -354,28 +301,3 @@ def _weighted_auroc(
     total = positive.sum() * negative.sum()
     below = np.cumsum(negative) - negative / 2  # ties share a level: half of it lies below
     return float((positive * below).sum() / total) if total else float("nan")
-
-
-def print_gate(result: GateResult) -> None:
-    """Print the comparison as a table, and the reasons."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("", "", "figure", "champion", "challenger", "difference", "images", "")
-    for row in result.rows:
-        table.add_row(
-            row.what,
-            row.name,
-            row.figure,
-            f"{row.champion:.3f}",
-            f"{row.challenger:.3f}",
-            f"[{row.low:+.3f}, {row.high:+.3f}]",
-            str(row.images),
-            "refused" if row.refused else "",
-            style="bold red" if row.refused else None,
-        )
-    console.print(table, markup=False)
-    console.print("gate: passed" if result.passed else "gate: refused")
-    for reason in result.reasons:
-        console.print(f"  {reason}", markup=False, highlight=False)

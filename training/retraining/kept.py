@@ -17,43 +17,19 @@ from reluguard.detector.lock import hold
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.rates import SHARD
-from reluguard.training.harvest.readings import CLEAN, Kind, Readings
+from reluguard.training.harvest.readings import CLEAN, Readings
 from reluguard.training.harvest.workspace import (
-    COLUMNS,
     Workspace,
     read_plan,
     read_shard,
     work_folder,
 )
 from reluguard.training.head.fit import HeadSettings
+from reluguard.training.provenance import Added, Kind, origin_of, provenance_of
 
-__all__ = ["Added", "Kept", "hold_kept", "open_kept"]
+__all__ = ["Kept", "hold_kept", "open_kept"]
 
 WEIGHT = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Added:
-    """One group that a retraining added.
-
-    Attributes:
-        name: of the attack, or of the harmless images.
-        kind: "attack" or "benign".
-        slug: where its shards lie in the work folder.
-        weight: how much it counts among its kind.
-        fit, test: rows of each split.
-        source: where they came from.
-        dropped: rows left out, by reason.
-    """
-
-    name: str
-    kind: Kind
-    slug: str
-    weight: float
-    fit: int
-    test: int
-    source: str
-    dropped: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,40 +76,28 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
         DataError: it isn't there, belongs to another guard, or the guard does not say how it was
             fitted.
     """
-    provenance = artifact.manifest.provenance
+    known, origin = provenance_of(artifact.manifest), origin_of(artifact)
     folder = work or _folder(artifact)
     plan = _plan(artifact, folder)
-    try:
-        recipe = provenance["recipe"]
-        same = (plan.get("model"), plan.get("data"), plan.get("seed")) == (
-            artifact.manifest.model_sha256,
-            provenance["data"]["sha256"],
-            provenance["seed"],
-        )
-        kinds: dict[str, Kind] = {CLEAN: "clean"}
-        kinds |= {portion["slug"]: "benign" for portion in recipe["benign"]}
-        kinds |= {portion["slug"]: "attack" for portion in recipe["attacks"]}
-        head = HeadSettings(**recipe["head"])
-        added = tuple(Added(**entry) for entry in provenance.get("added", ()))
-        weights = dict(recipe["weights"])
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"expected {artifact.path} to say how it was fitted, it lacks it"
-        ) from error
+    same = (plan.get("model"), plan.get("data"), plan.get("seed")) == (
+        artifact.manifest.model_sha256,
+        origin.data.sha256,
+        origin.seed,
+    )
     if not same:
         raise DataError(f"{folder} holds the work of another model, data set or seed")
-    jobs = {slug: _jobs(folder, slug, kind) for slug, kind in kinds.items()}
+    jobs = {slug: _jobs(folder, slug, kind) for slug, kind in origin.recipe.kinds.items()}
     workspace = Workspace(folder, plan)
-    runs = provenance.get(COLUMNS)
-    if runs is not None:
-        workspace.columns = np.concatenate([np.arange(start, stop) for start, stop in runs])
+    if known.columns is not None:
+        runs = [np.arange(start, stop) for start, stop in known.columns]
+        workspace.columns = np.concatenate(runs)
     kept = Kept(
         workspace=workspace,
         jobs={slug: made for slug, made in jobs.items() if made},
-        weights=weights,
+        weights=origin.recipe.weights,
         added=(),
-        head=head,
-    ).with_added(added)
+        head=HeadSettings(**origin.recipe.head),
+    ).with_added(known.added)
     clean = kept.split("fit").get(CLEAN)
     if not clean:
         raise DataError(f"expected clean readings to fit on in {folder}, found none")
@@ -175,7 +139,7 @@ def _plan(artifact: GuardArtifact, folder: Path) -> dict[str, Any]:
 def _folder(artifact: GuardArtifact) -> Path:
     """Return where the harvest lies: as the manifest says, or beside the guard if both moved."""
     beside = work_folder(artifact.path)
-    named = artifact.manifest.provenance.get("work")
+    named = provenance_of(artifact.manifest).work
     if named is None or (not Path(named).is_dir() and beside.is_dir()):
         return beside
     return Path(named)

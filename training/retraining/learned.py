@@ -11,6 +11,7 @@ from reluguard.training.harvest.readings import Readings
 from reluguard.training.head.fit import HeadSettings, calibrate, fit_head
 from reluguard.training.head.unit import Unit, add_unit
 from reluguard.training.progress import Progress
+from reluguard.training.provenance import provenance_of
 
 __all__ = ["Learned", "learn", "refit"]
 
@@ -116,5 +117,5 @@ def refit(
     head = fit_head(
         groups, taps=manifest.taps, settings=settings, seed=seed, progress=progress.so_far(100)
     )
-    prevalence = float(manifest.provenance.get("prevalence", 0.5))
+    prevalence = provenance_of(manifest).prevalence
     return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)

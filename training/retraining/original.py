@@ -1,4 +1,4 @@
-"""The images of a guard's first fit, which retraining and hardening draw from again."""
+"""The images of a guard's first fit, which retraining and rounds draw from again."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,6 +7,7 @@ from reluguard.detector.artifact import GuardArtifact
 from reluguard.training.data.dataset import Dataset, split_sources
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.errors import DataError
+from reluguard.training.provenance import origin_of
 
 __all__ = ["Original"]
 
@@ -23,18 +24,11 @@ class Original:
     """
 
     def __init__(self, champion: GuardArtifact, data: Data | None = None) -> None:
-        provenance, spec = champion.manifest.provenance, champion.manifest.input
+        origin, spec = origin_of(champion), champion.manifest.input
         self._size = (spec.height, spec.width)
-        try:
-            known = provenance["data"]
-            self._digest = str(known["sha256"])
-            self._data = str(known["source"]) if data is None else data
-            self._shares = {str(p): float(s) for p, s in provenance["recipe"]["splits"].items()}
-            self._seed = int(provenance["seed"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"expected {champion.path} to say how it was fitted, it lacks it"
-            ) from error
+        self._digest = origin.data.sha256
+        self._data = origin.data.source if data is None else data
+        self._shares, self._seed = origin.recipe.splits, origin.seed
         self._loaded: Dataset | None = None
 
     @property

@@ -4,7 +4,6 @@ B draws, S sources, N clean and M attacked images. Detectors that share one `Res
 compared draw by draw: what is luck of the images falls out of their difference.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -74,8 +73,8 @@ def interval(value: float, drawn: Drawn, n: int) -> Interval:
     return Interval(float(value), float(low), float(high), n)
 
 
-def word(difference: Mapping[str, float]) -> Word:
+def word(difference: Interval) -> Word:
     """Return who is ahead by the interval of a difference, ours minus theirs."""
-    if difference["low"] > 0:
+    if difference.low > 0:
         return "ahead"
-    return "behind" if difference["high"] < 0 else "level"
+    return "behind" if difference.high < 0 else "level"

@@ -4,52 +4,18 @@ Scores are higher for more adversarial images. Resampling goes by source image, 
 image and its attacked twin are drawn together.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from reluguard.detector.metrics import Interval
 from reluguard.training.errors import DataError
 
-__all__ = ["Interval", "auroc", "auroc_interval", "interval_text", "rate_above", "rate_interval"]
+__all__ = ["Interval", "auroc", "auroc_interval", "rate_above", "rate_interval"]
 
 Floats = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with its 95 % interval and the number of images it stands on."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def to_json(self) -> dict[str, float]:
-        """Return plain values."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Interval":
-        """Undo `to_json`; what else is stored beside does not count."""
-        value, low, high = (float(stored[key]) for key in ("value", "low", "high"))
-        return cls(value, low, high, int(stored["n"]))
-
-    def __str__(self) -> str:
-        return f"{self:.3f}"
-
-    def __format__(self, digits: str) -> str:
-        """Return the figure with its interval in brackets, each number in this format."""
-        digits = digits or ".3f"
-        return f"{self.value:{digits}} [{self.low:{digits}}, {self.high:{digits}}]"
-
-
-def interval_text(stored: Mapping[str, Any], digits: str = ".3f") -> str:
-    """Return an interval as `Interval.to_json` gives it in words."""
-    return format(Interval.from_json(stored), digits)
 
 
 def auroc(clean: Floats, attacked: Floats) -> float:

@@ -3,22 +3,74 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.errors import GuardError
 from reluguard.detector.head import threshold_at
 from reluguard.detector.runtime import Guard
-from reluguard.training.evaluation.report_card import prevalence_table, print_card, promised_rates
+from reluguard.training.evaluation.figures import precision, prevalence_table
+from reluguard.training.evaluation.report_card import ReportCard, promised_rates
 from reluguard.training.pages.report_card import report_page
+from reluguard.training.pages.report_card_text import print_card
+from reluguard.training.provenance import provenance_of
 from reluguard.training.statistics.metrics import auroc
 from tests.training.fitting import Order
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "v0.1"
 
 
 def card_of(fitted: GuardArtifact) -> dict[str, Any]:
     return deepcopy(dict(fitted.manifest.metrics))
+
+
+def test_the_card_on_disk_is_the_card(fitted: GuardArtifact) -> None:
+    """Read and written again it is the same, key by key; so is one that v0.1 wrote."""
+    stored = fitted.manifest.metrics
+    assert ReportCard.from_json(stored).to_json() == stored
+    old = read_guard(GOLDEN / "guard").manifest
+    assert ReportCard.from_json(old.metrics).to_json() == old.metrics
+    assert provenance_of(old).to_json() == old.provenance
+    assert "AUROC over" in report_page(ReportCard.from_json(old.metrics), old)
+
+
+def test_a_card_without_newer_keys_still_reports(fitted: GuardArtifact) -> None:
+    """What an older version did not write is not shown, and nothing else is missing."""
+    stored = card_of(fitted)
+    older = {key: stored[key] for key in ("clean", "attacks", "benign")}
+    for entry in older["benign"].values():
+        del entry["answered_right"]
+    page = report_page(ReportCard.from_json(older), fitted.manifest)
+    assert "fgsm-linf-48" in page
+    with pytest.raises(GuardError, match="expected clean in the stored ReportCard, it is missing"):
+        ReportCard.from_json({"attacks": {}, "benign": {}})
+
+
+def test_zero_alarms_are_no_proof_of_precision(fitted: GuardArtifact) -> None:
+    """A few clean images without an alarm are reckoned with the promised rate, more with theirs."""
+    card = ReportCard.from_json(fitted.manifest.metrics)
+    clean = card.clean.false_positive_rate["0.05"]
+    for value, used in ((0.0, 0.05), (0.2, 0.2)):
+        measured = replace(card.clean, false_positive_rate={"0.05": replace(clean, value=value)})
+        entry = precision(measured, card.attacks)["0.05"]
+        assert entry.false_positive_rate == used
+        assert max(entry.precision.values()) < 1
+
+
+def test_few_successes_are_told(fitted: GuardArtifact, capsys: pytest.CaptureFixture[str]) -> None:
+    """Page and table name the attacks whose figures stand on less than 30 images."""
+    card = ReportCard.from_json(fitted.manifest.metrics)
+    many = {slug: replace(entry, succeeded=30) for slug, entry in card.attacks.items()}
+    few = many | {"fgsm-linf-48": replace(many["fgsm-linf-48"], succeeded=29)}
+    for attacks, told in ((many, False), (few, True)):
+        print_card(replace(card, attacks=attacks))
+        page = report_page(replace(card, attacks=attacks), fitted.manifest)
+        words = "Fewer than 30 successes"
+        assert (words in capsys.readouterr().out) == (words in page) == told
 
 
 def shard(settings: Order, slug: str) -> Mapping[str, np.ndarray]:
@@ -100,7 +152,7 @@ def test_prevalence_is_bayes() -> None:
 
 def test_the_page_tells_it_all(fitted: GuardArtifact) -> None:
     """One self-contained page with every attack and change, a plot and no foreign content."""
-    page = report_page(fitted.manifest.metrics, fitted.manifest)
+    page = report_page(ReportCard.from_json(fitted.manifest.metrics), fitted.manifest)
     for slug in ("fgsm-linf-48", "pgd-linf-24-4", "square-linf-56", "noise", "misclassified"):
         assert slug in page
     assert "<svg" in page
@@ -115,7 +167,7 @@ def test_the_page_escapes_names(fitted: GuardArtifact) -> None:
     provenance["recipe"]["name"] = "<script>alert(1)</script>"
     card = card_of(fitted)
     card["attacks"]["<b>"] = card["attacks"].pop("fgsm-linf-48")
-    page = report_page(card, replace(fitted.manifest, provenance=provenance))
+    page = report_page(ReportCard.from_json(card), replace(fitted.manifest, provenance=provenance))
     assert "<script" not in page
     assert "<td><b>" not in page
     assert "&lt;script&gt;" in page
@@ -127,8 +179,8 @@ def test_attacks_without_success_have_no_figures(
     """Page and table show a dash where nothing succeeded, even if nothing did at all."""
     card = card_of(fitted)
     card["attacks"] = {slug: {"tried": 9, "succeeded": 0} for slug in card["attacks"]}
-    assert "0 / 9" in report_page(card, fitted.manifest)
-    print_card(card)
+    assert "0 / 9" in report_page(ReportCard.from_json(card), fitted.manifest)
+    print_card(ReportCard.from_json(card))
     assert "0 / 9" in capsys.readouterr().out
 
 
@@ -137,7 +189,7 @@ def test_the_card_prints(
 ) -> None:
     """Every attack and change has its line, at the largest rate."""
     monkeypatch.setenv("COLUMNS", "140")
-    print_card(fitted.manifest.metrics)
+    print_card(ReportCard.from_json(fitted.manifest.metrics))
     told = capsys.readouterr().out
     for word in ("clean accuracy", "fgsm-linf-48", "noise", "detected at 0.05", "flagged at 0.05"):
         assert word in told

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,6 +16,7 @@ from numpy.testing import assert_array_equal
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.errors import GuardError
+from reluguard.detector.metrics import RedTeamSummary
 from reluguard.detector.signature import SIGNATURE, sign, vouched
 from reluguard.training.errors import DataError
 from reluguard.training.pages.publication import publish
@@ -39,14 +38,16 @@ def guard(fitted: GuardArtifact, tmp_path: Path) -> GuardArtifact:
     return read_guard(tmp_path / "guard")
 
 
-def card_of(guard: GuardArtifact) -> Mapping[str, Any]:
-    return {"guard": guard.digest, "summary": SUMMARY}
+def told(guard: GuardArtifact, key: Path | None = None) -> GuardArtifact:
+    """Publish figures of this guard."""
+    summary = RedTeamSummary.from_json(SUMMARY)
+    return publish(guard.path, summary, digest=guard.digest, key=key)
 
 
 def test_publishing_changes_manifest_and_report_only(guard: GuardArtifact) -> None:
     """The figures are in the manifest, the JSON and the page; head and golden inputs stay."""
     page = (guard.path / "report.html").read_text()
-    after = publish(guard.path, card_of(guard))
+    after = told(guard)
     assert after.manifest.metrics["red_team"] == SUMMARY
     assert after.manifest.thresholds == guard.manifest.thresholds
     assert after.digest != guard.digest
@@ -60,10 +61,9 @@ def test_publishing_changes_manifest_and_report_only(guard: GuardArtifact) -> No
 
 def test_another_guards_figures_are_refused(guard: GuardArtifact) -> None:
     """Figures belong to one digest, so they can't be published twice either."""
-    card = card_of(guard)
-    publish(guard.path, card)
+    told(guard)
     with pytest.raises(DataError, match="got another guard's"):
-        publish(guard.path, card)
+        told(guard)
 
 
 def keys(folder: Path) -> tuple[Path, Path]:
@@ -83,9 +83,9 @@ def test_a_signed_guard_is_signed_anew_or_left_alone(guard: GuardArtifact, tmp_p
     sign(guard, private)
     signature = (guard.path / SIGNATURE).read_bytes()
     with pytest.raises(DataError, match="expected a key to sign"):
-        publish(guard.path, card_of(guard))
+        told(guard)
     read_guard(guard.path, vouch=vouched(guard.path, public))
-    after = publish(guard.path, card_of(guard), key=private)
+    after = told(guard, private)
     read_guard(guard.path, vouch=vouched(guard.path, public))
     assert read_guard(guard.path).digest == after.digest
     (guard.path / SIGNATURE).write_bytes(signature)

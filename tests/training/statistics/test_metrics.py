@@ -15,7 +15,6 @@ from reluguard.training.statistics.metrics import (
     Interval,
     auroc,
     auroc_interval,
-    interval_text,
     rate_above,
     rate_interval,
 )
@@ -139,5 +138,5 @@ def test_an_interval_comes_back_from_its_plain_values(
 def test_a_stored_interval_reads_as_it_did_before() -> None:
     """Tables print stored intervals as the interval prints itself, differences with their sign."""
     stored = Interval(0.25, 0.125, 0.5, 8).to_json()
-    assert interval_text(stored) == "0.250 [0.125, 0.500]"
-    assert interval_text(stored, "+.2f") == "+0.25 [+0.12, +0.50]"
+    assert str(Interval.from_json(stored)) == "0.250 [0.125, 0.500]"
+    assert format(Interval.from_json(stored), "+.2f") == "+0.25 [+0.12, +0.50]"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.metrics import Interval
 from reluguard.training.analysis.fiedler import GRAPHS
 from reluguard.training.analysis.findings import Findings, GuardView
 from reluguard.training.analysis.hardening import HardenReport
@@ -22,7 +23,7 @@ from reluguard.training.pages.analysis.votes import votes_chapter
 from reluguard.training.pages.page import Section, bullet_list, figure, page, paragraph, table
 from reluguard.training.pages.plots import AMBER, BLUE, RED, Line, canvas, depth_lines, svg
 from reluguard.training.statistics.intervals import class_pair_mean
-from reluguard.training.statistics.metrics import auroc, interval_text, rate_interval
+from reluguard.training.statistics.metrics import auroc, rate_interval
 
 __all__ = ["report_page", "summary"]
 
@@ -147,7 +148,7 @@ def _lead(found: Mapping[str, Any], findings: Findings, claims: Sequence[Claim])
             ),
             (
                 "Cut without labels, the last tap's bits separate two classes at "
-                f"{interval_text(last)}."
+                f"{Interval.from_json(last)}."
             ),
             (
                 f"A simple classifier on bits tells {best:.1%} of clean and {votes.attacks[0]} "

@@ -1,15 +1,27 @@
 """Numbers to beat: a guard's figures beside what the literature reports, each met or short.
 
+    python -m benchmarks.goals EVALUATION.json GUARD
+
+reads what `reluguard evaluate` wrote of a guard, and the guard's own folder.
+
 The goals were set for ResNet-20 and CIFAR-10, where the anchors were measured. On any other model
 the table is the same and the anchors are no more than that: what is common elsewhere.
 """
 
+import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Figure", "Goal", "numbers_to_beat"]
+from rich.console import Console
+from rich.table import Table
+
+from reluguard.detector.artifact import GuardArtifact, read_guard
+
+__all__ = ["Figure", "Goal", "figure_text", "numbers_to_beat", "print_goals"]
 
 Verdict = Literal["met", "met, within error", "short, within error", "short", "not measured"]
 _ORDER: tuple[Verdict, ...] = (
@@ -244,3 +256,57 @@ def _economy(metrics: Mapping[str, Any], size: int) -> Iterator[Goal]:
 def _area(card: Mapping[str, Any], slug: str) -> Mapping[str, Any] | None:
     found: Mapping[str, Any] | None = card["attacks"].get(slug, {}).get("auroc")
     return found
+
+
+def print_goals(goals: Sequence[Mapping[str, Any]]) -> None:
+    """Print the numbers to beat, each met or short, with what fell short."""
+    table = Table("number to beat", "goal", "anchor", "found", "", title="numbers to beat")
+    for goal in goals:
+        known = [figure for figure in goal["figures"] if figure["value"] is not None]
+        shown = (
+            [f for f in known if not f["verdict"].startswith("met")] if len(known) > 8 else known
+        )
+        rest = len(known) - len(shown)
+        lines = [f"{f['name']} {figure_text(f)}" for f in shown]
+        lines += [f"{rest} more: met"] if rest else []
+        verdict = goal["verdict"]
+        table.add_row(
+            goal["what"],
+            goal["goal"],
+            goal["anchor"],
+            "\n".join(lines) or "-",
+            verdict,
+            end_section=True,
+        )
+    Console().print(table)
+
+
+def figure_text(figure: Mapping[str, Any]) -> str:
+    """Return a figure of a goal in words: its value and, where known, its interval."""
+    value = figure["value"]
+    if value is None:
+        return "not measured"
+    if figure["low"] is None:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def guard_bytes(artifact: GuardArtifact) -> int:
+    """Return how many bytes a guard takes, its reports for people apart."""
+    files = ("manifest.json", "head.npz", "golden.npz")
+    return sum((artifact.path / name).stat().st_size for name in files)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("guard", type=Path)
+    asked = parser.parse_args()
+    card = json.loads(asked.evaluation.read_text())
+    artifact = read_guard(asked.guard)
+    print_goals(numbers_to_beat(card, artifact.manifest.metrics, guard_bytes(artifact)))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.goals import Figure, numbers_to_beat
 from reluguard.training.attacks import attack_named
-from reluguard.training.evaluation.goals import Figure, numbers_to_beat
 from reluguard.training.evaluation.threats import threat_of
 
 

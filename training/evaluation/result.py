@@ -1,0 +1,70 @@
+"""What an evaluation found, as `evaluation.json` holds it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from reluguard.detector.metrics import RedTeamSummary
+from reluguard.detector.plain import UNSAID, Plain, named
+from reluguard.training.evaluation.comparison import DetectorFigures
+from reluguard.training.evaluation.leave_out import Matrix
+from reluguard.training.evaluation.scorecard import Scorecard
+
+__all__ = ["About", "Evaluation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About(Plain):
+    """What was judged, and on what."""
+
+    threat_model: str
+    images: int
+    origin: str = field(metadata=named("from"))
+    model: str
+    guard: str
+    data: str
+    recipe: str | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(Scorecard):
+    """The scorecard with what stands beside it.
+
+    Attributes:
+        about: what was judged, and on what.
+        left_out: what could not be judged, and why.
+        baselines: the guard and other detectors on the same images.
+        matrix: seen against unseen.
+        red_team: what the red team published with the guard.
+        seconds: it took.
+    """
+
+    about: About
+    left_out: str | None = field(default=None, metadata=UNSAID)
+    baselines: Mapping[str, DetectorFigures]
+    matrix: Matrix | None = field(default=None, metadata=UNSAID)
+    red_team: RedTeamSummary | None = None
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        scored: Scorecard,
+        *,
+        about: About,
+        left_out: str | None,
+        baselines: Mapping[str, DetectorFigures],
+        matrix: Matrix | None,
+        red_team: RedTeamSummary | None,
+        seconds: float,
+    ) -> "Evaluation":
+        """Return a scorecard with what stands beside it."""
+        return cls(
+            **{item.name: getattr(scored, item.name) for item in fields(scored)},
+            about=about,
+            left_out=left_out,
+            baselines=baselines,
+            matrix=matrix,
+            red_team=red_team,
+            seconds=seconds,
+        )

@@ -1,0 +1,34 @@
+"""Figures in words, the same on a page and on a terminal."""
+
+from collections.abc import Mapping
+
+from reluguard.detector.metrics import Rates
+from reluguard.training.evaluation.figures import FEW, Tried, few
+
+__all__ = ["answered_right", "few_note", "number", "sign"]
+
+
+def answered_right(rates: Rates, rate: str) -> str:
+    """Return what is flagged of the images that the model still answers right, and how many."""
+    return f"{rates[rate].value:.3f} of {rates[rate].n}" if rates else "-"
+
+
+def few_note(attacks: Mapping[str, Tried]) -> str:
+    """Return a warning of attacks whose figures say little, empty where there are none."""
+    thin = few(attacks)
+    if not thin:
+        return ""
+    listed = ", ".join(f"{slug} ({attacks[slug].succeeded})" for slug in thin)
+    return f"Fewer than {FEW} successes, so go by the interval, not by the figure: {listed}."
+
+
+def number(value: float | None, digits: str = ".3f") -> str:
+    """Return a number in this format, or a dash for none."""
+    return "-" if value is None else f"{value:{digits}}"
+
+
+def sign(held: bool | None, evasions: int) -> str:
+    """Return whether a sign of the red team holds, or that too few evasions tell."""
+    if held is None:
+        return f"can't be told: {evasions} evasions"
+    return "yes" if held else "no"

@@ -1,0 +1,122 @@
+"""What the red team found, as `red_team.json` holds it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reluguard.detector.metrics import BlackBox, Interval, Rates, RedTeamSummary
+from reluguard.detector.plain import UNSAID, Plain
+
+__all__ = ["BEST", "SEARCH", "RedTeamReport", "Row", "Steps"]
+
+BEST = "best per image"
+SEARCH = "score-search"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(Plain):
+    """One attack within one budget, or the best of all on each image.
+
+    Attributes:
+        misclassified: share of the images whose answer is wrong; None of an attack that none was
+            left for.
+        evaded: share whose answer is wrong and that is not flagged, by rate.
+        images: tried; None where it was all.
+        evaded_after_restarts: share that evades at every rate, after each restart.
+        mean_queries: of the black box.
+        median_queries_of_evasions: likewise, None without an evasion.
+    """
+
+    misclassified: Interval | None = field(default=None, metadata=UNSAID)
+    evaded: Rates = field(default_factory=dict, metadata=UNSAID)
+    images: int | None = field(default=None, metadata=UNSAID)
+    evaded_after_restarts: tuple[float, ...] | None = field(default=None, metadata=UNSAID)
+    mean_queries: float | None = field(default=None, metadata=UNSAID)
+    median_queries_of_evasions: float | None = field(default=None, metadata=UNSAID)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; of the black box, null where nothing evaded."""
+        found = super(Row, self).to_json()
+        if self.mean_queries is not None:
+            found["median_queries_of_evasions"] = self.median_queries_of_evasions
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps(Plain):
+    """What more steps of one attack bring at one budget: shares that evade, by steps and rate."""
+
+    budget: float
+    attack: str
+    evaded: Mapping[str, Rates]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedTeamReport(Plain):
+    """What someone who knows the guard gets past it.
+
+    Attributes:
+        budgets: by Linf budget in 8-bit steps and by attack.
+        ladders: by norm and rate, or "bare model": who evades within a budget.
+        median_budget: by norm and rate, of the image in the middle; None where half never evaded.
+        steps: what more steps bring.
+        threat_model: what the attacker knows, and what counts as success.
+        black_box: what answered the questions.
+        images: attacked.
+        settings: how hard was tried.
+        guard: its digest.
+        thresholds: its score limits, by rate.
+        seconds: it took.
+        checks: signs that the attacks are not blinded: held, not held, or None where too few
+            images evaded to tell.
+    """
+
+    budgets: Mapping[str, Mapping[str, Row]]
+    ladders: Mapping[str, Mapping[str, Rates]]
+    median_budget: Mapping[str, Mapping[str, float | None]]
+    steps: Steps
+    threat_model: str
+    black_box: str
+    images: int
+    settings: Mapping[str, Any]
+    guard: str
+    thresholds: Mapping[str, float]
+    seconds: float
+    checks: Mapping[str, bool | None]
+
+    @property
+    def best(self) -> dict[str, Row]:
+        """Return the best attack on each image, by budget."""
+        return {size: rows[BEST] for size, rows in self.budgets.items()}
+
+    @property
+    def evasions(self) -> int:
+        """Return how many images evade within the largest budget, at the most lenient rate."""
+        rate = max(self.thresholds, key=float)
+        return max(
+            (round(row.evaded[rate].value * self.images) for row in self.best.values()), default=0
+        )
+
+    @property
+    def summary(self) -> RedTeamSummary:
+        """Return what goes into the guard's manifest."""
+        asked = {size: rows.get(SEARCH, Row()) for size, rows in self.budgets.items()}
+        return RedTeamSummary(
+            threat_model=self.threat_model,
+            images=self.images,
+            settings=self.settings,
+            evaded={size: row.evaded for size, row in self.best.items()},
+            black_box={
+                size: BlackBox(
+                    evaded=row.evaded, mean_queries=row.mean_queries or 0.0, images=row.images
+                )
+                for size, row in asked.items()
+                if row.images
+            },
+            median_budget=self.median_budget,
+            checks=self.checks,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, the summary among them."""
+        return {**super(RedTeamReport, self).to_json(), "summary": self.summary.to_json()}
