@@ -89,7 +89,7 @@ def analyze(
             threads=threads,
             progress=progress,
         )
-    typer.echo(json.dumps(found) if as_json else f"report: {out / 'report.html'}")
+    typer.echo(json.dumps(found.to_json()) if as_json else f"report: {out / 'report.html'}")
 
 
 def explain(

@@ -7,7 +7,7 @@ figures per tap, claims) and `arrays.npz` (every array of every study).
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
 from reluguard.training.analysis.papers import Claim, paper_claims
 from reluguard.training.analysis.recording import Recorder, Recording
+from reluguard.training.analysis.result import Analysis
 from reluguard.training.analysis.seeds import SeedStudy, study_seeds
 from reluguard.training.analysis.studies.consistency import study_consistency
 from reluguard.training.analysis.studies.graphs import study_graphs
@@ -74,7 +75,7 @@ def analyze(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Mapping[str, Any]:
+) -> Analysis:
     """Write `report.html`, `analysis.json` and `arrays.npz` to `out`; return what the JSON holds.
 
     Args:
@@ -130,9 +131,11 @@ def analyze(
     _check_budget(taps, len(dataset), len(rows), len(attacks))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
-        gradients = load_twin(
-            model, spec, twin, images=dataset.images[:16], output=production.answer
-        )
+
+        def twins() -> tuple[Twin | None, ...]:
+            own = load_twin(model, spec, twin, images=dataset.images[:16], output=production.answer)
+            return (own, *_surrogates(other, dataset, spec, attacks))
+
         material = _material(
             production,
             spec,
@@ -140,7 +143,7 @@ def analyze(
             dataset,
             rows,
             attacks=attacks,
-            twins=(gradients, *_surrogates(other, dataset, spec, attacks)),
+            twins=twins,
             class_names=class_names,
             work=Path(work),
             seed=seed,
@@ -212,24 +215,25 @@ def _material(
     rows: Ints,
     *,
     attacks: Sequence[str],
-    twins: Sequence[Twin | None],
+    twins: Callable[[], Sequence[Twin | None]],
     class_names: Sequence[str],
     work: Path,
     seed: int,
     threads: int | None,
     progress: Progress,
 ) -> Material:
-    """Return what all studies read; the first twin is the network's own."""
+    """Return what all studies read; `twins` gives the network's own first."""
     recorder = Recorder(production, spec, taps, threads=threads)
     progress.stage("read bits", len(data))
     clean = recorder.record(data.images, folder=work / "clean", progress=progress.advance)
     check_label_range(data, clean.logits.shape[1])
     for tap, patterns in zip(taps, clean.patterns, strict=True):
         check_varies(patterns, f"the tap {tap.name}")
+    own, *others = twins()  # once it is clear that there is something to attack
     victim = Victim(
         predict=lambda images: recorder.record(images).logits,
-        twin=twins[0],
-        surrogates=tuple(twin for twin in twins[1:] if twin is not None),
+        twin=own,
+        surrogates=tuple(twin for twin in others if twin is not None),
     )
     images, labels = data.images[rows], data.labels[rows]
     attacked_images: dict[str, Images] = {}
@@ -386,7 +390,7 @@ def _papers(
 
 def _write(
     out: Path,
-    found: Mapping[str, Any],
+    found: Analysis,
     material: Material,
     findings: Findings,
     claims: list[Claim],
@@ -403,7 +407,7 @@ def _write(
     with _aside(out / "arrays.npz") as file, file.open("wb") as stream:
         write_arrays(stream, arrays)
     with _aside(out / "analysis.json") as file:
-        file.write_text(json.dumps(found, indent=2, allow_nan=False), encoding="utf-8")
+        file.write_text(json.dumps(found.to_json(), indent=2, allow_nan=False), encoding="utf-8")
     with _aside(out / "report.html") as file:
         page = report_page(found, material, findings, claims, seeds, hardening)
         file.write_text(page, encoding="utf-8")

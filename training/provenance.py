@@ -36,7 +36,7 @@ REFITS = "hardened"  # by the first name they had: guards on disk say so
 class FittedOn(Plain):
     """The data set of the fit: where it lay, and the digest that tells it from others."""
 
-    source: str
+    source: str = ""
     sha256: str
 
 

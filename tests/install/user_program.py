@@ -128,7 +128,7 @@ def made(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Guard:
     found = evaluate("model.onnx", "guard", data, out="report", attacks=["pgd-linf-4"])
     report = redteam("model.onnx", "guard", data, out="red", limit=50)
     print(found.summary.mean_auroc, report.evasions, sorted(found.to_json()))
-    print(sorted(analyze("model.onnx", data, out="analysis", guard="guard")))
+    print(analyze("model.onnx", data, out="analysis", guard="guard").accuracy)
     return guard
 
 

@@ -74,7 +74,7 @@ def _fitted_on(provenance: Provenance, dataset: Dataset) -> Dataset | None:
     A folder of images is read in the size of the data set at hand.
     """
     known = provenance.data
-    if known is None or not Path(known.source).exists():
+    if known is None or not known.source or not Path(known.source).exists():
         return None
     try:
         found = load_data(known.source, size=(dataset.images.shape[1], dataset.images.shape[2]))

@@ -11,6 +11,7 @@ import pytest
 
 from reluguard.detector.errors import SettingsError
 from reluguard.training.analysis.material import choose_rows
+from reluguard.training.analysis.result import Analysis
 from reluguard.training.analyze import analyze
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset
 from reluguard.training.errors import AnalysisError, LabelError, OutOfMemoryError, TwinError
@@ -94,6 +95,7 @@ def test_the_report_fetches_nothing_and_is_well_formed(folder: Path) -> None:
 def test_figures_are_plain_and_claims_are_measured(folder: Path) -> None:
     """The JSON is strict, its rates are shares, and what needs training says so."""
     found = json.loads((folder / "analysis.json").read_text())
+    assert Analysis.from_json(found).to_json() == found
     assert found["accuracy"]["value"] == 1
     assert len(found["taps"]) == 2
     for tap in found["taps"]:
@@ -210,4 +212,4 @@ def test_fiedler_target_on_resnet20(shared: Path, tmp_path: Path) -> None:
         out=tmp_path / "out",
         attacks=["fgsm-linf-8"],
     )
-    assert found["taps"][-1]["fiedler_accuracy"]["value"] >= 0.98
+    assert found.taps[-1].fiedler_accuracy.value >= 0.98

@@ -1,18 +1,17 @@
 """The report: one page, and the same figures as plain values. L taps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.metrics import Interval
 from reluguard.training.analysis.fiedler import GRAPHS
 from reluguard.training.analysis.findings import Findings, GuardView
 from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.papers import Claim, claims_rows
+from reluguard.training.analysis.result import Analysis, TapFigures
 from reluguard.training.analysis.seeds import SeedStudy
 from reluguard.training.pages.analysis.consistency import consistency_chapter
 from reluguard.training.pages.analysis.graphs import graphs_chapter
@@ -35,8 +34,8 @@ def summary(
     claims: Sequence[Claim],
     seeds: SeedStudy | None,
     hardening: HardenReport | None,
-) -> dict[str, Any]:
-    """Return what `analysis.json` holds: plain values, NaN as None."""
+) -> Analysis:
+    """Return what `analysis.json` holds, NaN as None."""
     right = int((material.clean.answers == material.labels).sum())
     normalised = findings.splits.pairs[GRAPHS.index("normalised")]
     per_tap = {
@@ -52,30 +51,30 @@ def summary(
         "cka_clean_attacked": findings.graphs.cka_attack,
         "bits_flipped": np.nanmean(findings.consistency.flips, axis=1),
     }
-    taps = [
-        {
-            "name": tap.name,
-            "op": tap.op,
-            "shape": list(tap.shape),
-            "bits": tap.bits,
-            "fiedler_accuracy": asdict(class_pair_mean(normalised[i], seed=material.seed)),
+    taps = tuple(
+        TapFigures(
+            name=tap.name,
+            op=tap.op,
+            shape=tuple(tap.shape),
+            bits=tap.bits,
+            fiedler_accuracy=class_pair_mean(normalised[i], seed=material.seed),
             **{name: _plain(values[i]) for name, values in per_tap.items()},
-        }
+        )
         for i, tap in enumerate(material.taps)
-    ]
-    return {
-        "about": dict(about),
-        "accuracy": asdict(rate_interval(right, len(material.labels))),
-        "attacks": {
-            name: asdict(rate_interval(int(flags.sum()), len(flags)))
+    )
+    return Analysis(
+        about=dict(about),
+        accuracy=rate_interval(right, len(material.labels)),
+        attacks={
+            name: rate_interval(int(flags.sum()), len(flags))
             for name, flags in material.success.items()
         },
-        "taps": taps,
-        "claims": [claim.to_json() for claim in claims],
-        "seeds": None if seeds is None else _seed_values(seeds),
-        "hardening": None if hardening is None else hardening.to_json(),
-        "guard_auroc": _guard_auroc(findings.guard),
-    }
+        taps=taps,
+        claims=tuple(claim.to_json() for claim in claims),
+        seeds=None if seeds is None else _seed_values(seeds),
+        hardening=None if hardening is None else hardening.to_json(),
+        guard_auroc=_guard_auroc(findings.guard),
+    )
 
 
 def _plain(value: Any) -> float | None:
@@ -101,7 +100,7 @@ def _guard_auroc(view: GuardView | None) -> float | None:
 
 
 def report_page(
-    found: Mapping[str, Any],
+    found: Analysis,
     material: Material,
     findings: Findings,
     claims: Sequence[Claim],
@@ -109,7 +108,7 @@ def report_page(
     hardening: HardenReport | None,
 ) -> str:
     """Return the whole report as HTML."""
-    about = found["about"]
+    about = found.about
     sections = [
         _claims_section(claims),
         similarity_chapter(findings.similarity, material),
@@ -132,23 +131,22 @@ def report_page(
     )
 
 
-def _lead(found: Mapping[str, Any], findings: Findings, claims: Sequence[Claim]) -> str:
-    accuracy, last = found["accuracy"], found["taps"][-1]["fiedler_accuracy"]
+def _lead(found: Analysis, findings: Findings, claims: Sequence[Claim]) -> str:
     counts = {
         name: sum(claim.holds == name for claim in claims) for name in ("yes", "no", "unclear")
     }
-    attacks = ", ".join(f"{name} {entry['value']:.1%}" for name, entry in found["attacks"].items())
+    attacks = ", ".join(f"{name} {entry.value:.1%}" for name, entry in found.attacks.items())
     votes = findings.votes
     best = votes.hits[0].max() / votes.trials[0]
     return bullet_list(
         [
             (
-                f"The network answers {accuracy['value']:.1%} of the images right. "
+                f"The network answers {found.accuracy.value:.1%} of the images right. "
                 f"Attacks that turn a right answer into a wrong one: {attacks}."
             ),
             (
                 "Cut without labels, the last tap's bits separate two classes at "
-                f"{Interval.from_json(last)}."
+                f"{found.taps[-1].fiedler_accuracy}."
             ),
             (
                 f"A simple classifier on bits tells {best:.1%} of clean and {votes.attacks[0]} "
