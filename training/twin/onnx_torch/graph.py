@@ -1,5 +1,6 @@
 """A whole ONNX graph as a torch module, node after node."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from reluguard.training.errors import TwinError
 from reluguard.training.twin.onnx_torch.control import CONTROL
 from reluguard.training.twin.onnx_torch.fused import FUSED
+from reluguard.training.twin.onnx_torch.joined import with_pads_joined
 from reluguard.training.twin.onnx_torch.layers import LAYERS
 from reluguard.training.twin.onnx_torch.node import Node, Operator, tensor_of
 from reluguard.training.twin.onnx_torch.norms import NORMS
@@ -97,6 +99,8 @@ class OnnxModule(nn.Module):
                         self._keep(name, value)
                 else:
                     self._nodes.append(node)
+        known = functools.partial(self._value, values={})
+        self._nodes = with_pads_joined(self._nodes, known, [output])
         self._last = {name: i for i, node in enumerate(self._nodes) for name in node.inputs}
 
     def forward(self, tensor: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ class OnnxModule(nn.Module):
             return values[name]
         if name in self._host:
             return self._host[name]
-        return self._buffers[self._weights[name]]
+        return self._buffers[self._weights[name]] if name in self._weights else None
 
     def _run(self, node: Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inputs = [self._value(name, values) for name in node.inputs]

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any, cast
 
+import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -165,7 +167,31 @@ def _clip(node: Node, x: Tensor, low: Tensor | None = None, high: Tensor | None 
     """Bounds are inputs since opset 11, each may be missing; before that they were attributes."""
     least = node.get("min") if low is None else low.item()
     most = node.get("max") if high is None else high.item()
-    return x if least is None and most is None else torch.clamp(x, least, most)
+    if least is None and most is None:
+        return x
+    if x.requires_grad and least is not None and most is not None and least < most:
+        return cast("Tensor", _Clamp.apply(x, float(least), float(most)))
+    return torch.clamp(x, least, most)
+
+
+class _Clamp(torch.autograd.Function):
+    """Both bounds at once; what lies on one of them passes its gradient, as torch's clamp has it.
+
+    Pixels lie on the bounds of a model that cuts its input. The way back is torch's own for
+    hardtanh, one pass instead of four: a third of the time of networks of ReLU6.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, least: float, most: float) -> Tensor:
+        ctx.save_for_backward(x)
+        edges = np.nextafter(np.array([least, most], "f4"), np.array([-np.inf, np.inf], "f4"))
+        ctx.least, ctx.most = edges.tolist()
+        return torch.clamp(x, least, most)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, ctx.least, ctx.most), None, None
 
 
 @table(POINTWISE, "IsInf")

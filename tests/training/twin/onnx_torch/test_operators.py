@@ -625,3 +625,30 @@ def test_weights_of_bfloat16_are_read(graph_model: Callable[..., onnx.ModelProto
     kept = helper.make_tensor("kept", onnx.TensorProto.BFLOAT16, [3], [0.5, -1.25, 3.0])
     model.graph.initializer.append(kept)
     assert_same(model, (2, 3))
+
+
+def test_pixels_on_a_bound_keep_their_gradient(graph_model: Callable[..., onnx.ModelProto]) -> None:
+    """A model that cuts its input to [0, 1] can still be attacked where pixels are 0 or 1."""
+    node = helper.make_node("Clip", ["image", "low", "high"], ["y"])
+    weights = {"low": np.float32(0), "high": np.float32(1)}
+    pixels = torch.tensor([[-0.1, 0.0, 0.5, 1.0, 1.1]], requires_grad=True)
+    OnnxModule(graph_model([node], (1, 5), weights=weights), "y")(pixels).sum().backward()
+    assert pixels.grad is not None
+    assert pixels.grad.tolist() == [[0, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "pads", [[0, 0, 1, 1, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0, 2, 1], [0, 1, 1, 1, 0, 0, 1, 1]]
+)
+@pytest.mark.parametrize("fill", [None, 0.0, 0.5])
+def test_padding_joins_the_convolution_behind_it(
+    graph_model: Callable[..., onnx.ModelProto], pads: list[int], fill: float | None
+) -> None:
+    """Zeros on rows and columns become the convolution's own; others stay what they are."""
+    constant = {} if fill is None else {"fill": np.float32(fill)}
+    nodes = [
+        helper.make_node("Pad", ["image", "pads", *constant], ["wide"]),
+        helper.make_node("Conv", ["wide", "w"], ["y"], pads=[1, 0, 0, 1], kernel_shape=[3, 3]),
+    ]
+    weights = {"pads": whole(*pads), "w": floats(5, 4 + pads[1], 3, 3), **constant}
+    assert_same(graph_model(nodes, IMAGE, weights=weights), IMAGE)
