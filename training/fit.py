@@ -148,7 +148,8 @@ def fit(
             thresholds=draft.manifest.thresholds,
             seed=seed,
         )
-        card = replace(card, seconds=perf_counter() - started, resumed=resumed)
+        seconds = perf_counter() - started
+        card = replace(card, gates=case.gates.counts, seconds=seconds, resumed=resumed)
         progress.advance(1)
         written = write_guard(
             out,

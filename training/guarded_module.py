@@ -1,10 +1,11 @@
 """A guard on a torch module: the owner's own module answers, and its gates are read as it does.
 
 The pass is the module's, on its device, with its outputs untouched. A guard names its taps by
-tensors of the ONNX file it was fitted to, so the module's calls of Relu, GELU and their like are matched to
-them by what they say of the guard's golden inputs: each tap gets the call whose firing rates are
-the golden ones. The golden replay then has the last word, so a module that is not the fitted model,
-or whose gates can't be seen, is refused when it is wrapped and never guarded wrongly. N images.
+tensors of the ONNX file it was fitted to, so the module's calls of Relu, GELU and their like are
+matched to them by what they say of the guard's golden inputs: each tap gets the call whose firing
+rates are the golden ones. The golden replay then has the last word, so a module that is not the
+fitted model, or whose gates can't be seen, is refused when it is wrapped and never guarded wrongly.
+N images.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,8 @@ __all__ = ["GuardedModule"]
 _GATES = {
     "relu", "relu_", "leaky_relu", "leaky_relu_", "_prelu_kernel", "hardtanh", "hardtanh_",
     "clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_", "maximum",
-    "rrelu_with_noise", "gelu", "gelu_", "silu", "silu_", "hardswish", "hardswish_", "mish", "mish_",
-    "elu", "elu_", "celu", "celu_", "selu", "selu_", "softplus",
+    "rrelu_with_noise", "gelu", "gelu_", "silu", "silu_", "hardswish", "hardswish_", "mish",
+    "mish_", "elu", "elu_", "celu", "celu_", "selu", "selu_", "softplus",
     # the last operators of those that people spell themselves
     "mul", "mul_", "div", "where", "minimum", "sub", "add",
 }  # fmt: skip

@@ -96,25 +96,11 @@ def find_gates(model: onnx.ModelProto, values: Values | None = None) -> tuple[Ga
 
 
 def hidden_gates(model: onnx.ModelProto) -> Iterator[Gate]:
-    """Yield the gates in the bodies of If, Loop and Scan, and in functions not written out."""
+    """Yield the gates in the bodies of If, Loop and Scan."""
     for node in model.graph.node:
         for body in _bodies(node):
             inner = onnx.ModelProto(graph=body, opset_import=model.opset_import)
             where = f"it lies in the body of the {node.op_type} {node.name or node.output[0]!r}"
-            found = [*find_gates(inner), *hidden_gates(inner)]
-            yield from (replace(gate, trouble=where) for gate in found)
-    functions = {(item.domain, item.name): item for item in model.functions}
-    for node in model.graph.node:
-        function = functions.get((node.domain, node.op_type))
-        if function is not None:
-            body = onnx.GraphProto(node=function.node)
-            inner = onnx.ModelProto(
-                graph=body, opset_import=function.opset_import, functions=model.functions
-            )
-            where = (
-                f"it lies in the local function {node.op_type}, whose operators are of another "
-                "version than the model's: inline it with onnx.inliner"
-            )
             found = [*find_gates(inner), *hidden_gates(inner)]
             yield from (replace(gate, trouble=where) for gate in found)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reluguard.detector.errors import ModelError, NoTapsError
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
+from reluguard.detector.plain import Plain
 from reluguard.detector.session import open_session, run_session
 from reluguard.detector.taps.channels import Channels
 from reluguard.detector.taps.gates import Gate, find_gates, hidden_gates
@@ -24,7 +25,7 @@ from reluguard.detector.taps.quantised import with_unsigned_pairs
 from reluguard.detector.taps.tap import Tap
 from reluguard.detector.taps.values import Values
 
-__all__ = ["NotRead", "Survey", "find_taps", "survey"]
+__all__ = ["GateCounts", "Left", "NotRead", "Survey", "find_taps", "survey"]
 
 _BLOCKED = "com.microsoft.nchwc"
 _ACTIVATIONS = {
@@ -45,18 +46,49 @@ class NotRead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Left(Plain):
+    """Gates of one operator that are not read for one reason."""
+
+    op: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateCounts(Plain):
+    """How many gates a model has, how many of them are read, and why the others are left."""
+
+    found: int
+    read: int
+    left: tuple[Left, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """The same in words."""
+        return [
+            f"read {self.read} of {self.found} gates",
+            *(f"{one.count} x {one.op} not read: {one.reason}" for one in self.left),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """The gates of a model: the taps that read them, and those that can't be read."""
 
     taps: tuple[Tap, ...]
     unread: tuple[NotRead, ...]
 
-    def __str__(self) -> str:
-        """Return how many gates are read, and why not the others: a line each."""
-        lines = [f"read {len(self.taps)} of {len(self.taps) + len(self.unread)} gates"]
-        for (op, reason), count in Counter((g.op, g.reason) for g in self.unread).items():
-            lines.append(f"{count} x {op} not read: {reason}")
-        return "\n".join(lines)
+    @property
+    def counts(self) -> GateCounts:
+        """How many gates were found and read, and why not the others."""
+        reasons = Counter((gate.op, gate.reason) for gate in self.unread)
+        return GateCounts(
+            found=len(self.taps) + len(self.unread),
+            read=len(self.taps),
+            left=tuple(
+                Left(op=op, count=count, reason=reason) for (op, reason), count in reasons.items()
+            ),
+        )
 
 
 def find_taps(production: Production, spec: InputSpec) -> tuple[Tap, ...]:

@@ -17,7 +17,7 @@ from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.session import open_session, run_session
-from reluguard.detector.taps import MAX_LEVEL, Tap, find_taps, in_blocks
+from reluguard.detector.taps import MAX_LEVEL, Survey, Tap, in_blocks, survey
 from reluguard.training.data.dataset import (
     Dataset,
     check_classes,
@@ -55,6 +55,7 @@ class Case:
         path: the production ONNX file.
         production: what is in it.
         spec: how images go into it.
+        gates: which can be read, and why not the others.
         taps: the gates that are read.
         dataset: the images.
         splits: disjoint source images by part: "fit", "calibrate" and "test". Where the model takes
@@ -67,6 +68,7 @@ class Case:
     path: Path
     production: Production
     spec: InputSpec
+    gates: Survey
     taps: tuple[Tap, ...]
     dataset: Dataset
     splits: Mapping[str, NDArray[np.int64]]
@@ -109,7 +111,8 @@ def open_case(
     dataset = given_data(data, size=production.image_size)
     check_classes(dataset)
     spec = spec_of(production, dataset.images.shape[1:], preprocessing)
-    taps = with_blocks(find_taps(production, spec))
+    gates = survey(production, spec)
+    taps = with_blocks(gates.taps)
     if levels:
         sample = dataset.images[:LEVEL_IMAGES]
         taps = with_levels(production, spec, taps, sample, levels)
@@ -140,6 +143,7 @@ def open_case(
         path=model,
         production=production,
         spec=spec,
+        gates=gates,
         taps=taps,
         dataset=dataset,
         splits=splits,

@@ -15,6 +15,7 @@ from reluguard.detector.head import threshold_at
 from reluguard.detector.metrics import GateResult, Interval, Rates, RedTeamSummary
 from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard
+from reluguard.detector.taps import GateCounts
 from reluguard.training.evaluation.figures import (
     Clean,
     Precision,
@@ -81,6 +82,7 @@ class ReportCard(Plain):
         answers: what is flagged of clean images, by the class the model answers.
         summary: over the attacks.
         precision: by threshold.
+        gates: how many the model has and how many are read.
         seconds: of the fit.
         resumed: whether the fit went on from shards that lay there.
         gate: what the gate said of a guard that was retrained.
@@ -93,6 +95,7 @@ class ReportCard(Plain):
     answers: Mapping[str, Rates] = field(default_factory=dict, metadata=UNSAID)
     summary: Summary = Summary()
     precision: Mapping[str, Precision] = field(default_factory=dict)
+    gates: GateCounts | None = field(default=None, metadata=UNSAID)
     seconds: float | None = field(default=None, metadata=UNSAID)
     resumed: bool | None = field(default=None, metadata=UNSAID)
     gate: GateResult | None = field(default=None, metadata=UNSAID)

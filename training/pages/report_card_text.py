@@ -17,6 +17,8 @@ def print_card(card: ReportCard) -> None:
     console = Console()
     clean = card.clean
     rate = max(clean.false_positive_rate, key=float)
+    for line in card.gates.lines if card.gates else ():
+        console.print(line)
     console.print(f"clean accuracy {clean.accuracy} on {clean.images} unseen images")
     for fpr, value in clean.false_positive_rate.items():
         console.print(f"clean images flagged at the {fpr} threshold: {value}")

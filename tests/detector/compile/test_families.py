@@ -74,7 +74,7 @@ def activations_called(module: Any, x: Any) -> int:
 
     with torch.no_grad(), Counting() as seen:  # type: ignore[no-untyped-call] # torch left it bare
         module(x)
-    return seen.count
+    return int(seen.count)
 
 
 def export(module: Any, x: Any, path: Path, *, current: bool) -> None:

@@ -388,6 +388,58 @@ def test_the_laws_hold_at_every_opset(
     hold_rates_to_bits(subject)
 
 
+def named_like_ours(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Name all inner tensors and weights as the guard names its own, two as its outputs."""
+    graph = model.graph
+    inner = [item.name for item in graph.initializer]
+    inner += [node.output[0] for node in graph.node[:-1]]
+    names = {name: f"reluguard/constant_{i}" for i, name in enumerate(inner, 1)}
+    names |= {"r1": SCORE, "w1": RATES, "c2": "reluguard/HardSigmoid_1"}
+    for item in graph.initializer:
+        item.name = names[item.name]
+    for node in graph.node:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
+    return model
+
+
+def test_tensors_named_like_ours_do_no_harm(
+    make_network: Callable[..., onnx.ModelProto],
+    make_head: Callable[..., Head],
+    make_images: Callable[..., Images],
+    tmp_path: Path,
+) -> None:
+    """Whatever the model's inner tensors are called, all three laws hold."""
+    onnx.save(named_like_ours(make_network()), tmp_path / "model.onnx")
+    subject = subject_of(tmp_path / "model.onnx", (8, 8, 1), make_head, make_images)
+    onnx.checker.check_model(subject.guarded)
+    hold_outputs_identical(subject)
+    hold_to_the_reference(subject, SCORE_TOLERANCE)
+    hold_rates_to_bits(subject)
+
+
+def test_a_guarded_model_of_ir_version_3_is_legal(
+    make_network: Callable[..., onnx.ModelProto],
+    make_head: Callable[..., Head],
+    make_images: Callable[..., Images],
+    tmp_path: Path,
+) -> None:
+    """There weights are inputs too; the guard's own are none, so it is lifted to version 4."""
+    model = make_network()
+    model.ir_version, model.opset_import[0].version = 3, 11
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims)
+        for item in model.graph.initializer
+    )
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    subject = subject_of(tmp_path / "model.onnx", (8, 8, 1), make_head, make_images)
+    onnx.checker.check_model(subject.guarded)
+    assert [value.name for value in subject.guarded.graph.input] == ["image"]
+    hold_outputs_identical(subject)
+    hold_to_the_reference(subject, SCORE_TOLERANCE)
+
+
 def channels_last() -> onnx.ModelProto:
     """A network that takes NHWC images and keeps that layout through two dense layers per pixel."""
     from onnx import TensorProto, helper, numpy_helper

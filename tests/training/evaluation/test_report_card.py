@@ -191,5 +191,12 @@ def test_the_card_prints(
     monkeypatch.setenv("COLUMNS", "140")
     print_card(ReportCard.from_json(fitted.manifest.metrics))
     told = capsys.readouterr().out
-    for word in ("clean accuracy", "fgsm-linf-48", "noise", "detected at 0.05", "flagged at 0.05"):
+    for word in (
+        "read 2 of 2 gates",
+        "clean accuracy",
+        "fgsm-linf-48",
+        "noise",
+        "detected at 0.05",
+        "flagged at 0.05",
+    ):
         assert word in told
