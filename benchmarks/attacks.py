@@ -37,6 +37,7 @@ from reluguard.training.attacks import (
 )
 from reluguard.training.attacks.library import TwinModule
 from reluguard.training.data.dataset import Labels, load_data
+from reluguard.training.data.reading import Reading
 from reluguard.training.twin.twin import Twin, load_twin, to_pixels
 
 Library = Callable[[Twin, Images, Labels, int], NDArray[np.float32]]
@@ -77,7 +78,7 @@ def _case(options: argparse.Namespace, folder: Path) -> tuple[Images, Labels, Vi
     size = NETWORKS[options.model][0]
     spec = infer_spec(production, (size, size, 3))
     if options.data:
-        data = load_data(options.data, size=(size, size))
+        data = load_data(options.data, Reading(size=(size, size)))
         images, labels = data.images[: 2 * options.images], data.labels[: 2 * options.images]
     else:
         rng = np.random.default_rng(0)

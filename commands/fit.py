@@ -9,11 +9,13 @@ import typer
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
     Bgr,
+    Classes,
     Data,
     Json,
     Mean,
     Model,
     Output,
+    Pixels,
     Scale,
     Seed,
     Std,
@@ -40,6 +42,15 @@ def fit(
     mean: Mean = None,
     std: Std = None,
     bgr: Bgr = False,
+    preprocessing: Pixels = None,
+    preprocessing_as_given: Annotated[
+        bool,
+        typer.Option(
+            "--preprocessing-as-given",
+            help="Go on where the model answers clearly more images right with another one.",
+        ),
+    ] = False,
+    classes: Classes = None,
     target_fpr: Annotated[
         float, typer.Option("--target-fpr", help="Share of clean images that may be flagged.")
     ] = 0.05,
@@ -83,7 +94,9 @@ def fit(
             recipe=recipe,
             twin=twin,
             output=output,
-            preprocessing=preprocessing_of(scale, mean, std, bgr=bgr),
+            preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
+            preprocessing_as_given=preprocessing_as_given,
+            classes=classes,
             target_fpr=target_fpr,
             prevalence=prevalence,
             seed=seed,

@@ -15,6 +15,7 @@ from reluguard.commands.options import (
     Mean,
     Model,
     Output,
+    Pixels,
     Scale,
     Seed,
     Std,
@@ -63,6 +64,7 @@ def analyze(
     mean: Mean = None,
     std: Std = None,
     bgr: Bgr = False,
+    preprocessing: Pixels = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -84,7 +86,7 @@ def analyze(
             twin=twin,
             papers=papers,
             output=output,
-            preprocessing=preprocessing_of(scale, mean, std, bgr=bgr),
+            preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             seed=seed,
             threads=threads,
             progress=progress,
@@ -132,6 +134,7 @@ def harden(
     mean: Mean = None,
     std: Std = None,
     bgr: Bgr = False,
+    preprocessing: Pixels = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
@@ -146,7 +149,7 @@ def harden(
             guard=guard,
             limit=limit,
             output=output,
-            preprocessing=preprocessing_of(scale, mean, std, bgr=bgr),
+            preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             progress=progress,
         ).to_json()
     if as_json:

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bgr",
+    "Classes",
     "Data",
     "GuardFolder",
     "Json",
     "Mean",
     "Model",
     "Output",
+    "Pixels",
     "Provider",
     "Scale",
     "Seed",
@@ -82,17 +84,39 @@ Std = Annotated[
     str | None,
     typer.Option("--std", help="Divided by after that: one value or one per channel. [default: 1]"),
 ]
+Pixels = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocessing",
+        help="From a file to the model's input: torchvision, timm, keras-tf, keras-caffe or "
+        "opencv, or a preprocessor_config.json, timm's config.json or one of your own; settings "
+        "may follow, like timm:crop_pct=0.95,method=bilinear. [default: stretched]",
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        help="Which class each folder is: a file of names in the model's order (.txt or .json), "
+        "alphabetical, or numbers that the folders begin with. [default: found out]",
+    ),
+]
 Bgr = Annotated[bool, typer.Option("--bgr", help="The model wants blue first.")]
 
 
 def preprocessing_of(
-    scale: float | None, mean: str | None, std: str | None, *, bgr: bool
-) -> "Preprocessing | None":
+    named: str | None, scale: float | None, mean: str | None, std: str | None, *, bgr: bool
+) -> "Preprocessing | str | None":
     """Return what these options say of the pixels, None where they say nothing."""
     from reluguard.training.data.preprocessing import Preprocessing
 
     if scale is None and mean is None and std is None and not bgr:
-        return None
+        return named
+    if named is not None:
+        raise typer.BadParameter(
+            "give --scale, --mean, --std and --bgr as settings of --preprocessing, like "
+            f"{named}{',' if ':' in named else ':'}mean=0.5/0.5/0.5,bgr=yes"
+        )
     return Preprocessing(scale=scale, mean=_floats(mean or "0"), std=_floats(std or "1"), bgr=bgr)
 
 

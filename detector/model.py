@@ -16,6 +16,7 @@ from reluguard.detector.onnx_file.constants import constants
 from reluguard.detector.onnx_file.opset import modern, opset_of
 from reluguard.detector.onnx_file.scores import Ending, class_scores, find_scores, with_columns
 from reluguard.detector.onnx_file.weights import read_model
+from reluguard.detector.pixels.pipeline import Pipeline
 from reluguard.detector.session import open_session, run_session
 
 __all__ = [
@@ -77,6 +78,13 @@ class Production:
         """Return the class the model answers, int64 (N,), by what it gave out."""
         found: NDArray[np.int64] = self.class_scores(answer).argmax(axis=1)
         return found
+
+    @property
+    def image_channels(self) -> int | None:
+        """Channels where the model fixes them: 3 for colour, 1 for grey."""
+        shape = self.input.shape
+        places = [shape[axis] for axis in (1, 3)] if len(shape) == 4 else []
+        return next((side for side in places if side in {1, 3}), None)
 
 
 def load_production(path: Path | str, *, output: str | None = None) -> Production:
@@ -169,6 +177,7 @@ def infer_spec(
     mean: tuple[float, ...] = (0.0,),
     std: tuple[float, ...] = (1.0,),
     bgr: bool = False,
+    files: Pipeline | None = None,
 ) -> InputSpec:
     """Return how images of this size go into this model.
 
@@ -179,6 +188,7 @@ def infer_spec(
         mean: subtracted after scaling, per channel or one for all.
         std: divided by after that.
         bgr: whether the model wants blue first.
+        files: from a file to pixels; None stretches it.
 
     Raises:
         ModelError: images of this size can't be laid into the model's input, or it doesn't run.
@@ -210,6 +220,7 @@ def infer_spec(
         mean=mean,
         std=std,
         bgr=bgr,
+        files=files,
     )
     return replace(spec, batch=_real_batch(production, spec))
 

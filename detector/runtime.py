@@ -1,5 +1,6 @@
 """A guarded model in this process: tensors or images in, verdicts out. N images, L taps."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,6 +336,12 @@ class Reader:
         self.spec = spec
         model = compile_reader(production, taps)
         self._session = open_session(model, providers=providers, threads=threads)
+
+    def prepared(self, spec: InputSpec) -> "Reader":
+        """Return a reader of the same session that prepares images in another way."""
+        other = copy.copy(self)
+        other.spec = spec
+        return other
 
     def read(self, images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return firing rates (N, D) and logits (N, K), float32.

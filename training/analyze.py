@@ -41,7 +41,8 @@ from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.dataset import check_labels as check_label_range
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.network import open_network
-from reluguard.training.data.preprocessing import Preprocessing, spec_of
+from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import AnalysisError
 from reluguard.training.harden import HardenSettings, harden_images
 from reluguard.training.pages.analysis.report import report_page, summary
@@ -71,7 +72,7 @@ def analyze(
     papers: bool = False,
     class_names: Sequence[str] = (),
     output: str | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: HowPixels | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -290,7 +291,7 @@ def _surrogates(
             f"{', '.join(attacks)}"
         )
     production = load_production(other)
-    theirs = spec_of(production, data.images.shape[1:], Preprocessing.of(spec))
+    theirs = spec_of(production, data.images.shape[1:], told_by(spec))
     return (load_twin(other, theirs, images=data.images[:16]),)
 
 
@@ -330,7 +331,7 @@ def _study(
 def _second(material: Material, other: Path, threads: int | None) -> Recording:
     """Return what another network says of the same images, prepared as for this one."""
     production = load_production(other)
-    spec = spec_of(production, material.images.shape[1:], Preprocessing.of(material.spec))
+    spec = spec_of(production, material.images.shape[1:], told_by(material.spec))
     recorder = Recorder(production, spec, find_taps(production, spec), threads=threads)
     return recorder.record(material.images[material.rows])
 
@@ -354,7 +355,7 @@ def _papers(
 ) -> tuple[SeedStudy, HardenReport]:
     """Train on images no study attacks, compare on those that were attacked."""
     if train is not None:
-        source = given_data(train, size=(material.spec.height, material.spec.width))
+        source = given_data(train, Reading.of(material.spec))
         order = np.random.default_rng(seed).permutation(len(source))
         source = source.take(np.sort(order[:4000]))
     else:

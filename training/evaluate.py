@@ -27,6 +27,7 @@ from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset, check_labels
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import check_untrained, unseen_rows
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.baselines import BASELINES, Baseline
 from reluguard.training.evaluation.comparison import Group, compare
@@ -135,10 +136,10 @@ def evaluate(
     model, guard, out = Path(model), Path(guard), Path(out)
     opened = Guard.open(model, guard, threads=threads)
     manifest = opened.artifact.manifest
-    size = (opened.spec.height, opened.spec.width)
-    dataset = given_data(data, size=size)
+    reading = Reading.of_guard(opened.artifact.manifest)
+    dataset = given_data(data, reading)
     if trained_on is not None:
-        check_untrained(dataset, given_data(trained_on, size=size))
+        check_untrained(dataset, given_data(trained_on, reading))
     production = load_production(model, output=manifest.answer)
     reader = Reader(production, opened.spec, manifest.taps, threads=threads)
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])

@@ -14,6 +14,7 @@ from reluguard.training.analysis.checks import Floats, Ints, check_rows
 from reluguard.training.analysis.recording import Recorder
 from reluguard.training.analysis.similarity import hamming_counts
 from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import ShapeError
 from reluguard.training.pages.explanation import VOTERS, Explanation, draw_explanation
 
@@ -60,8 +61,7 @@ def explain(
         pixels = decode_image(image.read_bytes(), guarded.spec)
     except OSError as error:
         raise ImageError(f"can't read the image {image}: {error.strerror}") from error
-    spec = guarded.spec
-    references = given_data(data, size=(spec.height, spec.width))
+    references = given_data(data, Reading.of_guard(guarded.artifact.manifest))
     found = explain_image(
         model,
         guarded,

@@ -20,8 +20,9 @@ from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
 from reluguard.training.data.case import Case, open_case
+from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
-from reluguard.training.data.preprocessing import Preprocessing
+from reluguard.training.data.preprocessing import HowPixels
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.report_card import promised_rates, report_card
 from reluguard.training.harvest.engine import check_engine
@@ -52,7 +53,9 @@ def fit(
     recipe: str | Recipe = "default",
     twin: str = "auto",
     output: str | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: HowPixels | None = None,
+    preprocessing_as_given: bool = False,
+    classes: Classes | None = None,
     target_fpr: float = 0.05,
     prevalence: float = 0.5,
     seed: int = 0,
@@ -78,8 +81,14 @@ def fit(
         twin: where gradients come from: "auto" converts the ONNX file, "package.module:function"
             gives your torch module, "none" leaves only black-box attacks.
         output: the model's output with the class scores, where it has several.
-        preprocessing: from pixels to the model's input; the guard keeps it, so that it is said
-            once. By default to [0, 1].
+        preprocessing: from files to pixels to the model's input; the guard keeps it, so that it is
+            said once. The name of a preset ("torchvision", "timm", "keras-tf", "keras-caffe",
+            "opencv") or of a file that timm or Hugging Face keeps, a torchvision transform, or a
+            `Preprocessing`; by default files are stretched, and pixels go to [0, 1].
+        preprocessing_as_given: go on where the model answers clearly more images right with
+            another preprocessing.
+        classes: which of the model's classes each folder of images is: names in their order, a file
+            of them, "alphabetical" or "numbers".
         target_fpr: the share of clean images that may be flagged.
         prevalence: the share of attacks that the likelihood assumes.
         seed: of every random choice.
@@ -112,11 +121,15 @@ def fit(
         levels=recipe.levels,
         shares=recipe.shares,
         preprocessing=preprocessing,
+        classes=classes,
+        as_given=preprocessing_as_given,
         output=output,
         fpr=target_fpr,
         seed=seed,
         threads=threads,
     )
+    for word in case.words:
+        progress.say(word)
     recipe = recipe.for_images(case.spec.height, case.spec.width)
     orders = _orders(case, recipe, twin, Path(work) if work else work_folder(out), seed, threads)
     progress.advance(1)
@@ -149,7 +162,13 @@ def fit(
             seed=seed,
         )
         seconds = perf_counter() - started
-        card = replace(card, gates=case.gates.counts, seconds=seconds, resumed=resumed)
+        card = replace(
+            card,
+            gates=case.gates.counts,
+            seconds=seconds,
+            resumed=resumed,
+            words=case.words,
+        )
         progress.advance(1)
         written = write_guard(
             out,
@@ -346,7 +365,12 @@ def _manifest(
             seed=orders.seed,
             twin=orders.twin,
             prevalence=prevalence,
-            data=FittedOn(source=case.dataset.source, sha256=case.dataset.digest),
+            data=FittedOn(
+                source=case.dataset.source,
+                sha256=case.dataset.digest,
+                copies=tuple(map(tuple, case.copies)),
+                classes=case.dataset.folders,
+            ),
             images={split: len(sources) for split, sources in case.splits.items()},
             work=str(orders.workspace.resolve()),
             reference=reference_of(clean.rates, clean.logits, case.taps).to_json(),

@@ -34,10 +34,12 @@ from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.attacks.gradient import PGD
 from reluguard.training.attacks.victim import Victim
-from reluguard.training.data.dataset import Dataset, split_sources
+from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.network import open_network
-from reluguard.training.data.preprocessing import Preprocessing
+from reluguard.training.data.preprocessing import HowPixels
+from reluguard.training.data.reading import Reading
+from reluguard.training.data.splits import split_sources
 from reluguard.training.errors import AnalysisError, TwinError
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.intervals import bootstrap, mean_of
@@ -89,7 +91,7 @@ def harden(
     guard: Path | str | None = None,
     limit: int | None = 4000,
     settings: HardenSettings | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: HowPixels | None = None,
     output: str | None = None,
     progress: Progress | None = None,
 ) -> HardenReport:
@@ -130,7 +132,7 @@ def harden(
         parts = split_sources(dataset.labels, {"train": 0.8, "test": 0.2}, settings.seed)
         train, test = dataset.take(parts["train"]), dataset.take(parts["test"])
     else:
-        train, test = dataset, given_data(held_out, size=(spec.height, spec.width))
+        train, test = dataset, given_data(held_out, Reading.of(spec))
     train = _some(train, limit or len(train), settings.seed)
     test = _some(test, settings.evaluate, settings.seed)
     hardened, report = harden_images(

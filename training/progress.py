@@ -1,5 +1,6 @@
 """Telling people what happens meanwhile: silence, or bars on standard error."""
 
+import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,10 @@ class Progress:
 
         return told
 
+    def say(self, text: str) -> None:
+        """Tell people something that they should know of."""
+        logging.getLogger(__name__).warning("%s", text)
+
     def __enter__(self) -> Self:
         return self
 
@@ -70,6 +75,10 @@ class Bars(Progress):
     def advance(self, units: int) -> None:
         """Move the current bar."""
         self._bars.advance(self._current, units)
+
+    def say(self, text: str) -> None:
+        """Print it above the bars."""
+        self._bars.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bars.start()

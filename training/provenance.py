@@ -34,10 +34,15 @@ REFITS = "hardened"  # by the first name they had: guards on disk say so
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedOn(Plain):
-    """The data set of the fit: where it lay, and the digest that tells it from others."""
+    """The data set of the fit: where it lay, and the digest that tells it from others.
+
+    `copies` are rows that hold the same picture, `classes` the label of each folder of images.
+    """
 
     source: str = ""
     sha256: str
+    copies: tuple[tuple[int, ...], ...] = field(default=(), metadata=UNSAID)
+    classes: Mapping[str, int] = field(default_factory=dict, metadata=UNSAID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

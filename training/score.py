@@ -8,6 +8,7 @@ from reluguard.detector.artifact import write_file
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.reading import Reading
 from reluguard.training.progress import Progress
 
 __all__ = ["score_data"]
@@ -29,7 +30,7 @@ def score_data(
         GuardError: the guard can't be read or is not the model's.
     """
     opened = Guard.open(model, guard, threads=threads)
-    dataset = given_data(data, size=(opened.spec.height, opened.spec.width))
+    dataset = given_data(data, Reading.of_guard(opened.artifact.manifest))
     progress.stage("score", len(dataset))
     parts: list[Verdicts] = []
     for start in range(0, len(dataset), BATCH):

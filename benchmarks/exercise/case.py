@@ -18,7 +18,8 @@ from reluguard.detector.artifact import GuardArtifact, read_guard, write_file
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Attack, Victim, open_victim
 from reluguard.training.data.case import Case, open_case
-from reluguard.training.data.dataset import Dataset, load_data, save_dataset, split_sources
+from reluguard.training.data.dataset import Dataset, load_data, save_dataset
+from reluguard.training.data.splits import split_sources
 from reluguard.training.demo import train_and_export
 from reluguard.training.evaluation.leave_out import family
 from reluguard.training.fit import fit

@@ -323,7 +323,7 @@ def test_wrong_preprocessing_is_refused_before_any_attack(
 ) -> None:
     """A model at chance is not attacked."""
     settings = replace(fit_settings, out=tmp_path / "g", preprocessing=Preprocessing(mean=(3.0,)))
-    with pytest.raises(DataError, match="See --scale, --mean, --std and --bgr"):
+    with pytest.raises(DataError, match="or go on with --preprocessing-as-given"):
         settings.run()
     assert not settings.shards.exists()
 

@@ -18,14 +18,18 @@ from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.session import open_session, run_session
 from reluguard.detector.taps import MAX_LEVEL, Survey, Tap, in_blocks, survey
+from reluguard.training.data.classes import Classes, with_classes
+from reluguard.training.data.copies import find_copies
 from reluguard.training.data.dataset import (
     Dataset,
     check_classes,
     check_labels,
-    split_sources,
 )
 from reluguard.training.data.given import Data, given_data
-from reluguard.training.data.preprocessing import Preprocessing, spec_of
+from reluguard.training.data.guesses import better_guess, odd_scale
+from reluguard.training.data.preprocessing import HowPixels, given_preprocessing, spec_of
+from reluguard.training.data.reading import Reading
+from reluguard.training.data.splits import Copies, split_sources
 from reluguard.training.errors import DataError
 
 __all__ = [
@@ -44,6 +48,8 @@ LEVEL_IMAGES = 64
 BLOCKS = 8  # rows and columns of them
 BLOCK_SIDE = 4
 MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
+FEW = 5  # calibration images of a class, below which people are told
+NAMED = 12  # classes in one warning
 GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
 
 
@@ -61,6 +67,8 @@ class Case:
         splits: disjoint source images by part: "fit", "calibrate" and "test". Where the model takes
             mirror images as well as the images themselves, "fit" holds those too: row N + i is the
             mirror image of row i.
+        copies: rows that hold the same picture.
+        words: what people should know of the images.
         accuracy: of the model on the images.
         right: bool, (2 N,). Which images and mirror images the model answers right.
     """
@@ -72,6 +80,8 @@ class Case:
     taps: tuple[Tap, ...]
     dataset: Dataset
     splits: Mapping[str, NDArray[np.int64]]
+    copies: Copies
+    words: tuple[str, ...]
     accuracy: float
     right: NDArray[np.bool_]
 
@@ -82,7 +92,9 @@ def open_case(
     *,
     levels: Sequence[float],
     shares: Mapping[str, float],
-    preprocessing: Preprocessing | None,
+    preprocessing: HowPixels | None,
+    classes: Classes | None = None,
+    as_given: bool = False,
     output: str | None,
     fpr: float,
     seed: int,
@@ -95,7 +107,9 @@ def open_case(
         data: labelled images, as `given_data` takes them.
         levels: each tap is read at these multiples of its mean positive value; at 0 with none.
         shares: of the images, by part: "fit", "calibrate" and "test".
-        preprocessing: from pixels to the model's input.
+        preprocessing: from files to pixels to the model's input, as `given_preprocessing` takes it.
+        classes: which of the model's classes each folder is, as `with_classes` takes it.
+        as_given: whether to go on with a preprocessing that looks wrong.
         output: which output holds the class scores.
         fpr: the false-positive rate that calibration must be able to promise.
         seed: of the split.
@@ -104,38 +118,35 @@ def open_case(
     Raises:
         ModelError: the model can't be read or run, or images of this size don't fit it.
         NoTapsError: it has no gate to read.
+        SettingsError: the preprocessing has no meaning.
         DataError: labels out of range, one class only, too few images for the false-positive rate,
-            or a model that all but guesses on these images.
+            a model that all but guesses on these images, or answers clearly more of them right
+            with another preprocessing.
     """
     production = load_production(model, output=output)
-    dataset = given_data(data, size=production.image_size)
+    how = given_preprocessing(preprocessing, production.image_size)
+    dataset = given_data(data, Reading.for_model(production, how))
     check_classes(dataset)
-    spec = spec_of(production, dataset.images.shape[1:], preprocessing)
+    spec = spec_of(production, dataset.images.shape[1:], how)
     gates = survey(production, spec)
     taps = with_blocks(gates.taps)
     if levels:
         sample = dataset.images[:LEVEL_IMAGES]
         taps = with_levels(production, spec, taps, sample, levels)
     reader = Reader(production, spec, taps, threads=threads)
-    classes = predict(reader, dataset.images[:1]).shape[1]
-    if classes < 2:
-        raise DataError(f"expected a model of at least 2 classes, got {classes} output")
-    check_labels(dataset, classes)
-    splits = split_sources(dataset.labels, shares, seed)
-    needed = images_needed(fpr)
-    if len(splits["calibrate"]) < needed:
-        raise DataError(
-            f"a false-positive rate of {fpr} needs {needed} calibration images, which is "
-            f"{int(np.ceil(needed / shares['calibrate']))} images in all; {dataset.source} has "
-            f"{len(dataset)}"
-        )
+    count = predict(reader, dataset.images[:1]).shape[1]
+    if count < 2:
+        raise DataError(f"expected a model of at least 2 classes, got {count} output")
+    dataset = with_classes(dataset, production, count, classes)
+    check_labels(dataset, count)
+    copies = find_copies(dataset.images, dataset.labels)
+    splits = split_sources(dataset.labels, shares, seed, copies=copies)
+    words = [*dataset.words, *_copy_words(copies, len(dataset))]
+    _check_calibration(splits, copies, dataset, fpr, shares)
+    words += _class_words(dataset, splits["calibrate"], count)
     right = predict(reader, dataset.images).argmax(axis=1) == dataset.labels
+    words += _check_pixels(reader, dataset, right, count, as_given=as_given, seed=seed)
     accuracy = float(right.mean())
-    if accuracy < GUESSING / classes and accuracy < 0.5:
-        raise DataError(
-            f"the model answers {accuracy:.1%} of these images right, of {classes} classes: labels "
-            "or pixels are not what it was trained on. See --scale, --mean, --std and --bgr"
-        )
     mirrored = predict(reader, dataset.images[:, :, ::-1]).argmax(axis=1) == dataset.labels
     if mirrored.mean() >= accuracy - MIRROR_LOSS:
         splits["fit"] = np.concatenate([splits["fit"], splits["fit"] + len(dataset)])
@@ -147,10 +158,109 @@ def open_case(
         taps=taps,
         dataset=dataset,
         splits=splits,
+        copies=copies,
+        words=tuple(words),
         accuracy=accuracy,
         right=np.concatenate([right, mirrored]),
     )
     return case, reader
+
+
+def _check_calibration(
+    splits: Mapping[str, NDArray[np.int64]],
+    copies: Copies,
+    dataset: Dataset,
+    fpr: float,
+    shares: Mapping[str, float],
+) -> None:
+    """Raise DataError where there are too few images to promise the false-positive rate."""
+    needed = images_needed(fpr)
+    if len(splits["calibrate"]) >= needed:
+        return
+    different = len(dataset) - sum(len(group) - 1 for group in copies)
+    apart = f", {different} of them no copies of others" if copies else ""
+    raise DataError(
+        f"a false-positive rate of {fpr} needs {needed} calibration images, which is "
+        f"{int(np.ceil(needed / shares['calibrate']))} images in all; {dataset.source} has "
+        f"{len(dataset)}{apart}"
+    )
+
+
+def _copy_words(copies: Copies, count: int) -> list[str]:
+    more = sum(len(group) - 1 for group in copies)
+    if not more:
+        return []
+    word = (
+        f"{more} of {count} images are copies of others, equal or nearly so: only {count - more} "
+        "distinct ones count, and no two copies stand in different parts"
+    )
+    return [word]
+
+
+def _class_words(dataset: Dataset, calibrate: NDArray[np.int64], count: int) -> list[str]:
+    """Return a warning that names classes with few or no calibration images."""
+    there = np.bincount(dataset.labels[calibrate], minlength=count)
+    names = {label: name for name, label in dataset.folders.items()}
+    words = []
+    for few, what in (
+        (np.flatnonzero(there == 0), "no calibration images of"),
+        (np.flatnonzero((there > 0) & (there < FEW)), f"fewer than {FEW} calibration images of"),
+    ):
+        if len(few):
+            some = [_named(int(label), names) for label in few]
+            text = ", ".join(some[:NAMED]) + (
+                f" and {len(some) - NAMED} more" if len(some) > NAMED else ""
+            )
+            noun = "class" if len(few) == 1 else f"{len(few)} classes:"
+            words.append(
+                f"{what} {noun} {text}. Clean images of what a guard has hardly seen are flagged "
+                "far more often than it promises: give some of each class"
+            )
+    return words
+
+
+def _named(label: int, names: Mapping[int, str]) -> str:
+    name = names.get(label, str(label))
+    return name if name == str(label) else f"{label} ({name})"
+
+
+def _check_pixels(
+    reader: Reader,
+    dataset: Dataset,
+    right: NDArray[np.bool_],
+    classes: int,
+    *,
+    as_given: bool,
+    seed: int,
+) -> list[str]:
+    """Return words on a preprocessing that looks wrong.
+
+    Raises:
+        DataError: it looks wrong, and nobody said that it is meant.
+    """
+    odd = odd_scale(reader.spec)
+    words = [odd] if odd else []
+
+    def answers(spec: InputSpec, images: Images) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = predict(reader.prepared(spec), images).argmax(axis=1)
+        return found
+
+    better = better_guess(answers, reader.spec, dataset.images, dataset.labels, seed=seed)
+    if better is not None:
+        said = better.words(reader.spec)
+        if better.is_clear and not as_given:
+            raise DataError(
+                f"{said}: say which by these options, or go on with --preprocessing-as-given"
+            )
+        words.append(said)
+    accuracy = float(right.mean())
+    if accuracy < GUESSING / classes and accuracy < 0.5:
+        raise DataError(
+            f"the model answers {accuracy:.1%} of these images right, of {classes} classes: labels "
+            "or pixels are not what it was trained on. See --preprocessing, --scale, --mean, --std "
+            "and --bgr for pixels, --classes for labels"
+        )
+    return words
 
 
 def with_blocks(taps: Sequence[Tap]) -> tuple[Tap, ...]:

@@ -9,16 +9,18 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from reluguard.detector.arrays import DAMAGE, find_place, read_arrays, write_arrays
 from reluguard.detector.images import Images
+from reluguard.detector.pixels.decoding import MAX_PIXELS
+from reluguard.training.data.folder import MAPPED_BYTES, Folder, empty_images, read_folder
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
 __all__ = [
@@ -29,17 +31,11 @@ __all__ = [
     "check_labels",
     "load_data",
     "save_dataset",
-    "split_sources",
 ]
 
 Labels = NDArray[np.int64]
 
-MAPPED_BYTES = 2**28
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp")
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
-_BROKEN: tuple[type[Exception], ...] = (*DAMAGE, Image.DecompressionBombError)
-_PARTS = ("fit", "calibrate", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +46,8 @@ class Dataset:
         images: uint8, (N, H, W, C).
         labels: int64, (N,), not negative.
         source: where they came from, as the user named it.
+        folders: of a folder per class, the label of each.
+        words: what people should know of how they were read.
 
     Raises:
         DataError: a shape or dtype does not fit, the lengths differ, or there is no image.
@@ -58,6 +56,8 @@ class Dataset:
     images: Images
     labels: Labels
     source: str
+    folders: Mapping[str, int] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = np.asarray(self.images), np.asarray(self.labels)
@@ -113,7 +113,7 @@ class Dataset:
 
     def take(self, rows: NDArray[Any]) -> "Dataset":
         """Return these rows, by index or by mask."""
-        return Dataset(images=self.images[rows], labels=self.labels[rows], source=self.source)
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
 
 def _mapping(images: Images) -> np.memmap[Any, Any] | None:
@@ -134,29 +134,31 @@ def _remapped(place: tuple[str, str, int, tuple[int, ...]], labels: Labels, sour
     return Dataset(images=images, labels=labels, source=source)
 
 
-def load_data(text: str, *, size: tuple[int, int] | None = None) -> Dataset:
+def load_data(text: str, reading: Reading | None = None) -> Dataset:
     """Return the labelled images a user named.
 
     Args:
         text: a `.npz` file with arrays `images` and `labels`, which are left on disk where they are
             256 MiB or more and not compressed (`np.savez`); a folder with one folder of images
-            per class, labelled in alphabetical order; or `torchvision:CIFAR10:ROOT` for a data set
+            per class, hidden ones left out; or `torchvision:CIFAR10:ROOT` for a data set
             torchvision already keeps under ROOT, its test part, or with `:train` at the end its
             training part.
-        size: (height, width) to resize to, bilinearly. Needed for a folder of mixed sizes.
+        reading: how files become images. Arrays are taken to be after resize and crop, so those of
+            the size that the model takes pass as they are.
 
     Raises:
         DataError: nothing is there, or what is there is not labelled images.
     """
+    reading = reading or Reading()
     if text.startswith("torchvision:"):
         data = _load_torchvision(text)
     elif Path(text).is_dir():
-        return _load_folder(Path(text), size)
+        return _load_folder(Path(text), reading)
     elif Path(text).is_file():
         data = _load_npz(Path(text))
     else:
         raise DataError(f"expected a .npz file, a folder or torchvision:NAME:ROOT, got {text!r}")
-    return data if size is None else _resized(data, size)
+    return _brought(data, reading)
 
 
 def _load_npz(path: Path) -> Dataset:
@@ -168,53 +170,33 @@ def _load_npz(path: Path) -> Dataset:
     return Dataset(images=arrays["images"], labels=arrays["labels"], source=str(path))
 
 
-def _load_folder(root: Path, size: tuple[int, int] | None) -> Dataset:
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    files = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
-    ]
-    if not files:
-        raise DataError(f"expected one folder of images per class in {root}, got no images")
-    decoded = [_decode(file, size) for file, _ in files]
-    shapes = sorted({image.shape for image in decoded})
-    if len({shape[2] for shape in shapes}) > 1:
-        decoded = [np.repeat(image, 3, 2) if image.shape[2] == 1 else image for image in decoded]
-        shapes = sorted({image.shape for image in decoded})
-    if len(shapes) > 1:
-        raise DataError(
-            f"expected images of one size in {root}, got {shapes[0]} and {shapes[-1]}: "
-            "say which size to resize to"
-        )
-    labels = np.array([label for _, label in files], dtype=np.int64)
-    return Dataset(images=np.stack(decoded), labels=labels, source=str(root))
+def _load_folder(root: Path, reading: Reading) -> Dataset:
+    folder = Folder(root)
+    images, words = read_folder(folder, reading)
+    known = reading.labels or {}
+    if not set(folder.names) <= set(known):
+        known = {name: place for place, name in enumerate(folder.names)}
+    labels = [known[folder.names[place]] for _, place in folder.files]
+    return Dataset(
+        images=images,
+        labels=np.array(labels, np.int64),
+        source=str(root),
+        folders={name: known[name] for name in folder.names},
+        words=words,
+    )
 
 
-def _decode(file: Path, size: tuple[int, int] | None) -> Images:
-    try:
-        with Image.open(file) as image:
-            pixels = image.convert("L" if image.mode in {"1", "L", "I;16"} else "RGB")
-    except _BROKEN as error:
-        raise DataError(f"expected an image, {file} does not decode") from error
-    decoded = _resize(pixels, size)
-    return decoded[..., None] if decoded.ndim == 2 else decoded
-
-
-def _resize(image: Image.Image, size: tuple[int, int] | None) -> Images:
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.uint8)
-
-
-def _resized(data: Dataset, size: tuple[int, int]) -> Dataset:
-    if data.images.shape[1:3] == size:
+def _brought(data: Dataset, reading: Reading) -> Dataset:
+    """Return arrays in the size they must have: those of another one go the way of files."""
+    pipeline = reading.pipeline
+    wanted = reading.size or pipeline.size
+    if wanted is None or wanted == data.images.shape[1:3]:
         return data
-    grey = data.images.shape[3] == 1
-    pictures = (Image.fromarray(image[..., 0] if grey else image) for image in data.images)
-    images = np.stack([_resize(picture, size) for picture in pictures])
-    return Dataset(images=images, labels=data.labels, source=data.source)
+    first = pipeline.apply(data.images[0], max_pixels=data.images[0].size + MAX_PIXELS)
+    images = empty_images((len(data), *first.shape))
+    for row, image in enumerate(data.images):
+        images[row] = pipeline.apply(image, max_pixels=image.size + MAX_PIXELS)
+    return replace(data, images=images)
 
 
 def _load_torchvision(text: str) -> Dataset:
@@ -273,52 +255,3 @@ def check_enough(data: Dataset, least: int) -> None:
     """Raise DataError unless there are at least so many images."""
     if len(data) < least:
         raise DataError(f"expected at least {least} images, got {len(data)} from {data.source}")
-
-
-def _dealt(part: str) -> tuple[int, str]:
-    """Return a part's place in the order of dealing."""
-    return (_PARTS.index(part) if part in _PARTS else len(_PARTS), part)
-
-
-def split_sources(
-    labels: Labels, fractions: Mapping[str, float], seed: int
-) -> dict[str, NDArray[np.int64]]:
-    """Return disjoint parts of the source images by name, as sorted row numbers.
-
-    Stratified: every class is dealt out in the given shares, off by less than one image per class
-    and part. The same labels, fractions and seed give the same parts, in whatever order the
-    fractions come: a manifest sorts its keys.
-
-    Args:
-        labels: int64, (N,).
-        fractions: each part's share, positive, together at most 1. What is left is in no part.
-        seed: of the shuffle.
-
-    Raises:
-        DataError: the fractions are not shares, or a part would stay empty.
-    """
-    total = sum(fractions.values())
-    if not fractions or min(fractions.values()) <= 0 or total > 1 + 1e-9:
-        raise DataError(f"expected positive fractions of at most 1 in all, got {dict(fractions)}")
-    fractions = {name: fractions[name] for name in sorted(fractions, key=_dealt)}
-    generator = np.random.default_rng(seed)
-    # Deal a class-sorted random order out along one line: cut by cumulative share within a class,
-    # with a per-class random offset so that rounding favours no part.
-    edges = np.cumsum([0.0, *fractions.values()])
-    parts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in fractions}
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        cuts = np.floor(edges * len(rows) + generator.random()).astype(np.int64)
-        cuts[0] = 0
-        if total > 1 - 1e-9:
-            cuts[-1] = len(rows)
-        for name, low, high in zip(fractions, cuts[:-1], cuts[1:], strict=True):
-            parts[name].append(rows[low : min(high, len(rows))])
-    split = {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
-    empty = [name for name, rows in split.items() if len(rows) == 0]
-    if empty:
-        raise DataError(
-            f"expected enough images for every part, got {len(labels)} and none for "
-            f"{', '.join(empty)}"
-        )
-    return split

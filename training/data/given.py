@@ -6,6 +6,7 @@ import numpy as np
 
 from reluguard.detector.images import Images
 from reluguard.training.data.dataset import Dataset, Labels, load_data
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
 __all__ = ["ARRAYS", "Data", "given_data"]
@@ -16,13 +17,13 @@ ARRAYS = "arrays in memory"
 Data = str | Path | Dataset | tuple[Images, Labels]
 
 
-def given_data(data: Data, *, size: tuple[int, int] | None = None) -> Dataset:
+def given_data(data: Data, reading: Reading | None = None) -> Dataset:
     """Return labelled images however they were given.
 
     Args:
         data: a place as `load_data` takes it, a pair of images uint8 (N, H, W, C) and labels (N,)
             of whole numbers, or a data set as it is.
-        size: (H, W) that images of a folder are brought to.
+        reading: how files become images.
 
     Raises:
         DataError: they can't be read, or arrays don't fit each other.
@@ -30,7 +31,7 @@ def given_data(data: Data, *, size: tuple[int, int] | None = None) -> Dataset:
     if isinstance(data, Dataset):
         return data
     if isinstance(data, (str, Path)):
-        return load_data(str(data), size=size)
+        return load_data(str(data), reading)
     if not isinstance(data, tuple) or len(data) != 2:
         raise DataError(
             "expected a place of labelled images, a pair of images and labels, or a Dataset, got "

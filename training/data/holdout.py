@@ -1,7 +1,5 @@
 """Which images a guard has never seen. N images."""
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,10 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.images import Images
-from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.data.copies import image_keys
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.data.reading import Reading
+from reluguard.training.data.splits import split_sources
 from reluguard.training.errors import DataError
 from reluguard.training.provenance import Provenance, provenance_of
 
@@ -34,7 +35,7 @@ def unseen_rows(dataset: Dataset, manifest: Manifest) -> NDArray[np.int64]:
     """
     provenance = provenance_of(manifest)
     own = provenance.is_fitted_on(dataset.digest)
-    fitted = dataset if own else _fitted_on(provenance, dataset)
+    fitted = dataset if own else _fitted_on(manifest, provenance, dataset)
     if fitted is None:
         return np.arange(len(dataset))
     recipe, seed = provenance.recipe, provenance.seed
@@ -43,7 +44,8 @@ def unseen_rows(dataset: Dataset, manifest: Manifest) -> NDArray[np.int64]:
             "expected the guard to say how its images were split, it does not: give images it was "
             "not fitted on"
         )
-    parts = split_sources(fitted.labels, recipe.splits, seed)
+    copies = provenance.data.copies if provenance.data else ()
+    parts = split_sources(fitted.labels, recipe.splits, seed, copies=copies)
     seen = np.concatenate([rows for part, rows in parts.items() if part != "test"])
     rows = parts["test"] if own else np.arange(len(dataset))
     left = rows[~_among(dataset.images[rows], fitted.images[seen])]
@@ -68,29 +70,23 @@ def check_untrained(dataset: Dataset, trained_on: Dataset) -> None:
         )
 
 
-def _fitted_on(provenance: Provenance, dataset: Dataset) -> Dataset | None:
+def _fitted_on(manifest: Manifest, provenance: Provenance, dataset: Dataset) -> Dataset | None:
     """Return the images a guard was fitted on, None where they are gone, changed or of other size.
 
-    A folder of images is read in the size of the data set at hand.
+    A folder of images is read as the fit read it.
     """
     known = provenance.data
     if known is None or not known.source or not Path(known.source).exists():
         return None
     try:
-        found = load_data(known.source, size=(dataset.images.shape[1], dataset.images.shape[2]))
+        found = load_data(known.source, Reading.of_guard(manifest))
     except DataError:
         return None
-    return found if found.digest == known.sha256 else None
+    same = found.digest == known.sha256 and found.images.shape[1:] == dataset.images.shape[1:]
+    return found if same else None
 
 
 def _among(images: Images, others: Images) -> NDArray[np.bool_]:
     """Return which images, pixel by pixel, are among others: bool, (N,)."""
-    known = set(_keys(others))
-    return np.array([key in known for key in _keys(images)], np.bool_)
-
-
-def _keys(images: Images) -> Sequence[bytes]:
-    return [
-        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-        for image in images
-    ]
+    known = set(image_keys(others))
+    return np.array([key in known for key in image_keys(images)], np.bool_)

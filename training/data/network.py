@@ -9,7 +9,8 @@ from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data, given_data
-from reluguard.training.data.preprocessing import Preprocessing, spec_of
+from reluguard.training.data.preprocessing import HowPixels, given_preprocessing, spec_of
+from reluguard.training.data.reading import Reading
 
 __all__ = ["Network", "open_network"]
 
@@ -37,7 +38,7 @@ def open_network(
     *,
     guard: Path | None = None,
     output: str | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: HowPixels | None = None,
     threads: int | None = None,
 ) -> Network:
     """Return a network with its images.
@@ -58,18 +59,18 @@ def open_network(
     """
     if guard is None:
         production = load_production(model, output=output)
-        dataset = given_data(data, size=production.image_size)
-        spec = spec_of(production, dataset.images.shape[1:], preprocessing)
+        how = given_preprocessing(preprocessing, production.image_size)
+        dataset = given_data(data, Reading.for_model(production, how))
+        spec = spec_of(production, dataset.images.shape[1:], how)
         return Network(production=production, spec=spec, dataset=dataset, guard=None)
     if output is not None or preprocessing is not None:
         raise SettingsError(
             f"expected neither preprocessing nor an output beside the guard {guard}: it says both"
         )
     opened = Guard.open(model, guard, threads=threads)
-    size = (opened.spec.height, opened.spec.width)
     return Network(
         production=load_production(model, output=opened.artifact.manifest.answer),
         spec=opened.spec,
-        dataset=given_data(data, size=size),
+        dataset=given_data(data, Reading.of_guard(opened.artifact.manifest)),
         guard=opened,
     )

@@ -85,6 +85,7 @@ class ReportCard(Plain):
         gates: how many the model has and how many are read.
         seconds: of the fit.
         resumed: whether the fit went on from shards that lay there.
+        words: what people were told of the images.
         gate: what the gate said of a guard that was retrained.
         red_team: what the red team published with it.
     """
@@ -98,6 +99,7 @@ class ReportCard(Plain):
     gates: GateCounts | None = field(default=None, metadata=UNSAID)
     seconds: float | None = field(default=None, metadata=UNSAID)
     resumed: bool | None = field(default=None, metadata=UNSAID)
+    words: tuple[str, ...] = field(default=(), metadata=UNSAID)
     gate: GateResult | None = field(default=None, metadata=UNSAID)
     red_team: RedTeamSummary | None = field(default=None, metadata=UNSAID)
 

@@ -14,6 +14,7 @@ from reluguard.detector.verdict import Verdicts
 from reluguard.training.attacks import Attack, Victim, open_victim
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import unseen_rows
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 from reluguard.training.red_team.aware_attacks import Bank
 from reluguard.training.red_team.relaxed import RelaxedGuard
@@ -112,7 +113,7 @@ def open_target(
     """
     opened = Guard.open(model, guard, threads=threads)
     manifest, spec = opened.artifact.manifest, opened.spec
-    dataset = given_data(data, size=(spec.height, spec.width))
+    dataset = given_data(data, Reading.of_guard(manifest))
     unseen = np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))
     victim = open_victim(model, spec, output=manifest.answer, threads=threads)
     production = load_production(model, output=manifest.answer)

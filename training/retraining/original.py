@@ -4,8 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.artifact import GuardArtifact
-from reluguard.training.data.dataset import Dataset, split_sources
+from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.reading import Reading
+from reluguard.training.data.splits import split_sources
 from reluguard.training.errors import DataError
 from reluguard.training.provenance import origin_of
 
@@ -24,11 +26,12 @@ class Original:
     """
 
     def __init__(self, champion: GuardArtifact, data: Data | None = None) -> None:
-        origin, spec = origin_of(champion), champion.manifest.input
-        self._size = (spec.height, spec.width)
+        origin = origin_of(champion)
+        self._reading = Reading.of_guard(champion.manifest)
         self._digest = origin.data.sha256
         self._data = origin.data.source if data is None else data
         self._shares, self._seed = origin.recipe.splits, origin.seed
+        self._copies = origin.data.copies
         self._loaded: Dataset | None = None
 
     @property
@@ -39,7 +42,7 @@ class Original:
             DataError: they are gone, or others.
         """
         if self._loaded is None:
-            loaded = given_data(self._data, size=self._size)
+            loaded = given_data(self._data, self._reading)
             if loaded.digest != self._digest:
                 raise DataError(
                     f"expected the images the guard was fitted on, SHA-256 {self._digest[:16]}…, "
@@ -51,4 +54,5 @@ class Original:
     @property
     def splits(self) -> dict[str, NDArray[np.int64]]:
         """Its parts, drawn again as the fit drew them."""
-        return split_sources(self.dataset.labels, self._shares, self._seed)
+        labels = self.dataset.labels
+        return split_sources(labels, self._shares, self._seed, copies=self._copies)

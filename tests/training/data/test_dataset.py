@@ -19,8 +19,9 @@ from reluguard.training.data.dataset import (
     check_labels,
     load_data,
     save_dataset,
-    split_sources,
 )
+from reluguard.training.data.reading import Reading
+from reluguard.training.data.splits import split_sources
 from reluguard.training.errors import DataError
 
 
@@ -147,7 +148,7 @@ def test_folder_of_mixed_sizes_is_resized(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": (4, 5), "b": (9, 3)})
     with pytest.raises(DataError, match=r"expected images of one size in .*, got .* and .*"):
         load_data(str(tmp_path))
-    assert load_data(str(tmp_path), size=(6, 7)).images.shape == (2, 6, 7, 3)
+    assert load_data(str(tmp_path), Reading(size=(6, 7))).images.shape == (2, 6, 7, 3)
 
 
 def test_folder_of_grey_images_has_one_channel(tmp_path: Path) -> None:
@@ -162,7 +163,12 @@ def test_npz_is_resized_on_request(tmp_path: Path) -> None:
     """Any source can be resized."""
     for channels in (1, 3):
         save_dataset(dataset(channels=channels), tmp_path / "d.npz")
-        assert load_data(str(tmp_path / "d.npz"), size=(8, 9)).images.shape == (6, 8, 9, channels)
+        assert load_data(str(tmp_path / "d.npz"), Reading(size=(8, 9))).images.shape == (
+            6,
+            8,
+            9,
+            channels,
+        )
 
 
 def test_torchvision_never_downloads(tmp_path: Path) -> None:
@@ -293,7 +299,7 @@ def test_large_plain_images_stay_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
     np.savez(tmp_path / "plain.npz", images=images, labels=np.arange(40) % 2)
     np.savez_compressed(tmp_path / "packed.npz", images=images, labels=np.arange(40) % 2)
     plain, packed = (
-        load_data(str(tmp_path / f"{n}.npz"), size=(16, 16)) for n in ("plain", "packed")
+        load_data(str(tmp_path / f"{n}.npz"), Reading(size=(16, 16))) for n in ("plain", "packed")
     )
     assert plain.digest == packed.digest
     small, large = (len(pickle.dumps(data)) for data in (plain, packed))

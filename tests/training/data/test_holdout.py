@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from reluguard.detector.artifact import GuardArtifact
-from reluguard.training.data.dataset import Dataset, load_data, split_sources
+from reluguard.training.data.dataset import Dataset, load_data
 from reluguard.training.data.holdout import check_untrained, unseen_rows
+from reluguard.training.data.splits import split_sources
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.leave_out import open_fit, shards_of
 from reluguard.training.head.fit import HeadSettings, fit_head
@@ -47,7 +48,7 @@ def test_a_copy_of_a_seen_image_is_not_unseen(fitted: GuardArtifact, fit_setting
     images[parts["test"][0]] = images[parts["fit"][0]]
     images[parts["test"][1]] = images[parts["calibrate"][0]]
     twins = Dataset(images=images, labels=own.labels, source="twins")
-    provenance = {**fitted.manifest.provenance, "data": {"sha256": twins.digest}}
+    provenance = {**fitted.manifest.provenance, "data": {"source": "twins", "sha256": twins.digest}}
     rows = unseen_rows(twins, replace(fitted.manifest, provenance=provenance))
     assert set(parts["test"]) - set(rows) == set(parts["test"][:2])
 

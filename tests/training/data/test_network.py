@@ -14,7 +14,7 @@ from reluguard.commands.app import app
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.runtime import Guard
 from reluguard.training.data.network import open_network
-from reluguard.training.data.preprocessing import Preprocessing
+from reluguard.training.data.preprocessing import Preprocessing, told_by
 from tests.training.fitting import Order
 
 SCALE = 1 / 51  # the model's own range is 0 to 5
@@ -55,7 +55,7 @@ def test_the_guard_tells_it(order: Order, guard: Path) -> None:
     network = open_network(order.model, order.data, guard=guard)
     assert network.spec == Guard.open(order.model, guard).spec
     assert network.spec.scale == SCALE
-    assert Preprocessing.of(network.spec) == Preprocessing(scale=SCALE)
+    assert told_by(network.spec) == Preprocessing(scale=SCALE)
     with pytest.raises(SettingsError, match="neither preprocessing nor an output beside the guard"):
         open_network(order.model, order.data, guard=guard, preprocessing=Preprocessing())
 

@@ -1,0 +1,218 @@
+"""Which of the model's classes a folder of images is.
+
+N images, K classes.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reluguard.detector.model import Production
+from reluguard.training.data.dataset import Dataset
+from reluguard.training.errors import DataError
+
+__all__ = ["Classes", "class_names", "with_classes"]
+
+Classes = Sequence[str] | Path | str
+"""Names in the order of the model's outputs, a file of them, "alphabetical" or "numbers"."""
+
+MOST_BYTES = 2**24
+_KEYS = ("names", "classes", "class_names", "labels", "id2label")
+_NUMBER = re.compile(r"\d+")
+_SYNSET = re.compile(r"^n\d{8}\b")
+
+
+def with_classes(
+    dataset: Dataset, production: Production, count: int, classes: Classes | None
+) -> Dataset:
+    """Return the images with labels that are places among the model's outputs.
+
+    Only a folder per class has names to go by; labels of arrays stay as they are. Without word from
+    the user, the names in the model's own metadata are tried, then the alphabetical order where
+    there are as many folders as classes, then numbers that folder names begin with.
+
+    Args:
+        dataset: N images.
+        production: the model.
+        count: K, its classes.
+        classes: what the user says of them.
+
+    Raises:
+        DataError: there is no telling, or what the user says doesn't fit the folders.
+    """
+    if not dataset.folders:
+        if classes is not None:
+            raise DataError(f"expected a folder per class to name, {dataset.source} is none")
+        return dataset
+    folders = sorted(dataset.folders, key=dataset.folders.__getitem__)
+    labels, words = _labels(folders, production, count, classes)
+    by_place = np.array([labels[name] for name in folders], np.int64)
+    place = {label: i for i, label in enumerate(dataset.folders[name] for name in folders)}
+    rows = np.array([place[int(label)] for label in dataset.labels])
+    return replace(dataset, labels=by_place[rows], folders=labels, words=(*dataset.words, *words))
+
+
+def _labels(
+    folders: Sequence[str], production: Production, count: int, classes: Classes | None
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return each folder's label, and words on what was assumed."""
+    if classes is not None:
+        return _told(folders, count, classes), ()
+    alphabetical = {name: place for place, name in enumerate(folders)}
+    own = _matched(folders, _metadata_names(production, count))
+    if len(own) == len(folders):
+        return own, ()
+    if len(folders) == count:
+        return alphabetical, ()
+    if len(folders) > count:
+        raise DataError(
+            f"expected at most {count} folders, one per class of the model, got {len(folders)}: "
+            f"{_some(folders)}"
+        )
+    numbered = _numbered(folders, count)
+    if numbered is None:
+        word = (
+            f"there are {len(folders)} folders and {count} classes: the folders are taken as the "
+            f"first {len(folders)} in alphabetical order; if they are others, give --classes"
+        )
+        return alphabetical, (word,)
+    first = folders[0]
+    word = (
+        f"folders are taken by the number they begin with: {first} is class {numbered[first]} of "
+        f"{count}"
+    )
+    return numbered, (word,)
+
+
+def _told(folders: Sequence[str], count: int, classes: Classes) -> dict[str, int]:
+    """Return each folder's label as the user says."""
+    if classes == "alphabetical":
+        return {name: place for place, name in enumerate(folders)}
+    if classes == "numbers":
+        numbered = _numbered(folders, count)
+        if numbered is None:
+            raise DataError(
+                f"expected folders named by numbers below {count}, all different, got "
+                f"{_some(folders)}"
+            )
+        return numbered
+    names = class_names(classes)
+    if len(names) != count:
+        raise DataError(f"expected names of the model's {count} classes, got {len(names)}")
+    found = _matched(folders, names)
+    missing = [name for name in folders if name not in found]
+    if missing:
+        raise DataError(
+            f"expected every folder among the {count} class names, not there: {_some(missing)}"
+        )
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    text = ", ".join(name.encode("utf-8", "replace").decode() for name in names[:3])
+    return text + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _numbered(folders: Sequence[str], count: int) -> dict[str, int] | None:
+    """Return the numbers that folder names begin with, None where they are no labels."""
+    found = [_NUMBER.match(name) for name in folders]
+    labels = [int(match[0]) for match in found if match is not None]
+    if len(labels) < len(folders) or len(set(labels)) < len(labels) or max(labels) >= count:
+        return None
+    return dict(zip(folders, labels, strict=True))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
+def _matched(folders: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Return the places of the folders whose name is a class's, spelling of blanks aside.
+
+    A class of several names, "tench, Tinca tinca", has each of them; so has "n01440764 tench".
+    """
+    exact: dict[str, int] = {}
+    for place, name in enumerate(names):
+        for spelled in (name, *name.split(","), *_SYNSET.findall(name)):
+            exact.setdefault(_plain(spelled), place)
+    found = {}
+    for folder in folders:
+        without = re.sub(r"^\d+[\s_.-]+", "", folder)
+        for spelled in (folder, without, *_SYNSET.findall(folder)):
+            if _plain(spelled) in exact:
+                found[folder] = exact[_plain(spelled)]
+                break
+    return found if len(set(found.values())) == len(found) else {}
+
+
+def class_names(classes: Classes) -> tuple[str, ...]:
+    """Return names in the order of the model's outputs.
+
+    Args:
+        classes: the names; a text file of one a line; or a JSON file: a list, an object from index
+            to name (or to a list of names, as Keras keeps ImageNet's), from name to index, or with
+            one of these under `names`, `id2label` and the like, as Hugging Face's config.json.
+
+    Raises:
+        DataError: the file can't be read, or holds no names.
+    """
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        return tuple(classes)
+    path = Path(classes)
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"expected a file of class names, {path} is larger than 16 MiB")
+        text = path.read_text(encoding="utf-8")
+        names = _from_json(json.loads(text)) if path.suffix == ".json" else _from_lines(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"expected a file of class names, {path} can't be read") from error
+    if not names:
+        raise DataError(f"expected a file of class names, one a line or as JSON, {path} has none")
+    return names
+
+
+def _from_lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _from_json(values: Any) -> tuple[str, ...]:
+    if isinstance(values, Mapping):
+        for key in _KEYS:
+            if isinstance(values.get(key), (Mapping, list)):
+                return _from_json(values[key])
+        if all(isinstance(value, int) for value in values.values()):
+            values = {place: name for name, place in values.items()}
+        try:
+            places = {int(place): name for place, name in values.items()}
+        except ValueError:
+            return ()
+        if sorted(places) != list(range(len(places))):
+            return ()
+        values = [places[place] for place in range(len(places))]
+    if not isinstance(values, list):
+        return ()
+    return tuple(
+        " ".join(map(str, name)) if isinstance(name, list) else str(name) for name in values
+    )
+
+
+def _metadata_names(production: Production, count: int) -> tuple[str, ...]:
+    """Return the class names that exporters leave in the model, none where they don't fit it."""
+    for entry in production.proto.metadata_props:
+        if entry.key not in _KEYS or len(entry.value) > MOST_BYTES:
+            continue
+        try:
+            values = ast.literal_eval(entry.value)  # JSON of strings and numbers is Python as well
+            values = dict(enumerate(values)) if isinstance(values, (list, tuple)) else values
+            names = _from_json({str(k): v for k, v in values.items()})
+        except (ValueError, SyntaxError, AttributeError, MemoryError, RecursionError):
+            names = tuple(part.strip() for part in entry.value.split(","))
+        if len(names) == count:
+            return names
+    return ()

@@ -1,0 +1,161 @@
+"""A folder per class, read as the server reads files. N images, H rows, W columns, C channels."""
+
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reluguard.detector.arrays import DAMAGE
+from reluguard.detector.errors import ImageError
+from reluguard.detector.images import Images
+from reluguard.detector.pixels.decoding import OFFLINE
+from reluguard.detector.session import available_cores
+from reluguard.training.data.reading import Reading
+from reluguard.training.errors import DataError
+
+__all__ = ["MAPPED_BYTES", "Folder", "empty_images", "read_folder"]
+
+MAPPED_BYTES = 2**28
+MAX_FILE_BYTES = 2**28
+MAX_PIXELS = 2**28  # one's own photographs: a panorama is no attack
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".gif", ".tif", ".tiff")
+_GREY = {"1", "L", "LA", "La"}
+
+
+class Folder:
+    """What lies in a folder, by class.
+
+    Attributes:
+        root: the folder.
+        names: of the classes, in alphabetical order: every folder that is not hidden.
+        files: the images, with their class's place in `names`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names = tuple(
+            sorted(entry.name for entry in root.iterdir() if entry.is_dir() and _shown(entry.name))
+        )
+        self.files = [
+            (file, place)
+            for place, name in enumerate(self.names)
+            for file in sorted((root / name).rglob("*"))
+            if file.suffix.lower() in _SUFFIXES
+            and all(map(_shown, file.relative_to(root).parts))
+            and file.is_file()
+        ]
+        if not self.files:
+            raise DataError(
+                f"expected one folder of images per class in {text_of(root)}, got no images"
+            )
+
+
+def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ...]]:
+    """Return the images of all files, and words on what was done to them.
+
+    What takes 256 MiB or more lies in a file of the temporary folder, not in memory.
+
+    Args:
+        folder: what to read.
+        reading: how.
+
+    Returns:
+        uint8, (N, H, W, C), and sentences for people.
+
+    Raises:
+        DataError: a file does not decode, or another size than the others has come of it.
+    """
+    files = [file for file, _ in folder.files]
+    channels = reading.channels or _channels(files)
+    pipeline = reading.pipeline
+
+    def decode(file: Path) -> Images:
+        try:
+            if file.stat().st_size > MAX_FILE_BYTES:
+                raise DataError(f"expected images of at most 256 MiB, {text_of(file)} is larger")
+            return pipeline.decode(
+                file.read_bytes(), channels=channels, max_pixels=MAX_PIXELS, formats=OFFLINE
+            )
+        except ImageError as error:
+            raise DataError(
+                f"expected an image, {text_of(file)} does not decode: {error}"
+            ) from error
+        except OSError as error:
+            raise DataError(f"expected an image, {text_of(file)} can't be read") from error
+
+    first = decode(files[0])
+    images = empty_images((len(files), *first.shape))
+
+    def place(row: int) -> bool:
+        image = decode(files[row]) if row else first
+        if image.shape != first.shape:
+            raise DataError(
+                f"expected images of one size in {text_of(folder.root)}, got {first.shape} from "
+                f"{text_of(files[0])} and {image.shape} from {text_of(files[row])}: say which size "
+                "to resize to, by --preprocessing"
+            )
+        images[row] = image
+        return reading.files is None and _size(files[row]) != first.shape[:2]
+
+    odd = sum(_in_threads(place, range(len(files))))
+    if not odd:
+        return images, ()
+    h, w = first.shape[:2]
+    word = (
+        f"{odd} of {len(files)} files are not {h} x {w} and were stretched to it: where your own "
+        "pipeline cuts or pads them, say how by --preprocessing"
+    )
+    return images, (word,)
+
+
+def empty_images(shape: tuple[int, ...]) -> Images:
+    """Return room for images, uint8: in memory, or in a file that goes when nothing needs it."""
+    if np.prod(shape, dtype=np.float64) < MAPPED_BYTES:
+        return np.empty(shape, np.uint8)
+    handle, name = tempfile.mkstemp(prefix="reluguard-", suffix=".images")
+    os.close(handle)
+    mapped = np.memmap(name, np.uint8, "w+", shape=shape)
+    weakref.finalize(mapped, _removed, name, os.getpid())
+    return mapped
+
+
+def _removed(name: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked worker only borrows it
+        Path(name).unlink(missing_ok=True)
+
+
+def _in_threads(work: Callable[[int], bool], rows: Sequence[int]) -> list[bool]:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return list(pool.map(work, rows))
+
+
+def _shown(name: str) -> bool:
+    """Return whether a file or folder is meant to be seen: not .ipynb_checkpoints or __MACOSX."""
+    return not name.startswith((".", "__"))
+
+
+def _channels(files: Sequence[Path]) -> int:
+    """Return 1 where all files are grey, and otherwise 3."""
+    for file in files:
+        try:
+            with Image.open(file, formats=OFFLINE) as image:
+                if image.mode not in _GREY and not image.mode.startswith("I"):
+                    return 3
+        except DAMAGE:  # decoding it says what is wrong
+            continue
+    return 1
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file, formats=OFFLINE) as image:
+        return image.height, image.width
+
+
+def text_of(path: Path) -> str:
+    """Return a path that can be printed, whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,60 @@
+"""How the files of a data set become images: the same way as when they are served."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from reluguard.detector.artifact import Manifest
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import Production
+from reluguard.detector.pixels.pipeline import Pipeline, Resize
+from reluguard.detector.pixels.preprocessing import Preprocessing
+from reluguard.training.provenance import provenance_of
+
+__all__ = ["Reading"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What is known of the images before the first is read.
+
+    Attributes:
+        files: from a file to pixels; None stretches it to `size`, or leaves it where that is None.
+        size: (H, W) that the model takes.
+        channels: 3 or 1; None takes what the files have.
+        labels: of folders, by name; None numbers them in alphabetical order.
+    """
+
+    files: Pipeline | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    labels: Mapping[str, int] | None = field(default=None, compare=False)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What happens to each file."""
+        if self.files is not None:
+            return self.files
+        if self.size is None:
+            return Pipeline()
+        return Pipeline(resize=Resize(height=self.size[0], width=self.size[1]))
+
+    @classmethod
+    def of(cls, spec: InputSpec) -> "Reading":
+        """Return how a model's images are read."""
+        return cls(files=spec.files, size=(spec.height, spec.width), channels=spec.channels)
+
+    @classmethod
+    def of_guard(cls, manifest: Manifest) -> "Reading":
+        """Return how the images of a guard are read, its folders labelled as when it was fitted.
+
+        Raises:
+            GuardError: what its manifest says of that can't be read.
+        """
+        data = provenance_of(manifest).data
+        labels = data.classes if data is not None and data.classes else None
+        return replace(cls.of(manifest.input), labels=labels)
+
+    @classmethod
+    def for_model(cls, production: Production, how: Preprocessing) -> "Reading":
+        """Return how images of a model without a guard are read."""
+        return cls(files=how.files, size=production.image_size, channels=production.image_channels)
