@@ -15,8 +15,10 @@ from reluguard.detector.compile.guarded import (
     CHALLENGER_SCORE,
     EVIDENCE,
     LIKELIHOOD,
+    RATES,
     SCORE,
     compile_guard,
+    compile_reader,
 )
 from reluguard.detector.head import Head
 from reluguard.detector.images import InputSpec
@@ -25,7 +27,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap
 
-__all__ = ["bench_guard", "pair_ratio"]
+__all__ = ["bench_guard", "pair_ratio", "reading_ratios"]
 
 Sides = tuple[tuple[ort.InferenceSession, list[str]], ...]
 
@@ -120,6 +122,32 @@ def pair_ratio(
     compiled = compile_guard(production, taps, head, fpr=0.5)
     seconds = _time_in_turn(_sides(production, compiled, threads), _feeds(spec, batch, 0), rounds)
     return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+
+def reading_ratios(
+    production: Production,
+    spec: InputSpec,
+    taps: Sequence[Tap],
+    *,
+    batch: int,
+    rounds: int,
+    threads: int = 1,
+) -> tuple[float, dict[str, float]]:
+    """Return what reading costs, without a head: all taps together, and each alone by its name.
+
+    Each is the median ratio to the plain model, pair by pair. Taps that are read side by side share
+    operators, so all together cost less than the sum.
+    """
+    names = [info.name for info in production.outputs]
+    plain = open_session(production.proto, threads=threads)
+    feeds = _feeds(spec, batch, 0)
+
+    def ratio(some: Sequence[Tap]) -> float:
+        reader = open_session(compile_reader(production, some), threads=threads)
+        seconds = _time_in_turn(((plain, names), (reader, [*names, RATES])), feeds, rounds)
+        return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+    return ratio(taps), {tap.name: ratio([tap]) for tap in taps}
 
 
 def _sides(
