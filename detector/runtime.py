@@ -179,6 +179,10 @@ class Guard:
         """Return the class the model answers, int64 (N,), by its output `answer`."""
         return self._production.classes(answer)
 
+    def class_scores(self, answer: NDArray[Any]) -> NDArray[Any]:
+        """Return its output `answer` with a column per class: (N, K), K at least 2."""
+        return self._production.class_scores(answer)
+
     @property
     def spec(self) -> InputSpec:
         """How images go into the model."""

@@ -302,6 +302,7 @@ def _attacks(target: Target, size: float, effort: Effort) -> list[Attack]:
     searched = ScoreSearch(
         ask=target.ask,
         answer=target.guard.artifact.manifest.answer,
+        columns=target.guard.class_scores,
         threshold=target.strictest,
         size=size,
         most_queries=effort.queries,

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reluguard.detector.images import Images
@@ -30,6 +31,7 @@ class ScoreSearch(Attack):
         ask: whole images to verdicts with the model's own outputs.
         answer: the output that holds the class scores.
         threshold: the score to stay at or below.
+        columns: from that output to a column per class, where it has none.
         size: Linf, in 8-bit steps.
         most_queries: for one image.
     """
@@ -38,6 +40,7 @@ class ScoreSearch(Attack):
     ask: Callable[[Images], Verdicts] = field(repr=False)
     answer: str
     threshold: float
+    columns: Callable[[NDArray[Any]], NDArray[Any]] = field(default=np.asarray, repr=False)
     size: float = 8.0
     most_queries: int = 1000
 
@@ -86,8 +89,8 @@ class ScoreSearch(Attack):
         """Return what is left to do: (N,), 0 or less once the image evades."""
         whole = torch.round(pixels * 255).to(torch.uint8)
         verdicts = self.ask(from_pixels(whole))
-        logits = torch.from_numpy(verdicts.outputs[self.answer].astype(np.float32))
-        logits = logits.to(pixels.device)
+        scores = self.columns(verdicts.outputs[self.answer])
+        logits = torch.from_numpy(scores.astype(np.float32)).to(pixels.device)
         margin = goal.margin(logits)
         excess = torch.from_numpy(verdicts.score).to(pixels.device) - self.threshold
         # a changed answer is worth more than any score
