@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
+from PIL import Image
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.errors import GuardError, SettingsError
 from reluguard.detector.head import threshold_at
+from reluguard.detector.pixels.pipeline import Crop, Pipeline
 from reluguard.detector.runtime import Guard
 from reluguard.training.attacks import FGSM, PGD
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset
 from reluguard.training.data.preprocessing import Preprocessing
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import AttackError, DataError, TwinError
+from reluguard.training.fit import fit
 from reluguard.training.progress import Progress
 from reluguard.training.recipes import Portion, Recipe
 from tests.training.fitting import Order
@@ -453,3 +457,35 @@ def test_a_kill_in_the_middle_is_resumed(fit_settings: Order, tmp_path: Path, wo
         assert json.loads(done.stdout)["guard"] == str(folder)
     assert {file: file.stat().st_mtime_ns for file in made} == made
     assert_same_head(out, tmp_path / "whole")
+
+
+def test_files_go_their_own_way_from_folder_to_server(
+    digits_model: Path, digits: Dataset, brief_recipe: Recipe, tmp_path: Path
+) -> None:
+    """A guard fitted on files that are cut cuts the files it is shown, and labels folders alike."""
+    images, labels = digits.images[:300], digits.labels[:300]
+    padded = np.pad(images, ((0, 0), (3, 4), (3, 4), (0, 0)), constant_values=99)
+    root = tmp_path / "photographs"
+    for i, (image, label) in enumerate(zip(padded, labels, strict=True)):
+        (root / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(root / str(label) / f"{i:03}.png")
+    cut = Preprocessing(files=Pipeline(crop=Crop(height=9, width=9)))
+    with pytest.raises(SettingsError, match="expected files to become images of 8 x 8"):
+        fit(digits_model, (images, labels), out=tmp_path / "no", preprocessing=cut)
+    cut = Preprocessing(files=Pipeline(crop=Crop(height=8, width=8, rounding="down")))
+    guard = fit(
+        digits_model,
+        root,
+        out=tmp_path / "guard",
+        recipe=brief_recipe,
+        preprocessing=cut,
+        threads=1,
+        workers=1,
+    )
+    files = sorted(root.rglob("*.png"))
+    middle = np.stack([np.asarray(Image.open(file))[3:11, 3:11, None] for file in files])
+    read = load_data(str(root), Reading.of_guard(guard.artifact.manifest))
+    np.testing.assert_array_equal(read.images, middle)
+    assert read.folders == {str(label): label for label in range(10)}
+    served = guard.inspect_encoded([file.read_bytes() for file in files[:20]])
+    np.testing.assert_array_equal(served.score, guard.inspect(middle[:20]).score)
