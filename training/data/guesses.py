@@ -153,7 +153,8 @@ def better_guess(
                 found = np.zeros(len(rows), np.bool_)
             right[tried] = np.concatenate([right.get(tried, np.empty(0, np.bool_)), found])
         given = right[spec]
-        left = [tried for tried in left if right[tried].sum() > given.sum()]
+        least = given.sum() + CLEARLY / 2 * len(given)
+        left = [tried for tried in left if right[tried].sum() > least]
         best = max(left, key=lambda tried: int(right[tried].sum()), default=spec)
         if _is_clear(given, right[best], CHANCE):
             return _better(best, given, right[best], is_clear=True)
