@@ -25,7 +25,7 @@ Fields = Mapping[int, int | None]
 AT_LEAST = 32 * 1024  # bytes: below this, looking for the field costs more than copying it
 _VARINT, _EIGHT, _LENGTH, _START, _END, _FOUR = range(6)
 _MOST_DEEP = 16  # messages in one another
-_MOST_NUMBERS = 2**20  # bytes of numbers of a length each, which are slow to read
+_MOST_NUMBERS = 2**19  # bytes of numbers of a length each, which are slow to read
 _MOST_SHAPE = 128  # bytes: more dimensions than any tensor has
 _SLOW_TYPES = {
     FieldDescriptor.TYPE_BOOL,

@@ -14,6 +14,7 @@ from reluguard.service.settings import Settings
 
 __all__ = ["serve"]
 
+_LEFT_S = 0.8  # after the drain, so that all is over within a second of it
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +58,9 @@ async def _serve(settings: Settings, ready: Callable[[Server], None] | None) -> 
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.wait({starting}, timeout=_LEFT_S)
+        if not starting.done():  # a model is being read, and a thread can't be ended
+            _leave(0)
         return 0
     await starting
     loop.add_signal_handler(signal.SIGHUP, ask_to_reload)
@@ -66,12 +69,18 @@ async def _serve(settings: Settings, ready: Callable[[Server], None] | None) -> 
     await stopping
     drained = loop.create_task(server.stop())
     impatient = loop.create_task(second.wait())
-    await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    patience = settings.drain_delay_s + settings.drain_s + _LEFT_S
+    await asyncio.wait({drained, impatient}, return_when=asyncio.FIRST_COMPLETED, timeout=patience)
     if not drained.done():
-        _log.warning("a second signal: ending at once")
-        # model threads can't be interrupted, so leave without waiting for them
-        logging.shutdown()
-        os._exit(1)
+        why = "a second signal" if impatient.done() else "work that does not end"
+        _log.warning("%s: ending at once", why)
+        _leave(1)
     impatient.cancel()
     await drained
     return 0
+
+
+def _leave(code: int) -> None:
+    """End this process now: threads in a model's run or a file's reading can't be interrupted."""
+    logging.shutdown()
+    os._exit(code)

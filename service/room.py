@@ -17,7 +17,7 @@ _AT_LEAST_BYTES = 16 * _MIB  # as far as the rows of one request need it
 _LOBBY_BYTES = 32 * _MIB  # of all who have not said who they are
 _CONNECTION_BYTES = 64 * 1024  # of a stream that nobody reads: gRPC's first window
 _MOST_LANES = 256
-_FIELDS, _FIELDS_PER_ROW = 1024, 4
+_FIELDS, _FIELDS_PER_ROW = 256, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

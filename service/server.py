@@ -20,6 +20,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.session import available_cores
 from reluguard.service.captures.capture import Capture
 from reluguard.service.captures.drift import Drift, read_drift
+from reluguard.service.decoding.decoders import Decoders
 from reluguard.service.edge import Edge
 from reluguard.service.errors import NotFoundError, ReloadError, StartError
 from reluguard.service.listening import (
@@ -56,7 +57,8 @@ from reluguard.service.web.snapshot import CaptureStatus, ServerStatus, count_ca
 __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
-_LAST_GRACE_S = 1.0
+_LAST_GRACE_S = 0.3
+_FEWEST_DECODERS = 2  # one caller may hold half of them
 _SETTLE_S = 0.02
 _WORKER_NICE = 10
 _LOWEST = 19
@@ -153,8 +155,17 @@ class Server:
             max_message_bytes=self.room.max_message_bytes,
             max_pixels=settings.max_pixels,
         )
+        decoders = Decoders(
+            size=max(_FEWEST_DECODERS, available_cores()),
+            decode_s=settings.decode_s,
+            max_pixels=settings.max_pixels,
+            starter=self._pool("starter", 1),
+            ended=self.metrics.decoder_ended,
+        )
+        self._stack.push_async_callback(decoders.close)
         inspector = Inspector(
             decoder=self._decoder,
+            decoders=decoders,
             quotas=quotas,
             limits=limits,
             rules=Rules(

@@ -120,7 +120,7 @@ class Settings:
     caller_calls_per_s: float | None = None
     caller_rows_per_s: float | None = None
     max_pixels: int = 67_108_864
-    decode_s: float = 2.0
+    decode_s: float = 5.0
     max_streams: int = 256
     keepalive_s: float | None = None
     min_ping_s: float = 10.0

@@ -33,6 +33,7 @@ with atheris.instrument_imports(include=["reluguard", "PIL"]):
         write_tensor,
     )
 
+_REFUSED = (RequestError, ImageError)
 _SPEC = InputSpec(name="image", height=12, width=12, channels=3)
 _LIMITS = Limits(max_rows=64, max_message_bytes=2**24, max_pixels=10_000)
 _KINDS = [*DATATYPES, "BYTES", "", "x"]
@@ -78,7 +79,7 @@ def _infer(given: atheris.FuzzedDataProvider) -> None:
     def read(data: bytes, payload: memoryview | None) -> Input:
         request = parse(oip.ModelInferRequest, data)
         raw = request.raw_input_contents if payload is None else [payload]
-        return read_infer(request, raw, "image", "FP32", _LIMITS)
+        return read_infer(request, raw, _SPEC, _LIMITS)
 
     _both_ways(read, data, LARGE_INFER)
 
@@ -88,7 +89,7 @@ def _both_ways(
 ) -> None:
     """Hold what is read of a lifted payload against what protobuf reads of the whole."""
     whole, lifted = _read(read, data, None), _read(read, *lift(data, large, at_least=0))
-    if isinstance(whole, RequestError) or isinstance(lifted, RequestError):
+    if isinstance(whole, _REFUSED) or isinstance(lifted, _REFUSED):
         assert str(whole) == str(lifted), (whole, lifted)
         return
     assert type(whole) is type(lifted)
@@ -104,10 +105,10 @@ def _both_ways(
 
 def _read(
     read: Callable[[bytes, memoryview | None], Input], data: bytes, payload: memoryview | None
-) -> Input | RequestError:
+) -> Input | RequestError | ImageError:
     try:
         return read(data, payload)
-    except RequestError as error:
+    except _REFUSED as error:
         return error
 
 

@@ -6,6 +6,7 @@ Most of them speak HTTP/2 by hand, because no gRPC library would do what they do
 
 import asyncio
 import contextlib
+import io
 import os
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from PIL import Image
 
 from benchmarks.faults.load import Phase, send
 from benchmarks.faults.pair import Pair, make_pair
 from benchmarks.faults.process import Process, raise_file_limit, served
 from benchmarks.faults.report import Finding
 from benchmarks.faults.traffic import NO_RETRIES, Ask, Kit, code_of
+from reluguard.service.protocols.pb import open_inference as oip
+from reluguard.service.protocols.pb import reluguard_v1 as pb
 
 __all__ = ["run"]
 
@@ -52,6 +56,7 @@ def run(pair: Pair | None, folder: Path, *, short: bool) -> list[Finding]:
         ("20 streams that never read", lambda s, a: _deaf_streams(s, a, count=20), big),
         ("garbage on the port", _garbage, ask),
         ("pings without end", _pings, ask),
+        *((f"worst bytes: {name}", _flood(method, make()), ask) for name, method, make in WORST),
     ]
     return [_try(kit, ask, name, attack, theirs, seconds) for name, attack, theirs in attacks]
 
@@ -326,6 +331,85 @@ async def _garbage(server: Process, _: Ask) -> AsyncIterator[dict[str, Any]]:
     yield told
     told["connections"] = sent
     task.cancel()
+
+
+def _flood(method: str, data: bytes) -> Attack:
+    """Return a caller who sends this message again and again."""
+
+    @asynccontextmanager
+    async def flood(server: Process, _: Ask) -> AsyncIterator[dict[str, Any]]:
+        codes: dict[str, int] = {}
+        channel = grpc.aio.insecure_channel(server.address, options=NO_RETRIES)
+        call = channel.unary_unary(method)
+
+        async def bother() -> None:
+            while True:
+                try:
+                    await call(data, timeout=20)
+                    code = "OK"
+                except grpc.aio.AioRpcError as error:
+                    code = code_of(error)
+                codes[code] = codes.get(code, 0) + 1
+
+        task = asyncio.create_task(bother())
+        yield {"their_codes": codes, "their_bytes": len(data)}
+        task.cancel()
+        await channel.close()
+
+    return flood
+
+
+_INSPECT, _INFER = "/reluguard.v1.Guard/Inspect", "/inference.GRPCInferenceService/ModelInfer"
+_ROOM = 2**20  # what any model's server takes; a larger message is refused by gRPC itself
+
+
+def _of_files(files: list[bytes]) -> bytes:
+    return pb.InspectRequest(encoded=pb.EncodedImages(images=files)).SerializeToString()
+
+
+def _scan_bomb() -> bytes:
+    """Return a progressive JPEG of as many scans as are let through, on many pixels."""
+    out = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    begin = data.rindex(b"\xff\xda")
+    return data[:begin] + data[begin:-2] * 50 + b"\xff\xd9"
+
+
+def _png_bomb() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8000, 8000)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _numbers() -> bytes:
+    contents = oip.InferTensorContents(uint_contents=[1] * (_ROOM - 4096))
+    tensor = oip.ModelInferRequest.InferInputTensor(
+        name="image", datatype="UINT8", shape=[1, 1, 1, _ROOM - 4096], contents=contents
+    )
+    return oip.ModelInferRequest(inputs=[tensor]).SerializeToString()
+
+
+def _elements() -> bytes:
+    count = (_ROOM - 4096) // 4
+    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[count])
+    return oip.ModelInferRequest(
+        inputs=[tensor], raw_input_contents=[bytes(4 * count)]
+    ).SerializeToString()
+
+
+# what costs a server most for the bytes it takes, by what it is made of
+WORST: list[tuple[str, str, Callable[[], bytes]]] = [
+    ("a JPEG of 50 scans", _INSPECT, lambda: _of_files([_scan_bomb()])),
+    ("a PNG of 64 megapixels", _INSPECT, lambda: _of_files([_png_bomb()])),
+    ("16 MB of empty fields", _INSPECT, lambda: b"\x78\x00" * 2**23),
+    ("empty output names", _INFER, lambda: b"\x32\x00" * (_ROOM // 2 - 99)),
+    ("empty inputs", _INFER, lambda: b"\x2a\x00" * (_ROOM // 2 - 99)),
+    ("unknown fields", _INSPECT, lambda: b"\x78\x00" * (_ROOM // 2 - 99)),
+    ("empty BYTES", _INFER, _elements),
+    ("typed whole numbers", _INFER, _numbers),
+    ("16 KB of empty names", _INSPECT, lambda: b"\x32\x00" * 2**13),
+]
 
 
 @asynccontextmanager

@@ -101,6 +101,11 @@ class Metrics:
             "reluguard_capture_dropped_total", "Sampled images that were not kept, by reason.",
             ["reason"], registry=registry,
         )  # fmt: skip
+        self._decoders_ended = Counter(
+            "reluguard_decoders_ended_total",
+            "Decoding processes that were ended: their images took too long or too much memory.",
+            registry=registry,
+        )
         self._capture_damaged = Counter(
             "reluguard_capture_damaged_total", "Captured shards that can't be read.",
             registry=registry,
@@ -134,6 +139,10 @@ class Metrics:
     def capture_dropped(self, reason: DropReason, rows: int) -> None:
         """Count sampled images that were not kept."""
         self._capture_dropped.labels(reason).inc(rows)
+
+    def decoder_ended(self) -> None:
+        """Count a decoding process that was ended."""
+        self._decoders_ended.inc()
 
     def capture_kept(self, rows: int) -> None:
         """Count sampled images that were kept."""

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from reluguard.detector.captures import Raw
 from reluguard.detector.errors import ImageError, ImageTooLargeError
 from reluguard.detector.images import InputSpec, decode_image
-from reluguard.detector.pixels.decoding import claimed_pixels
 from reluguard.service.captures.capture import Capture
+from reluguard.service.decoding.decoders import Decoders
+from reluguard.service.decoding.weight import weigh
 from reluguard.service.edge import Call, request_id
 from reluguard.service.errors import RequestError
 from reluguard.service.models.models import Model, Version
@@ -36,6 +37,8 @@ __all__ = [
 
 _MARGIN = 8  # times the range of pixels: what augmentation or an odd normalisation may add
 _NAME_BYTES = 16
+# work that a thread of this process does: some 20 ms, less than a hop to a process with big files
+_LIGHT = 2_000_000
 _INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
 _INLINE_TENSOR_BYTES = 1024 * 1024  # the same where nothing is to be done but to look at it
 
@@ -85,22 +88,30 @@ class Encoded:
         """Images."""
         return len(self.images)
 
-    def decode(self, spec: InputSpec, limits: "Limits") -> PixelArray:
-        """Return the pixels of these files in the size the model wants.
+    def weight(self, limits: "Limits") -> int:
+        """Return how much work they are to decode.
 
         `max_pixels` is for all of them together: a few kilobytes of PNG can claim megapixels each,
         and decoding them costs what they claim.
         """
-        left = limits.max_pixels
-        decoded = []
+        pixels = work = 0
         for image in self.images:
-            left -= claimed_pixels(image)
-            if left < 0:
+            weight = weigh(image)
+            pixels += weight.pixels
+            work += weight.work
+            if pixels > limits.max_pixels:
                 raise ImageTooLargeError(
                     f"expected at most {limits.max_pixels} pixels in one request's images, got more"
                 )
-            decoded.append(decode_image(image, spec, max_pixels=limits.max_pixels))
-        return PixelArray(np.stack(decoded))
+        return work
+
+    def decode(self, spec: InputSpec, limits: "Limits") -> PixelArray:
+        """Return the pixels of these files in the size the model wants."""
+        return PixelArray(
+            np.stack(
+                [decode_image(image, spec, max_pixels=limits.max_pixels) for image in self.images]
+            )
+        )
 
 
 Input = TensorArray | PixelArray | Encoded
@@ -161,6 +172,7 @@ class Inspector:
 
     Attributes:
         decoder: a thread pool for what is too slow for the event loop.
+        decoders: processes for what is too much work for this one.
         quotas: what each caller may use.
         limits: of one request.
         rules: the server's policy.
@@ -169,6 +181,7 @@ class Inspector:
     """
 
     decoder: Executor
+    decoders: Decoders
     quotas: Quotas
     limits: Limits
     rules: Rules
@@ -191,7 +204,7 @@ class Inspector:
             raise RequestError("expected at least one image, got an empty batch")
         self.quotas.rows(call.who, given.rows, call.caller.quota)
         started = time.perf_counter()
-        tensor, raw = await self._tensor(given, version.guard.spec)
+        tensor, raw = await self._tensor(given, version.guard.spec, call.who)
         decode_s = time.perf_counter() - started
         model.metrics.stage("decode", decode_s)
         asked = time.time_ns()
@@ -230,18 +243,28 @@ class Inspector:
         )
 
     async def _tensor(
-        self, given: Input, spec: InputSpec
+        self, given: Input, spec: InputSpec, who: str
     ) -> tuple[NDArray[Any], PixelArray | TensorArray]:
         """Return the model's tensor, and what it was made from once it is decoded."""
         limit = _INLINE_TENSOR_BYTES if isinstance(given, TensorArray) else _INLINE_BYTES
         if not isinstance(given, Encoded) and given.array.nbytes <= limit:
             return given.tensor(spec), given
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.decoder, _prepare, given, spec, self.limits)
+        ready = await loop.run_in_executor(self.decoder, _prepare, given, spec, self.limits)
+        if ready is not None:
+            return ready
+        assert isinstance(given, Encoded)
+        plain = PixelArray(await self.decoders.decode(who, given.images, spec))
+        tensor = await loop.run_in_executor(self.decoder, plain.tensor, spec)
+        return tensor, plain
 
 
 def _prepare(
     given: Input, spec: InputSpec, limits: Limits
-) -> tuple[NDArray[Any], PixelArray | TensorArray]:
-    plain = given.decode(spec, limits) if isinstance(given, Encoded) else given
-    return plain.tensor(spec), plain
+) -> tuple[NDArray[Any], PixelArray | TensorArray] | None:
+    """Return what `_tensor` does; None if it is too much work for this process."""
+    if isinstance(given, Encoded):
+        if given.weight(limits) > _LIGHT:
+            return None
+        given = given.decode(spec, limits)
+    return given.tensor(spec), given

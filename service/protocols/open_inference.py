@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard import service
+from reluguard.detector.images import InputSpec, check_images
 from reluguard.service.edge import Call, Edge
 from reluguard.service.errors import (
     DisabledError,
@@ -46,6 +47,7 @@ from reluguard.service.protocols.inspection import (
 from reluguard.service.protocols.pb import open_inference as pb
 from reluguard.service.protocols.policy import Detail, Rules
 from reluguard.service.protocols.wire import (
+    DATATYPES,
     Data,
     check_shape,
     datatype_of,
@@ -269,9 +271,7 @@ class OpenInferenceServicer:
         production = [info.name for info in guard.production_outputs]
         wanted = self._wanted(call, request.outputs, production, rules)
         raw = request.raw_input_contents if payload is None else [payload]
-        given = _read_input(
-            request, raw, guard.spec.name, datatype_of(guard.spec.dtype), self._inspector.limits
-        )
+        given = _read_input(request, raw, guard.spec, self._inspector.limits)
         inspection = await self._inspector.inspect(
             model, _sooner(call, request.parameters), given, rules=rules
         )
@@ -336,8 +336,9 @@ def _sooner(call: Call, parameters: Mapping[str, Any]) -> Call:
 
 
 def _read_input(
-    request: pb.ModelInferRequest, raw: Sequence[Data], name: str, datatype: str, limits: Limits
+    request: pb.ModelInferRequest, raw: Sequence[Data], spec: InputSpec, limits: Limits
 ) -> Input:
+    name, datatype = spec.name, datatype_of(spec.dtype)
     names = [tensor.name for tensor in request.inputs[:_MAX_INPUTS]]
     if len(names) > 1 and len(set(names)) < len(names):
         raise RequestError("the same input is given twice")
@@ -368,10 +369,21 @@ def _read_input(
     if raw:
         array = read_tensor(raw[0], name=name, datatype=tensor.datatype, shape=shape)
     elif typed:
+        _check_sizes(shape, spec, tensor.datatype)
         array = _read_typed(tensor.contents, name=name, datatype=tensor.datatype, shape=shape)
     else:
         raise RequestError(f"expected data for the input {name!r}, got none")
     return TensorArray(array) if tensor.datatype == datatype else PixelArray(array)
+
+
+def _check_sizes(shape: tuple[int, ...], spec: InputSpec, datatype: str) -> None:
+    """Raise ImageError unless numbers of this shape are worth reading one by one."""
+    claimed = np.broadcast_to(np.zeros((), DATATYPES[datatype]), shape)
+    if datatype == datatype_of(spec.dtype):
+        if shape[1:] != spec.tensor_shape:
+            spec.check_tensor(claimed)
+    elif shape[1:] != (spec.height, spec.width, spec.channels):
+        check_images(claimed, height=spec.height, width=spec.width, channels=spec.channels)
 
 
 def _elements(tensor: Any, raw: Sequence[Data], *, name: str, count: int) -> list[bytes]:

@@ -156,6 +156,8 @@ def read_numbers(packed: bytes) -> NDArray[np.uint64]:
         packed: varints, each whole: protobuf has read them before.
     """
     data = np.frombuffer(packed, np.uint8)
+    if data.max(initial=0) < 0x80:  # each of one byte
+        return data.astype(np.uint64)
     ends = np.flatnonzero(data < 0x80)
     starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
     lengths = ends - starts + 1

@@ -1,19 +1,23 @@
 """The server as a process: signals, exit codes, logs."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from reluguard.detector.images import Images
 from reluguard.service.client.client import Client
@@ -100,6 +104,46 @@ def test_a_caller_of_the_only_server_is_told_it_is_unavailable(pair: Any, mixed:
         with pytest.raises(CallError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
             list(answers)
         assert server.wait(20) == 0
+
+
+def scan_bomb(side: int = 8000, scans: int = 50) -> bytes:
+    """Return a progressive JPEG of few bytes that takes a decoder seconds."""
+    out = io.BytesIO()
+    Image.new("L", (side, side)).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    begin = data.rindex(b"\xff\xda")
+    return data[:begin] + data[begin:-2] * scans + b"\xff\xd9"
+
+
+def test_the_drain_ends_in_its_time_whatever_runs(pair: Any) -> None:
+    """Decoders at work and messages half sent hold it up no longer than they may."""
+    settings = {"DRAIN_S": "0.5", "DECODE_S": "60", "MAX_MESSAGE_BYTES": "4000000"}
+    with (
+        process(pair, **settings) as (server, address),
+        Client(address, deadline_s=60) as client,
+        grpc.insecure_channel(address) as channel,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        client.describe()
+        file = scan_bomb()
+        bombs = [threads.submit(client.inspect_encoded, [file]) for _ in range(2)]
+        never = threading.Event()
+        half = channel.stream_unary("/reluguard.v1.Guard/Inspect").future(
+            iter(lambda: never.wait(60), True)
+        )
+        tasks = Path(f"/proc/{server.pid}/task")
+        while not any(children.read_text() for children in tasks.glob("*/children")):
+            pass
+        started = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+        took = time.monotonic() - started
+        never.set()
+        assert took < 0.5 + 1.0 + 1.0  # a second more for a machine that is busy
+        for bomb in bombs:
+            with pytest.raises(CallError):
+                bomb.result(30)
+        assert half.exception(30) is not None
 
 
 def test_a_second_signal_ends_at_once(pair: Any) -> None:

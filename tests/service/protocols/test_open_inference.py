@@ -266,11 +266,31 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "INVALID_ARGUMENT",
         "expected 864 elements for 'image', got 863",
     ),
+    "typed of another size": (
+        raw_request(
+            ROWS,
+            inputs=given(
+                datatype="UINT8", shape=[1, 1, 1, 1], contents=typed(uint_contents=[255])
+            ),
+            raw_input_contents=[],
+        ),
+        "INVALID_ARGUMENT",
+        "expected uint8 images of shape (N, 12, 12, 3), got (1, 1, 1, 1)",
+    ),
+    "too many files": (
+        raw_request(
+            ROWS,
+            inputs=given(datatype="BYTES", shape=[2**20]),
+            raw_input_contents=[bytes(2**16)],
+        ),
+        "INVALID_ARGUMENT",
+        "images in one request, got 1048576",
+    ),
     "typed out of range": (
         raw_request(
             ROWS,
             inputs=given(
-                datatype="UINT8", shape=[1, 1, 1, 1], contents=typed(uint_contents=[256])
+                datatype="UINT8", shape=[1, 12, 12, 3], contents=typed(uint_contents=[256] * 432)
             ),
             raw_input_contents=[],
         ),
