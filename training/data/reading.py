@@ -8,7 +8,6 @@ from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
 from reluguard.detector.pixels.pipeline import Pipeline, Resize
 from reluguard.detector.pixels.preprocessing import Preprocessing
-from reluguard.training.provenance import provenance_of
 
 __all__ = ["Reading"]
 
@@ -47,11 +46,13 @@ class Reading:
     def of_guard(cls, manifest: Manifest) -> "Reading":
         """Return how the images of a guard are read, its folders labelled as when it was fitted.
 
-        Raises:
-            GuardError: what its manifest says of that can't be read.
+        A guard that says nothing of folders, or in another way, has them in alphabetical order.
         """
-        data = provenance_of(manifest).data
-        labels = data.classes if data is not None and data.classes else None
+        data = manifest.provenance.get("data")
+        found = data.get("classes") if isinstance(data, Mapping) else None
+        labels = None
+        if isinstance(found, Mapping) and all(type(label) is int for label in found.values()):
+            labels = {str(name): label for name, label in found.items()}
         return replace(cls.of(manifest.input), labels=labels)
 
     @classmethod
