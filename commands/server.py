@@ -51,6 +51,13 @@ def serve(
     reflection: Annotated[
         bool, typer.Option("--reflection", help="Serve gRPC reflection.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML with any settings by name; what is given here wins."),
+    ] = None,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Only say whether all settings are right.")
+    ] = False,
     more: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other setting as NAME=VALUE; RELUGUARD_NAME works too."),
@@ -66,6 +73,7 @@ def serve(
     named = {PREFIX + name.upper(): value for name, value in extra.items()}
     settings = Settings.from_env(
         {**os.environ, **named},
+        config=config,
         model=model,
         guard=guard,
         challenger=challenger,
@@ -82,6 +90,14 @@ def serve(
         tokens=tokens,
         reflection=reflection or None,
     )
+    if check_config:
+        from reluguard.service.checking import problems
+
+        found = problems(settings)
+        for problem in found:
+            sys.stderr.write(f"reluguard: {problem}\n")
+        typer.echo("the settings are right" if not found else f"{len(found)} problems")
+        sys.exit(1 if found else 0)
     sys.exit(run_server(settings))
 
 

@@ -21,6 +21,7 @@ from reluguard.service.errors import (
     UnauthenticatedError,
 )
 from reluguard.service.intake import EvictedError, Intake
+from reluguard.service.monitoring.decisions import DecisionLog
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.rpc_metrics import MethodMetrics
 from reluguard.service.monitoring.tracing import Handler, Tracing
@@ -71,6 +72,7 @@ class Edge:
         quotas: how much each caller may.
         room: how much there is of everything.
         receive_s: longest time that a message may take to come.
+        decisions: where refused tokens are told; None for nowhere.
         tracing: what writes spans; None for nothing.
 
     Attributes:
@@ -89,8 +91,10 @@ class Edge:
         quotas: Quotas,
         room: Room,
         receive_s: float,
+        decisions: DecisionLog | None = None,
         tracing: Tracing | None = None,
     ) -> None:
+        self._decisions = decisions
         self._metrics = metrics
         self._tokens = tokens
         self._quotas = quotas
@@ -170,8 +174,12 @@ class Edge:
         if self._tokens is not None and scope is not None:
             try:
                 caller = self._tokens.caller(*_metadata(context, "authorization"))
-            except UnauthenticatedError:
+            except UnauthenticatedError as error:
                 self._metrics.call_refused("unauthenticated")
+                if self._decisions is not None:
+                    self._decisions.refused(
+                        caller=_address(context.peer()), request=request_id.get(), reason=str(error)
+                    )
                 raise
             who = caller.name
         elif scope is not None:

@@ -41,6 +41,7 @@ from reluguard.service.models.models import (
     sources_in,
 )
 from reluguard.service.models.slots import Slots
+from reluguard.service.monitoring.decisions import DecisionLog
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.tracing import Tracing, open_tracing
 from reluguard.service.protocols import open_inference, servicers
@@ -141,9 +142,11 @@ class Server:
             ),
             self.metrics.call_refused,
         )
+        decisions = self._decisions()
         self._edge = Edge(
             metrics=self.metrics,
             tokens=tokens,
+            decisions=decisions,
             quotas=quotas,
             room=self.room,
             receive_s=settings.receive_s,
@@ -174,6 +177,7 @@ class Server:
                 likelihood_step=settings.likelihood_step,
             ),
             capture=self._capture(),
+            decisions=decisions,
             tracing=self._tracing,
         )
         self._grpc = grpc.aio.server(options=server_options(settings, limits))
@@ -211,6 +215,20 @@ class Server:
                 "anybody who reaches %s may ask and sees raw scores: set tokens or tls_client_ca",
                 self.address,
             )
+
+    def _decisions(self) -> DecisionLog | None:
+        settings = self.settings
+        if settings.decision_log is None:
+            return None
+        log = DecisionLog(
+            settings.decision_log,
+            max_bytes=settings.decision_log_bytes,
+            files=settings.decision_log_files,
+            share=settings.decision_share,
+            dropped=self.metrics.decision_dropped,
+        )
+        self._stack.callback(log.close)
+        return log
 
     def _capture(self) -> Capture | None:
         settings = self.settings

@@ -1,6 +1,7 @@
 """How the server listens, what it serves and what it allows."""
 
 import os
+import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ PREFIX = "RELUGUARD_"
 Policy = Literal["annotate", "reject", "shadow"]
 FailMode = Literal["open", "closed"]
 TracingMode = Literal["none", "console", "otlp"]
+_WANTED = {
+    str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false"
+}  # fmt: skip
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -89,6 +93,10 @@ class Settings:
         capture_images: keep raw input too: pixels, decoded files or the caller's own tensors.
         capture_max_bytes: of all that is kept; the oldest without a label goes first.
         capture_ttl_s: age at which what has no label goes, and raw input of what has one.
+        decision_log: file of JSON lines that say what was answered to whom; None for none.
+        decision_share: share of images told there that are neither flagged nor unscored.
+        decision_log_bytes: size at which the file is rotated.
+        decision_log_files: rotated files that are kept.
         drift_s: how often the drift of what was captured is read.
     """
 
@@ -145,6 +153,10 @@ class Settings:
     capture_images: bool = False
     capture_max_bytes: int = 1_073_741_824
     capture_ttl_s: float = 2_592_000.0
+    decision_log: Path | None = None
+    decision_share: float = 1.0
+    decision_log_bytes: int = 67_108_864
+    decision_log_files: int = 5
     drift_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -158,7 +170,8 @@ class Settings:
         for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
                      "threads", "max_message_bytes", "max_pixels", "max_streams",
                      "max_bytes_in_flight", "max_connections", "max_open_streams",
-                     "caller_calls", "capture_max_bytes"):  # fmt: skip
+                     "caller_calls", "capture_max_bytes", "decision_log_bytes",
+                     "decision_log_files"):  # fmt: skip
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise SettingsError(f"expected {name} of 1 or more, got {number}")
@@ -208,14 +221,28 @@ class Settings:
             if not 0 < getattr(self, name) <= 1:
                 raise SettingsError(f"expected {name} in (0, 1], got {getattr(self, name)}")
 
+        if not 0 <= self.decision_share <= 1:
+            raise SettingsError(f"expected decision_share in [0, 1], got {self.decision_share}")
+
     @property
     def is_open(self) -> bool:
         """Whether anybody who reaches the port may use the server."""
         return self.tokens is None and self.tls_client_ca is None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> "Settings":
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        config: Path | None = None,
+        **overrides: Any,
+    ) -> "Settings":
         """Return settings from RELUGUARD_* variables; an override that isn't None wins.
+
+        Args:
+            environ: the variables; those of the process if None.
+            config: a TOML file of settings by name, which variables and overrides win over.
+            overrides: settings by name.
 
         Raises:
             SettingsError: an unknown name, or a value of the wrong type or meaning.
@@ -223,7 +250,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         known = {field.name: field for field in fields(cls)}
         hints = get_type_hints(cls)
-        values: dict[str, Any] = {}
+        values = {} if config is None else _read_config(config, hints)
         for variable, text in environ.items():
             if not variable.startswith(PREFIX):
                 continue
@@ -236,6 +263,40 @@ class Settings:
             raise SettingsError(f"unknown settings: {', '.join(unknown)}")
         values |= {name: value for name, value in overrides.items() if value is not None}
         return cls(**values)
+
+
+def _read_config(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a TOML file. Paths in it are relative to the file."""
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the configuration {file} can't be read: {error}") from error
+    unknown = sorted(set(document) - set(hints))
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]!r} in {file}")
+    return {name: _checked(name, value, hints[name], file) for name, value in document.items()}
+
+
+def _checked(name: str, value: Any, hint: Any, file: Path) -> Any:
+    """Return a value of TOML as its setting's type."""
+    kinds = get_args(hint) if get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    if value == "none" and len(kinds) < len(get_args(hint)):
+        return None  # TOML has no word for it
+    (kind,) = kinds
+    if kind is Path and isinstance(value, str):
+        return file.parent / value
+    if get_origin(kind) is tuple and isinstance(value, list):
+        if all(isinstance(part, str) for part in value):
+            return tuple(value)
+    elif get_origin(kind) is Literal:
+        kind = str
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in {str, int, float, bool} and type(value) is kind:
+        return value
+    raise SettingsError(f"expected {_WANTED.get(kind, 'a list of texts')} for {name} in {file}, "
+                        f"got {value!r}")  # fmt: skip
 
 
 def _parse(variable: str, text: str, hint: Any) -> Any:

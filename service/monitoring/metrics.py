@@ -106,6 +106,10 @@ class Metrics:
             "Decoding processes that were ended: their images took too long or too much memory.",
             registry=registry,
         )
+        self._decisions_dropped = Counter(
+            "reluguard_decisions_dropped_total", "Entries of the decision log that were lost.",
+            registry=registry,
+        )  # fmt: skip
         self._capture_damaged = Counter(
             "reluguard_capture_damaged_total", "Captured shards that can't be read.",
             registry=registry,
@@ -139,6 +143,10 @@ class Metrics:
     def capture_dropped(self, reason: DropReason, rows: int) -> None:
         """Count sampled images that were not kept."""
         self._capture_dropped.labels(reason).inc(rows)
+
+    def decision_dropped(self) -> None:
+        """Count an entry of the decision log that was lost."""
+        self._decisions_dropped.inc()
 
     def decoder_ended(self) -> None:
         """Count a decoding process that was ended."""

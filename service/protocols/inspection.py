@@ -20,6 +20,7 @@ from reluguard.service.decoding.weight import weigh
 from reluguard.service.edge import Call, request_id
 from reluguard.service.errors import RequestError
 from reluguard.service.models.models import Model, Version
+from reluguard.service.monitoring.decisions import Decision, DecisionLog
 from reluguard.service.monitoring.tracing import Tracing
 from reluguard.service.protocols.policy import Detail, Rules, View
 from reluguard.service.quotas import Quotas
@@ -177,6 +178,7 @@ class Inspector:
         limits: of one request.
         rules: the server's policy.
         capture: what keeps a sample of the traffic; None for nothing.
+        decisions: what writes down who was answered what; None for nothing.
         tracing: what writes spans; None for nothing.
     """
 
@@ -186,6 +188,7 @@ class Inspector:
     limits: Limits
     rules: Rules
     capture: Capture | None = None
+    decisions: DecisionLog | None = None
     tracing: Tracing | None = None
 
     async def inspect(
@@ -228,7 +231,23 @@ class Inspector:
                 raw=raw.array,
                 kind=kind,
             )
-        view = (rules or self.rules).view(
+        chosen = rules or self.rules
+        if self.decisions is not None:
+            self.decisions.add(
+                Decision(
+                    time=time.time(),
+                    request=request_id.get(),
+                    capture=name,
+                    caller=call.who or call.caller.name,
+                    model=model.name,
+                    guard=version.digest,
+                    policy=chosen.policy,
+                    fail=chosen.fail,
+                    latency_s=time.perf_counter() - started,
+                    verdicts=answer.verdicts,
+                )
+            )
+        view = chosen.view(
             answer.verdicts,
             privileged=call.caller.may(Scope.PRIVILEGED),
             all_scored=answer.all_scored,

@@ -1,8 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from reluguard.commands.app import app
 from reluguard.detector.errors import SettingsError
+from reluguard.service.checking import problems
 from reluguard.service.settings import Settings
 
 
@@ -71,3 +76,63 @@ def test_an_unknown_override_is_an_error() -> None:
     """A misspelt keyword is not passed over."""
     with pytest.raises(SettingsError, match="unknown settings: prot"):
         Settings.from_env({}, prot=1)
+
+
+def test_a_configuration_file_has_every_setting(tmp_path: Path) -> None:
+    """Each by its name and in its type; variables win over the file, options over both."""
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'model = "m.onnx"\nguard = "/g"\nport = 1\ndrain_s = 2\ncapture_images = true\n'
+        'policy = "reject"\nproviders = ["CPUExecutionProvider"]\nmetrics_port = "none"\n'
+    )
+    found = Settings.from_env({"RELUGUARD_PORT": "2"}, config=file, max_rows=3)
+    assert (found.model, found.guard) == (tmp_path / "m.onnx", Path("/g"))
+    assert (found.port, found.max_rows, found.drain_s) == (2, 3, 2.0)
+    assert (found.capture_images, found.policy, found.metrics_port) == (True, "reject", None)
+    assert found.providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot = 1", "unknown setting 'prot'"),
+        ("port = ", "can't be read"),
+        ('port = "1"', "expected a whole number for port in .*, got '1'"),
+        ("port = true", "expected a whole number for port"),
+        ("drain_s = true", "expected a number for drain_s"),
+        ("reflection = 1", "expected true or false for reflection"),
+        ("model = 1", "expected a path for model"),
+        ("name = 1", "expected a text for name"),
+        ("providers = [1]", "expected a list of texts for providers"),
+        ('policy = "maybe"', "expected policy one of"),
+        ('port = "none"', "expected a whole number for port"),
+    ],
+)
+def test_a_wrong_configuration_file_says_where(tmp_path: Path, text: str, message: str) -> None:
+    """The file, the setting, what was expected and what came."""
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_env({}, config=file)
+    with pytest.raises(SettingsError, match="can't be read"):
+        Settings.from_env({}, config=tmp_path / "none.toml")
+
+
+def test_a_configuration_is_checked_without_a_start(pair: Any, tmp_path: Path) -> None:
+    """Models are opened and replayed, token files read; each problem is a sentence."""
+    good = Settings(model=pair.model, guard=pair.guard, metrics_port=None)
+    assert problems(good) == []
+    assert problems(Settings()) == ["expected at least one model to serve, got none"]
+    (tmp_path / "tokens.toml").write_text("[[")
+    (found,) = problems(replace(good, tokens=tmp_path / "tokens.toml"))
+    assert "the token file" in found
+    (found,) = problems(replace(good, guard=tmp_path))
+    assert "expected a guard in" in found
+    file = tmp_path / "serve.toml"
+    file.write_text(f'model = "{pair.model}"\nguard = "{pair.guard}"\n')
+    done = CliRunner().invoke(app, ["serve", "--config", str(file), "--check-config"])
+    assert (done.exit_code, done.stdout) == (0, "the settings are right\n")
+    done = CliRunner().invoke(
+        app, ["serve", "--model", str(file), "--guard", "x", "--check-config"]
+    )
+    assert done.exit_code == 1

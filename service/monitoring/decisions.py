@@ -1,0 +1,180 @@
+"""The decision log: what was answered to whom, as JSON lines, off the request path. Never pixels.
+
+One line per image that was flagged or not scored, per share of the others, and per caller whose
+token was refused. The file is rotated by size; lines that nobody could write in time are counted.
+"""
+
+import json
+import logging
+import logging.handlers
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reluguard.detector.verdict import Verdicts
+from reluguard.service.errors import StartError
+
+__all__ = ["Decision", "DecisionLog"]
+
+_log = logging.getLogger(__name__)
+_QUEUE = 4096
+_CLOSE_S = 2.0
+_draw = random.Random()  # noqa: S311 - which clean images are told is no secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One answered request. `verdicts` are those of the guard, whatever its caller may see."""
+
+    time: float
+    request: str
+    capture: str
+    caller: str
+    model: str
+    guard: str
+    policy: str
+    fail: str
+    latency_s: float
+    verdicts: Verdicts
+
+
+class DecisionLog:
+    """The writer of one file: a bounded queue and one thread.
+
+    Args:
+        path: of the newest file; older ones are PATH.1, PATH.2 and so on.
+        max_bytes: of one file.
+        files: kept besides the newest.
+        share: of images that are neither flagged nor unscored, in [0, 1].
+        dropped: told of each decision or refusal that could not be written.
+
+    Raises:
+        StartError: the file can't be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        files: int,
+        share: float,
+        dropped: Callable[[], None],
+    ) -> None:
+        self._share, self._dropped = share, dropped
+        self._queue: queue.Queue[Decision | dict[str, Any] | None] = queue.Queue(_QUEUE)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _File(path, maxBytes=max_bytes, backupCount=files, encoding="utf-8")
+        except OSError as error:
+            raise StartError(f"the decision log {path} can't be written: {error}") from error
+        self._thread = threading.Thread(target=self._write, name="decisions", daemon=True)
+        self._thread.start()
+
+    def add(self, decision: Decision) -> None:
+        """Queue a request's decisions; never waits."""
+        self._put(decision)
+
+    def refused(self, *, caller: str, request: str, reason: str) -> None:
+        """Queue that a caller's token was refused.
+
+        Args:
+            caller: the address it came from.
+            request: what it calls its request.
+            reason: in the words it was told.
+        """
+        self._put(
+            {
+                "time": _moment(time.time()),
+                "event": "unauthenticated",
+                "request": request,
+                "caller": caller,
+                "reason": reason,
+            }
+        )
+
+    def close(self) -> None:
+        """Write what is queued and end; a stuck disk is given up."""
+        try:
+            self._queue.put(None, timeout=_CLOSE_S)
+        except queue.Full:
+            return
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():
+            self._file.close()
+
+    def _put(self, what: Decision | dict[str, Any]) -> None:
+        try:
+            self._queue.put_nowait(what)
+        except queue.Full:
+            self._dropped()
+
+    def _write(self) -> None:
+        while (what := self._queue.get()) is not None:
+            try:
+                for line in [what] if isinstance(what, dict) else self._lines(what):
+                    self._file.write(json.dumps(line, ensure_ascii=False))
+            except Exception as error:  # noqa: BLE001 - the next ones may well be written
+                self._dropped()
+                _log.error("a decision is lost: %s", error)
+
+    def _lines(self, decision: Decision) -> list[dict[str, Any]]:
+        told = {
+            "time": _moment(decision.time),
+            "event": "decision",
+            "request": decision.request,
+            "capture": decision.capture,
+            "caller": decision.caller,
+            "model": decision.model,
+            "guard": decision.guard,
+            "policy": decision.policy,
+            "latency_ms": round(decision.latency_s * 1000, 3),
+        }
+        verdicts = decision.verdicts
+        lines = []
+        for row in range(len(verdicts)):
+            if verdicts.unscored[row]:
+                word, withheld = "unscored", decision.fail == "closed"
+            else:
+                withheld = bool(verdicts.is_adversarial[row])
+                word = "adversarial" if withheld else "clean"
+            if word == "clean" and _draw.random() >= self._share:
+                continue
+            lines.append(
+                {
+                    **told,
+                    "row": row,
+                    "verdict": word,
+                    "withheld": withheld and decision.policy == "reject",
+                    "p_value": round(float(verdicts.p_value[row]), 6),
+                    "prediction": int(verdicts.prediction[row]),
+                }
+            )
+        return lines
+
+
+class _File(logging.handlers.RotatingFileHandler):
+    """A rotated file that says when it can't be written."""
+
+    def write(self, line: str) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: the disk is full or can't be written.
+        """
+        self.emit(logging.makeLogRecord({"msg": line}))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        """Let the writer count it; the base class prints a trace for each."""
+        del record
+        raise  # noqa: PLE0704 - called while an error is handled
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

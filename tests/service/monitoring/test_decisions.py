@@ -1,0 +1,89 @@
+"""What was answered to whom stands in the log, line by line, and never a pixel."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reluguard.detector.images import Images
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import running
+from reluguard.service.client.client import Client
+from reluguard.service.errors import CallError, StartError
+from reluguard.service.monitoring.decisions import DecisionLog
+from reluguard.service.security import Scope, token_entry
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_decision_is_told_and_each_refused_token(
+    guard: Guard, mixed: Images, tmp_path: Path
+) -> None:
+    """Who asked, what was answered by which guard under which policy, and how long it took."""
+    tokens, path = tmp_path / "tokens.toml", tmp_path / "log" / "decisions.jsonl"
+    tokens.write_text(token_entry("t", name="pipeline", scopes=[Scope.INFER]))
+    own = guard.inspect(mixed[:8])
+    with running(guard, tokens=tokens, decision_log=path, policy="reject") as server:
+        with Client(server.address, token="t") as client:
+            client.inspect(mixed[:8])
+        with Client(server.address, token="wrong") as client, pytest.raises(CallError):
+            client.inspect(mixed[:1])
+    lines = lines_of(path)
+    told = [line for line in lines if line["event"] == "decision"]
+    assert [line["row"] for line in told] == list(range(8))
+    assert [line["verdict"] == "adversarial" for line in told] == own.is_adversarial.tolist()
+    assert [line["withheld"] for line in told] == own.is_adversarial.tolist()
+    np.testing.assert_allclose([line["p_value"] for line in told], own.p_value, atol=1e-6)
+    assert {(line["caller"], line["policy"]) for line in told} == {("pipeline", "reject")}
+    assert {line["guard"] for line in told} == {guard.artifact.digest}
+    assert all(line["latency_ms"] > 0 and line["request"] for line in told)
+    refused = [line for line in lines if line["event"] == "unauthenticated"]
+    assert {(line["caller"], line["reason"]) for line in refused} == {
+        ("127.0.0.1", "unknown token")
+    }
+
+
+def test_clean_images_may_be_left_out(guard: Guard, mixed: Images, tmp_path: Path) -> None:
+    """What was flagged never is."""
+    path = tmp_path / "decisions.jsonl"
+    with (
+        running(guard, decision_log=path, decision_share=0.0) as server,
+        Client(server.address) as client,
+    ):
+        client.inspect(mixed)
+    told = lines_of(path)
+    assert {line["verdict"] for line in told} == {"adversarial"}
+    assert len(told) == np.count_nonzero(guard.inspect(mixed).is_adversarial)
+
+
+def test_the_file_is_rotated(tmp_path: Path) -> None:
+    """So many files of such a size, every line whole."""
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path, max_bytes=1000, files=2, share=1.0, dropped=lambda: None)
+    for i in range(100):
+        log.refused(caller="1.2.3.4", request=f"r{i}", reason="unknown token")
+    log.close()
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    assert all(file.stat().st_size <= 1000 for file in files)
+    assert lines_of(path)[-1]["request"] == "r99"
+    assert all(lines_of(file) for file in files)
+
+
+def test_a_disk_that_fails_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+    """They are counted, and the next ones are written."""
+    path, dropped = tmp_path / "log" / "decisions.jsonl", []
+    log = DecisionLog(path, max_bytes=10, files=1, share=1.0, dropped=lambda: dropped.append(1))
+    log.refused(caller="a", request="first", reason="x")
+    (path.parent / "decisions.jsonl.1").mkdir()  # nothing can be rotated there
+    (path.parent / "decisions.jsonl.1" / "full").touch()
+    for i in range(3):
+        log.refused(caller="a", request=str(i), reason="x")
+    log.close()
+    assert dropped
+    with pytest.raises(StartError, match=r"the decision log .* can't be written"):
+        DecisionLog(path / "below", max_bytes=1, files=1, share=1.0, dropped=lambda: None)
