@@ -21,7 +21,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.training.attacks.library import TwinModule
 from reluguard.training.changes import Change
 from reluguard.training.data.dataset import Labels, load_data
-from reluguard.training.recipes.default import benign
+from reluguard.training.recipes.harmless import harmless
 from reluguard.training.statistics.metrics import auroc, rate_above
 from reluguard.training.twin.twin import load_twin, to_pixels
 
@@ -62,7 +62,7 @@ def _inspect(guard: Guard, images: Images) -> tuple[Any, Any, Any]:
 def _harmless(guard: Guard, images: Images, labels: Labels) -> None:
     """Print a line for clean images and one per harmless change."""
     changed = {"clean": images}
-    for portion in benign(1.0):
+    for portion in harmless(1.0):
         assert isinstance(portion.change, Change)
         changed[portion.change.name] = portion.change(images, seed=5)
     for name, some in changed.items():

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.artifact import Manifest, write_file
+from reluguard.detector.images import InputSpec
 from reluguard.detector.lock import hold
 from reluguard.detector.metrics import red_team_of
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
 from reluguard.training.attacks import Attack, attack_named
-from reluguard.training.changes import BENIGN, Change, benign_named
+from reluguard.training.changes import Change, benign_named, controls
 from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset, check_labels
 from reluguard.training.data.given import Data, given_data
@@ -105,8 +106,10 @@ def evaluate(
         data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
             split is used.
         out: the folder to write to.
-        attacks: by name, as `attack_named` takes them; by default `DEFAULT_ATTACKS`.
-        benign: harmless changes by name; by default all of `BENIGN`, severities 1 to 5 with them.
+        attacks: by name, as `attack_named` takes them; by default `DEFAULT_ATTACKS`, with budgets
+            that suit the size of the images.
+        benign: harmless changes by name; by default those of `BENIGN` that suit the size of the
+            images, severities 1 to 5 with them, but none at just the strength it was fitted on.
         work: keeps the shards, so that nothing is attacked twice; by default in `out`.
         fit_work: the work folder of the guard's fit, which the baselines and the matrix of seen and
             unseen are fitted from; by default beside the guard, and without it they are left out.
@@ -145,8 +148,10 @@ def evaluate(
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])
     logits = predict(reader, dataset.images[rows])
     check_labels(dataset, logits.shape[1])
-    named = attacks or (*DEFAULT_ATTACKS, *(TRANSFERS if surrogates else ()))
-    changes = _changes(named, BENIGN if benign is None else benign, twin)
+    changes: dict[str, Attack | Change] = {
+        **_attacks(attacks, opened.spec, twin, with_transfer=bool(surrogates)),
+        **_benign(benign, opened.spec, manifest),
+    }
     orders = Orders(
         model=model,
         output=manifest.answer,
@@ -205,13 +210,26 @@ def evaluate(
     return found
 
 
-def _changes(
-    attacks: Sequence[str], benign: Sequence[str] | Mapping[str, Change], twin: str
-) -> dict[str, Attack | Change]:
-    """Return attacks and harmless changes by name; without a twin, only those that need none."""
-    made = [attack_named(name) for name in attacks]
-    able = [attack for attack in made if twin != "none" or not attack.needs_gradients]
-    return {attack.name: attack for attack in able} | {name: benign_named(name) for name in benign}
+def _attacks(
+    named: Sequence[str] | None, spec: InputSpec, twin: str, *, with_transfer: bool
+) -> dict[str, Attack]:
+    """Return the attacks by name; without a twin, only those that need none."""
+    default = (*DEFAULT_ATTACKS, *(TRANSFERS if with_transfer else ()))
+    made = (
+        [attack_named(name) for name in named]
+        if named
+        else [attack_named(name).for_images(spec.height, spec.width) for name in default]
+    )
+    return {one.name: one for one in made if twin != "none" or not one.needs_gradients}
+
+
+def _benign(named: Sequence[str] | None, spec: InputSpec, manifest: Manifest) -> dict[str, Change]:
+    """Return the harmless changes by name."""
+    if named is not None:
+        return {name: benign_named(name) for name in named}
+    recipe = provenance_of(manifest).recipe
+    seen = [one.change for one in recipe.benign] if recipe else []
+    return controls(spec.height, spec.width, spec.channels, seen)
 
 
 def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, Any]:

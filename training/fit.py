@@ -130,7 +130,7 @@ def fit(
     )
     for word in case.words:
         progress.say(word)
-    recipe = recipe.for_images(case.spec.height, case.spec.width)
+    recipe = recipe.for_images(case.spec.height, case.spec.width, case.spec.channels)
     orders = _orders(case, recipe, twin, Path(work) if work else work_folder(out), seed, threads)
     progress.advance(1)
     orders.workspace.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def _harvest(
     fitted = {split: case.splits[split] for split in ("fit", "test")}
     jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted)}
     for index, portion in enumerate(recipe.benign):
-        some = _portion(fitted, portion, orders.seed + index)
+        some = _portion(fitted, portion, recipe.least, orders.seed + index)
         jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some)
     # an attack has nothing to do where the model is wrong already
     right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
@@ -259,7 +259,7 @@ def _harvest(
     for index, portion in enumerate(recipe.attacks):
         if orders.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
-        some = _portion(right, portion, orders.seed + ATTACK_SEEDS + index)
+        some = _portion(right, portion, recipe.least, orders.seed + ATTACK_SEEDS + index)
         jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some)
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
@@ -276,12 +276,17 @@ def _harvest(
 
 
 def _portion(
-    splits: Mapping[str, NDArray[np.int64]], portion: Portion, seed: int
+    splits: Mapping[str, NDArray[np.int64]],
+    portion: Portion,
+    least: Mapping[str, int],
+    seed: int,
 ) -> dict[str, NDArray[np.int64]]:
     """Return a share of each split's sources, other ones for each attack."""
     rng = np.random.default_rng(seed)
     return {
-        split: np.sort(rng.permutation(sources)[: max(1, round(portion.share * len(sources)))])
+        split: np.sort(
+            rng.permutation(sources)[: portion.images(len(sources), least.get(split, 1))]
+        )
         for split, sources in splits.items()
     }
 

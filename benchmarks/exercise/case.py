@@ -112,7 +112,7 @@ def fit_without(
         seed=seed,
         threads=1,
     )
-    recipe = recipe.for_images(case.spec.height, case.spec.width)
+    recipe = recipe.for_images(case.spec.height, case.spec.width, case.spec.channels)
     if (out / "manifest.json").is_file():
         found = read_guard(out)
         if found.manifest.provenance["recipe"] == json.loads(json.dumps(recipe.to_json())):
@@ -159,7 +159,7 @@ def _take_over(
             sources = case.splits[split]
             found = np.flatnonzero(np.isin(joined["sources"], sources % len(case.dataset)))
             count = len(sources[case.right[sources]]) if slug in attacks else len(sources)
-            wanted = -(-max(1, round(portion.share * count)) // SHARD_IMAGES)
+            wanted = -(-portion.images(count, recipe.least.get(split, 1)) // SHARD_IMAGES)
             for number, part in enumerate(np.array_split(found, wanted)):
                 file = work / slug / f"{split}-{number:05d}.npz"
                 if not file.is_file() and len(part):

@@ -3,10 +3,12 @@
 An image changed like this is not adversarial, whatever the classifier makes of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from reluguard.training.changes.base import Change
+from reluguard.training.changes.base import PHOTOGRAPH, Change
+from reluguard.training.changes.colour import Gain, Gamma, Grey, Hue, Saturation, WhiteBalance
+from reluguard.training.changes.files import JPEG, Chroma, Palette, Resaved, WebP
 from reluguard.training.changes.noise import (
     GaussianNoise,
     ImpulseNoise,
@@ -15,14 +17,16 @@ from reluguard.training.changes.noise import (
     UniformNoise,
 )
 from reluguard.training.changes.optics import (
-    JPEG,
     Blur,
     Brightness,
     Contrast,
     Flip,
     Pixelate,
+    Sharpen,
     Shift,
 )
+from reluguard.training.changes.place import Crop, Pad, Resize, Rotate, Stretch
+from reluguard.training.changes.screen import Screen
 from reluguard.training.errors import AttackError
 
 __all__ = [
@@ -31,16 +35,34 @@ __all__ = [
     "Blur",
     "Brightness",
     "Change",
+    "Chroma",
     "Contrast",
+    "Crop",
     "Flip",
+    "Gain",
+    "Gamma",
     "GaussianNoise",
+    "Grey",
+    "Hue",
     "ImpulseNoise",
+    "Pad",
+    "Palette",
     "Pixelate",
+    "Resaved",
+    "Resize",
+    "Rotate",
+    "Saturation",
+    "Screen",
+    "Sharpen",
     "Shift",
     "ShotNoise",
     "SignNoise",
+    "Stretch",
     "UniformNoise",
+    "WebP",
+    "WhiteBalance",
     "benign_named",
+    "controls",
     "severity",
 ]
 
@@ -86,10 +108,39 @@ _CHANGES: tuple[Change, ...] = (
     Pixelate(share=0.9),
     ShotNoise(photons=500),
     ImpulseNoise(share=0.01),
+    # what no shipped recipe holds at just this strength: a report leaves out what the guard saw
+    GaussianNoise(sigma=6.0),
+    *(SignNoise(size=s) for s in (2.5, 5.0)),
+    UniformNoise(size=6.0),
+)
+
+# What happens to photographs, at strengths that no shipped recipe holds
+_FIELD: tuple[Change, ...] = (
+    *(JPEG(quality=q) for q in (93, 70)),
+    *(Resaved(qualities=q) for q in ((92, 80), (55, 70))),
+    *(WebP(quality=q) for q in (85, 60)),
+    Chroma(block=3),
+    *(Resize(share=0.6, by=by) for by in ("nearest", "bilinear", "bicubic", "lanczos", "area")),
+    Resize(share=1.5, by="bicubic"),
+    *(Crop(keep=k) for k in (0.93, 0.84)),
+    *(Pad(down=0.7, fill=fill) for fill in ("grey", "black", "white", "edge")),
+    Pad(down=1.0, across=0.8, fill="grey"),
+    Pad(down=0.85, across=0.85, fill="black"),
+    *(Stretch(ratio=r) for r in (0.7, 1.25, 1.4)),
+    *(Sharpen(amount=a, radius=r) for a, r in ((0.8, 0.6), (1.2, 0.4), (1.8, 0.5))),
+    *(Gain(factor=f) for f in (0.7, 1.5)),
+    *(Gamma(gamma=g) for g in (0.7, 1.4)),
+    *(Saturation(factor=f) for f in (0.5, 1.5)),
+    *(Hue(degrees=d) for d in (-7.0, 7.0)),
+    *(WhiteBalance(warmth=w) for w in (-0.08, 0.08)),
+    Grey(),
+    *(Palette(colours=c) for c in (24, 48)),
+    *(Rotate(degrees=d) for d in (-2.0, 2.5)),
+    *(Screen(strength=s) for s in (0.7, 1.2)),
 )
 
 BENIGN: Mapping[str, Change] = MappingProxyType(
-    {change.name: change for change in _CHANGES}
+    {change.name: change for change in (*_CHANGES, *_FIELD)}
     | {
         f"{kind}-c{level}": change
         for kind, changes in _SEVERITIES.items()
@@ -107,3 +158,33 @@ def benign_named(text: str) -> Change:
     if text not in BENIGN:
         raise AttackError(f"expected a change of {', '.join(BENIGN)}, got {text!r}")
     return BENIGN[text]
+
+
+def controls(
+    height: int, width: int, channels: int, seen: Collection[str] = ()
+) -> dict[str, Change]:
+    """Return the changes that images of this shape are judged on where nobody names any.
+
+    Those of `BENIGN`, as they suit the size; what only happens to photographs from 64 pixels a side
+    on, and what needs colour on images that have it.
+
+    Args:
+        height: of the images.
+        width: of them.
+        channels: of them.
+        seen: what the guard was fitted on, as `repr` writes it: none of these, strength for
+            strength, is among the result.
+
+    """
+    field = {change.name for change in _FIELD} if min(height, width) < PHOTOGRAPH else set()
+    known = "\n".join(seen)
+    suited = {
+        name: change.for_images(height, width)
+        for name, change in BENIGN.items()
+        if name not in field and not (channels == 1 and change.needs_colour)
+    }
+    return {
+        change.name if name == BENIGN[name].name else name: change
+        for name, change in suited.items()
+        if repr(change) not in known
+    }

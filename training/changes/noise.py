@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reluguard.detector.images import Images
-from reluguard.training.changes.base import Change, Floats, check_positive
-from reluguard.training.errors import AttackError
+from reluguard.training.changes.base import Change, Floats, check_positive, check_share
 
 __all__ = ["GaussianNoise", "ImpulseNoise", "ShotNoise", "SignNoise", "UniformNoise"]
 
@@ -97,8 +96,7 @@ class ImpulseNoise(Change):
     share: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise AttackError(f"expected a share in (0, 1], got {self.share}")
+        check_share(self.share)
 
     @property
     def name(self) -> str:

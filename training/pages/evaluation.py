@@ -44,8 +44,9 @@ def evaluation_page(
         )
     ) + paragraph(
         "Threat model of this page: " + about.threat_model + ". Attacks count where they "
-        "succeeded in whole pixels from images the model answers right; brackets are 95 % "
-        "intervals. Someone who knows the guard gets past more often: see the red team's figures."
+        "succeeded in whole pixels from images the model answers right; they and harmless changes "
+        "happen on the pixels after resize and crop. Brackets are 95 % intervals. "
+        "Someone who knows the guard gets past more often: see the red team's figures."
     )
     sections = [
         Section(title="Threat models", body=_threat_table(card)),

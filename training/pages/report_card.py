@@ -27,8 +27,10 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
     ) + paragraph(
         f"{len(manifest.taps)} taps, {manifest.calibration_images} calibration images. Every "
         "figure is on source images that no step of fitting saw; attacks are of the kinds that "
-        "were fitted on, and count where they succeeded after rounding to whole pixels. Brackets "
-        "are 95 % intervals. `reluguard evaluate` judges unseen attacks and the baselines too."
+        "were fitted on, and count where they succeeded after rounding to whole pixels. Attacks "
+        "happen on the pixels after resize and crop, just before they become the model's input, "
+        "and so do harmless changes. Brackets are 95 % intervals. `reluguard evaluate` judges "
+        "unseen attacks and the baselines too."
     )
     sections = [
         Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),

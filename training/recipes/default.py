@@ -22,45 +22,11 @@ from reluguard.training.attacks import (
     Varied,
     VariedQueries,
 )
-from reluguard.training.changes import (
-    JPEG,
-    Blur,
-    Brightness,
-    Contrast,
-    GaussianNoise,
-    ImpulseNoise,
-    Pixelate,
-    Shift,
-    ShotNoise,
-    SignNoise,
-    UniformNoise,
-)
-from reluguard.training.changes.mixture import Mixture
+from reluguard.training.recipes.harmless import harmless
+from reluguard.training.recipes.photographs import default_on_photographs
 from reluguard.training.recipes.recipe import Portion, Recipe
 
-__all__ = ["benign", "default"]
-
-
-def benign(share: float) -> tuple[Portion, ...]:
-    """Return the harmless changes, each on this share of the images, its strength varying."""
-    shifts = [(2, 2), (-2, 2), (2, -2), (-2, -2), (1, 0), (0, -1), (3, 0), (0, 3)]
-    mixtures = (
-        Mixture("gaussian", tuple(GaussianNoise(sigma=s) for s in (1.0, 2.0, 4.0, 8.0, 12.0))),
-        Mixture("gaussian-strong", tuple(GaussianNoise(sigma=s) for s in (10.0, 16.0, 25.0))),
-        Mixture("sign", tuple(SignNoise(size=s) for s in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0))),
-        Mixture("uniform", tuple(UniformNoise(size=s) for s in (2.0, 4.0, 8.0, 14.0))),
-        Mixture("shot", tuple(ShotNoise(photons=p) for p in (500.0, 250.0, 100.0))),
-        Mixture("impulse", tuple(ImpulseNoise(share=s) for s in (0.002, 0.005, 0.01, 0.03))),
-        Mixture("jpeg", tuple(JPEG(quality=q) for q in (95, 85, 75, 60))),
-        Mixture("blur", tuple(Blur(sigma=s) for s in (0.3, 0.4, 0.6, 0.8))),
-        Mixture("pixelate", tuple(Pixelate(share=s) for s in (0.95, 0.85))),
-        Mixture("brightness", tuple(Brightness(amount=a) for a in (-0.15, -0.08, 0.08, 0.15))),
-        Mixture("contrast", tuple(Contrast(factor=f) for f in (0.5, 0.75, 1.25))),
-        Mixture("shift", tuple(Shift(down=d, right=r) for d, r in shifts)),
-    )
-    # noise is what a guard most easily takes for an attack
-    weights = {"gaussian": 2.0, "sign": 4.0, "uniform": 2.0, "impulse": 2.0, "brightness": 2.0}
-    return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in mixtures)
+__all__ = ["default"]
 
 
 def default() -> Recipe:
@@ -110,5 +76,6 @@ def default() -> Recipe:
             Portion(Varied("patch-varied", (Patch(side=4), Patch(side=9))), 0.1, weight=0.5),
             Portion(RandomSearch(), 0.25, weight=0.5),
         ),
-        benign=benign(0.3),
+        benign=harmless(0.3),
+        large=default_on_photographs(),
     )

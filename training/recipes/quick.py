@@ -13,7 +13,8 @@ from reluguard.training.attacks import (
     Spatial,
     Square,
 )
-from reluguard.training.recipes.default import benign
+from reluguard.training.recipes.harmless import harmless
+from reluguard.training.recipes.photographs import quick_on_photographs
 from reluguard.training.recipes.recipe import Portion, Recipe
 
 __all__ = ["quick"]
@@ -38,5 +39,6 @@ def quick() -> Recipe:
             Portion(Patch(steps=20), 0.06),
             Portion(RandomSearch(), 0.1, weight=0.5),
         ),
-        benign=benign(0.15),
+        benign=harmless(0.15),
+        large=quick_on_photographs(),
     )
