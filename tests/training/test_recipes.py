@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from reluguard.training.attacks import FGSM, PGD, Attack, Patch, SparsePGD, Varied
-from reluguard.training.changes import GaussianNoise
+from reluguard.training.changes import Blur, Change, GaussianNoise, Grey
 from reluguard.training.changes.mixture import Mixture
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.recipes import Portion, Recipe, recipe_named
+from reluguard.training.recipes.harmless import in_the_field
 
 SHIPPED = ("default", "quick", "digits")
 
@@ -96,22 +97,74 @@ def test_a_mixture_needs_something_to_mix() -> None:
 
 
 def test_a_recipe_fits_the_size_of_the_images() -> None:
-    """At 32 pixels it is what it says; places grow with the side, norms do not."""
+    """At 32 pixels it is what it says; L2, places, patches and blurs grow, 8-bit steps do not."""
     recipe = Recipe(
         name="mine",
         attacks=(
             Portion(PGD(size=2.0)),
             Portion(SparsePGD(places=20)),
             Portion(Varied("patches", (Patch(side=4), Patch(side=8))), 0.5, weight=2.0),
+            Portion(PGD(norm="l2", size=0.5)),
         ),
-        benign=(Portion(GaussianNoise(sigma=2.0)),),
+        benign=(Portion(GaussianNoise(sigma=2.0)), Portion(Blur(sigma=0.5))),
     )
     assert recipe.for_images(32, 32) == recipe
-    large = recipe.for_images(64, 64).attacks
-    assert large[0] == recipe.attacks[0]
-    assert large[1] == Portion(SparsePGD(places=40))
-    assert large[2] == Portion(Varied("patches", (Patch(side=8), Patch(side=16))), 0.5, weight=2.0)
-    assert recipe.for_images(2, 2).attacks[1] == Portion(SparsePGD(places=1))
+    large = recipe.for_images(128, 128)
+    assert large.attacks == (
+        recipe.attacks[0],
+        Portion(SparsePGD(places=320, step=960.0)),
+        Portion(Varied("patches", (Patch(side=16), Patch(side=32))), 0.5, weight=2.0),
+        Portion(PGD(norm="l2", size=1.0)),
+    )
+    assert large.benign == (recipe.benign[0], Portion(Blur(sigma=1.0)))
+    small = recipe.for_images(2, 2)
+    assert small.attacks[1] == Portion(SparsePGD(places=1))
+    assert small.attacks[3] == recipe.attacks[3]
+    assert small.benign == recipe.benign
+
+
+def test_a_budget_tells_the_truth_after_growing() -> None:
+    """The name that reports and the manifest show is that of what is done."""
+    recipe = recipe_named("default").for_images(224, 224)
+    for portion in recipe.attacks:
+        change = portion.change
+        assert isinstance(change, Attack)
+        if not isinstance(change, Varied) and change.budget.norm in {"l2", "l1", "linf"}:
+            assert change.name.endswith(str(change.budget))
+    assert {"pgd-l2-0.661", "patch-42", "sparse-l0-980"} <= {p.change.name for p in recipe.attacks}
+
+
+@pytest.mark.parametrize("name", ["default", "quick"])
+def test_photographs_meet_what_happens_to_photographs(name: str) -> None:
+    """From 64 pixels a side on the recipe is another; at 32 it is just what it was."""
+    recipe = recipe_named(name)
+    field = {portion.change.name for portion in in_the_field(1.0)}
+    for side, expected in ((28, set()), (32, set()), (63, set()), (64, field), (224, field)):
+        suited = recipe.for_images(side, side)
+        assert suited.name == name
+        assert {portion.change.name for portion in suited.benign} & field == expected
+    assert recipe.for_images(32, 32) == recipe
+    assert "large" not in recipe.to_json()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_grey_images_get_no_changes_of_colour(name: str) -> None:
+    """Every harmless change of a recipe for grey photographs changes them."""
+    suited = recipe_named(name).for_images(96, 96, 1)
+    for portion in suited.benign:
+        parts = portion.change.changes if isinstance(portion.change, Mixture) else [portion.change]
+        assert not [part for part in parts if isinstance(part, Change) and part.needs_colour]
+    grey_alone = Recipe(name="x", attacks=(), benign=(Portion(Grey()),))
+    assert grey_alone.for_images(96, 96, 1).benign == ()
+    assert grey_alone.for_images(96, 96, 3) == grey_alone
+
+
+def test_a_share_of_few_images_is_filled_up() -> None:
+    """A portion is its share of the images, at least so many, and no more than there are."""
+    portion = Portion(FGSM(size=1.0), 0.1)
+    counts = {count: portion.images(count, 60) for count in (5, 60, 300, 600, 5000)}
+    assert counts == {5: 5, 60: 60, 300: 60, 600: 60, 5000: 500}
+    assert portion.images(3, 0) == 1
 
 
 @pytest.mark.parametrize("name", SHIPPED)

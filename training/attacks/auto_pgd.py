@@ -1,7 +1,7 @@
 """Auto-PGD: PGD that sets its own step length. N images, K classes."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -75,6 +75,10 @@ class APGD(Attack):
     def budget(self) -> Budget:
         """In the chosen norm."""
         return Budget(self.norm, self.size)
+
+    def for_images(self, height: int, width: int) -> Self:
+        """As far as its budget goes on them."""
+        return replace(self, size=self.budget.for_images(height, width).size)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels of the highest loss seen."""

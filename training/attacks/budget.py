@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reluguard.training.errors import AttackError
 
-__all__ = ["Budget", "Norm", "norms"]
+__all__ = ["Budget", "Norm", "norms", "side_of"]
 
 Norm = Literal["linf", "l2", "l1", "l0", "none"]
 
@@ -37,6 +37,22 @@ class Budget:
             raise AttackError(
                 f"expected a positive size of the {self.norm} budget, got {self.size}"
             )
+
+    def for_images(self, height: int, width: int) -> "Budget":
+        """Return the budget that goes about as far on images of this size; written for 32 x 32.
+
+        An 8-bit step stays one, L2 grows with the root of the side, L1 with its power of 1.75.
+        Sizes have three digits, and smaller images keep them.
+
+        Measured, what PGD of ten steps fools of ResNet-20 at 32 pixels, of 64, and of
+        EfficientNet-Lite0 at 224, of 16: Linf 1 .83 and 1.00; L2 .25 .97 and .44, .66 there 1.00;
+        L1 12 .97, there 84 .12, 222 .62, 350 .94, 588 1.00.
+        """
+        power = {"l2": 0.5, "l1": 1.75}.get(self.norm)
+        if power is None:
+            return self
+        grown = self.size * max(1.0, side_of(height, width)) ** power
+        return Budget(self.norm, float(f"{grown:.3g}"))
 
     def __str__(self) -> str:
         return "none" if self.norm == "none" else f"{self.norm}-{self.size:g}"
@@ -103,6 +119,11 @@ class Budget:
         needed = before < (total - limit).unsqueeze(1)
         back = torch.zeros_like(needed).scatter(1, order, needed) & (saving > 0)
         return step - torch.sign(step) * back.reshape(step.shape)
+
+
+def side_of(height: int, width: int) -> float:
+    """Return an image's side in units of the 32 pixels that budgets are written for."""
+    return math.sqrt(height * width) / 32
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -4,22 +4,20 @@ Weak, and unlike every attack that searches: what it finds teaches a guard that 
 changed image counts, whatever the change looks like.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from reluguard.training.attacks.base import Attack, Goal
-from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.budget import Budget, side_of
 from reluguard.training.attacks.query import ask, square_mask
 from reluguard.training.attacks.victim import Victim
 from reluguard.training.errors import AttackError
 
 __all__ = ["RandomSearch"]
-
-_CELLS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +31,7 @@ class RandomSearch(Attack):
         high: largest.
         side: largest side of the square, as a share of the image's.
         tries: questions per image, at most.
+        cells: sides of the blocks, in pixels; one is drawn each time.
     """
 
     needs_gradients: ClassVar[bool] = False
@@ -40,6 +39,7 @@ class RandomSearch(Attack):
     high: float = 20.0
     side: float = 0.4
     tries: int = 8
+    cells: tuple[int, ...] = (2, 4, 8, 16)
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 255 or not 0 < self.side <= 1 or self.tries < 1:
@@ -47,6 +47,8 @@ class RandomSearch(Attack):
                 "expected 0 < low <= high <= 255, a side in (0, 1] and 1 or more tries, "
                 f"got {self.low}, {self.high}, {self.side} and {self.tries}"
             )
+        if not self.cells or min(self.cells) < 1:
+            raise AttackError(f"expected cells of 1 or more pixels, got {self.cells}")
 
     @property
     def name(self) -> str:
@@ -57,6 +59,11 @@ class RandomSearch(Attack):
     def budget(self) -> Budget:
         """Free: a square may hold anything."""
         return Budget("none")
+
+    def for_images(self, height: int, width: int) -> Self:
+        """Blocks of the same share of the side; of smaller images, as they are."""
+        side = max(1.0, side_of(height, width))
+        return replace(self, cells=tuple(round(cell * side) for cell in self.cells))
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
@@ -76,7 +83,7 @@ class RandomSearch(Attack):
 
     def _changed(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         n, _, h, w = clean.shape
-        cells = [cell for cell in _CELLS if cell <= min(h, w)] or [1]
+        cells = [cell for cell in self.cells if cell <= min(h, w)] or [1]
         cell = cells[int(torch.randint(len(cells), (1,), generator=generator))]
         height = self.low + (self.high - self.low) * torch.rand((n, 1, 1, 1), generator=generator)
         blocks = (clean + (self._blocks(clean, cell, generator) * height / 255).to(clean)).clamp(

@@ -1,6 +1,7 @@
 """Attacks that follow the sign or the direction of the gradient: FGSM and its descendants."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -123,6 +124,10 @@ class PGD(Attack):
     def budget(self) -> Budget:
         """In the chosen norm."""
         return Budget(self.norm, self.size)
+
+    def for_images(self, height: int, width: int) -> Self:
+        """As far as its budget goes on them."""
+        return replace(self, size=self.budget.for_images(height, width).size)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels of the last step; of several starts, the one deepest behind."""

@@ -1,6 +1,5 @@
 """Attacks on a few places: anywhere, or in one square patch. N images, H rows, W columns."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from reluguard.training.attacks.base import Attack, Goal
-from reluguard.training.attacks.budget import Budget
+from reluguard.training.attacks.budget import Budget, side_of
 from reluguard.training.attacks.gradient import climb
 from reluguard.training.attacks.query import square_mask
 from reluguard.training.attacks.victim import Victim
@@ -47,8 +46,18 @@ class SparsePGD(Attack):
         return Budget("l0", self.places)
 
     def for_images(self, height: int, width: int) -> Self:
-        """As many places for its side: twice the side, twice the places."""
-        return replace(self, places=max(1, round(self.places * _side(height, width))))
+        """The same share of the places; of smaller images a larger one, by the side.
+
+        What 20 places in 1,024 do to ResNet-20, .66 fooled, 980 in 224 x 224 do to
+        EfficientNet-Lite0, .75; 140, by the side, fool .06.
+        """
+        side = side_of(height, width)
+        more = side**2 if side > 1 else side
+        return replace(
+            self,
+            places=max(1, round(self.places * more)),
+            step=float(f"{self.step * max(1.0, more):.3g}"),
+        )
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels deepest behind the boundary."""
@@ -96,7 +105,7 @@ class Patch(Attack):
 
     def for_images(self, height: int, width: int) -> Self:
         """The same share of the side."""
-        return replace(self, side=max(1, round(self.side * _side(height, width))))
+        return replace(self, side=max(1, round(self.side * side_of(height, width))))
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels deepest behind the boundary."""
@@ -119,11 +128,6 @@ class Patch(Attack):
         with torch.no_grad():
             margin = goal.margin(twin.logits(pixels))
         return _keep_deeper(best, depth, pixels, margin)[0]
-
-
-def _side(height: int, width: int) -> float:
-    """Return an image's side in units of 32 pixels."""
-    return math.sqrt(height * width) / 32
 
 
 def _keep_deeper(

@@ -312,6 +312,7 @@ def test_an_attack_of_another_package(tmp_path: Path, monkeypatch: pytest.Monkey
         (lambda: Spatial(turns=0), "expected positive turns and shifts"),
         (lambda: Spatial(padding=cast("Any", "wrap")), "expected a padding of zeros, border, refl"),
         (lambda: RandomSearch(low=9.0, high=3.0), "expected 0 < low <= high <= 255"),
+        (lambda: RandomSearch(cells=()), r"expected cells of 1 or more pixels, got \(\)"),
         (lambda: Varied("none", ()), "expected at least one attack for none, got none"),
         (
             lambda: Varied("far", (Transfer(), FGSM(size=1.0))),

@@ -113,6 +113,19 @@ def test_of_equal_changes_the_first_are_kept() -> None:
     assert torch.equal((whole != 100).flatten(1), (torch.arange(1600) >= 1024).expand(2, -1))
 
 
+def test_budgets_grow_with_the_image() -> None:
+    """Steps of a pixel stay; L2 and L1 grow with the side, and smaller images keep them."""
+    assert Budget("linf", 4.0).for_images(224, 224) == Budget("linf", 4.0)
+    assert Budget("l2", 0.5).for_images(128, 128) == Budget("l2", 1.0)
+    assert Budget("l2", 0.25).for_images(224, 224) == Budget("l2", 0.661)
+    assert Budget("l1", 12.0).for_images(512, 512) == Budget("l1", 1540.0)
+    assert Budget("none").for_images(224, 224) == Budget("none")
+    for norm in ("l2", "l1"):
+        sizes = [Budget(norm, 1.0).for_images(side, side).size for side in (8, 32, 48, 96, 224)]
+        assert sizes[:2] == [1.0, 1.0]
+        assert sizes == sorted(sizes)
+
+
 def test_norms_of_one_known_change() -> None:
     """Two values of one place by 3 and -4 steps."""
     clean = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
