@@ -65,6 +65,7 @@ class FittedWith(Plain):
         levels: that taps were read at.
         head: the head's settings.
         splits: the share of the images in each part.
+        least: of how many images of a part each change was made, where there were so many.
     """
 
     name: str
@@ -74,6 +75,7 @@ class FittedWith(Plain):
     levels: tuple[float, ...] = ()
     head: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, float] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict, metadata=UNSAID)
 
     @property
     def kinds(self) -> dict[str, Kind]:
