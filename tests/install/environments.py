@@ -3,8 +3,8 @@
 1. The sdist holds all that a packager wants and builds the wheel that the checkout builds.
 2. The wheel alone, base extra, on the Python that runs this.
 3. The same on the newest Python of this machine, with tritonclient beside it.
-4. The lowest versions that all extras allow, those of torch included: the demo, a fit, an
-   evaluation; then `mypy --strict` on a user's program against the installed wheel.
+4. The lowest versions that all extras but `test` allow, those of torch included: the demo, a fit,
+   an evaluation; then `mypy --strict` on a user's program against the installed wheel.
 
 uv makes the environments; whatever it needs comes from where the machine takes its packages.
 """
@@ -17,9 +17,11 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +39,8 @@ NOT_OURS = (
     ".*_cache",
 )
 IN_SDIST = ("docs/", "examples/", "deploy/", "tests/", "proto/", "benchmarks/", "reluguard/")
-EXTRAS = "training,otel,ray,test"
+TRITON = "tritonclient[grpc]>=2.73"
+EXTRAS = ("training", "otel", "ray")
 
 
 def main() -> None:
@@ -53,11 +56,15 @@ def main() -> None:
             print("newest Python: there is none here newer than the one that runs this")
         else:
             with step(f"base and tritonclient, {newest}"):
-                wanted = [str(wheel), "tritonclient[grpc]"]
+                wanted = [str(wheel), TRITON]
                 smoke(environment(work / "newest", str(newest), wanted))
         with step("lowest versions of all extras"):
-            lowest = [f"{wheel}[{EXTRAS}]", "--resolution", "lowest-direct"]
+            # named one by one: what a wheel asks for is not direct, and comes in its newest version
+            lowest = ["--resolution", "lowest-direct", "-r", str(ROOT / "pyproject.toml"), TRITON]
+            lowest += [word for extra in EXTRAS for word in ("--extra", extra)]
             python = environment(work / "lowest", sys.executable, lowest)
+            uv("pip", "install", "--python", python, "--no-deps", wheel)
+            check_lowest(python)
         with step("lowest versions, tried"):
             smoke(python, "--training")
         with step("a user's program, mypy --strict"):
@@ -125,6 +132,20 @@ def smoke(python: Path, *options: str) -> None:
         [python, HERE / "smoke.py", GOLDEN, *options], check=True, env=environ,
         cwd=tempfile.gettempdir(),
     )  # fmt: skip
+
+
+def check_lowest(python: Path) -> None:
+    """Hold what was installed to the floors: a floor below what can be had is not true."""
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]), sep='\\n')"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"][extra] for extra in EXTRAS]
+    found = (re.match(r"([\w-]+)(?:\[\w+\])?[>=]=([\d.]+)", text)
+             for text in chain(project["dependencies"], *extras))  # fmt: skip
+    floors = {match[1]: match[2] for match in found if match}
+    done = subprocess.run([python, "-c", code, *floors], capture_output=True, text=True, check=True)
+    for (name, floor), version in zip(floors.items(), done.stdout.split(), strict=True):
+        same = f"{version}.".startswith(f"{floor}.")
+        assert same, f"the floor of {name} is {floor}, and the lowest to be had is {version}"
 
 
 def newest_python() -> Path | None:

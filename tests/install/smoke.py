@@ -22,7 +22,7 @@ NAMES = ("commands", "detector", "models", "proto", "service", "tests", "trainin
 OF_TRAINING = {"Attack", "AttackResult", "Budget", "GuardedModule", "Goal", "Victim"} | {
     "analyze", "evaluate", "fit", "redteam",
 }  # fmt: skip
-LIMIT_S = 400
+LIMIT_S = 1500  # against a hang, not for speed
 TWIN = """
 from reluguard.detector.model import load_production
 from reluguard.training.twin.onnx_torch import OnnxModule
