@@ -3,8 +3,10 @@
 The digits are scikit-learn's, real handwriting of 8 x 8 pixels (Alpaydin & Kaynak 1998).
 """
 
+import contextlib
 import io
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,15 +198,18 @@ def train_and_export(out: Path, seed: int, progress: Progress) -> tuple[Path, Pa
     ]
     network = train_classifier(parts[0], seed=seed)
     model, held_out = out / "digits.onnx", out / "held-out.npz"
-    program = torch.onnx.export(
-        network,
-        (torch.zeros(2, 1, 8, 8),),
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-        dynamo=True,
-        verbose=False,
-    )
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # some exporters print; ours is the standard output
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, 1, 8, 8),),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("images")},),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     write_file(model, program.model_proto.SerializeToString())
     save_dataset(parts[1], held_out)
