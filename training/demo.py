@@ -198,9 +198,8 @@ def train_and_export(out: Path, seed: int, progress: Progress) -> tuple[Path, Pa
     ]
     network = train_classifier(parts[0], seed=seed)
     model, held_out = out / "digits.onnx", out / "held-out.npz"
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # some exporters print; ours is the standard output
+    # some exporters print, and standard output is ours
+    with contextlib.redirect_stdout(sys.stderr):
         program = torch.onnx.export(
             network,
             (torch.zeros(2, 1, 8, 8),),

@@ -168,7 +168,7 @@ def check_types(python: Path, work: Path) -> None:
     shutil.copy(HERE / "user_program.py", program)
     subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--python-executable", python,
-         "--cache-dir", work / "mypy", "--config-file", os.devnull, program],
+         "--cache-dir", work / "mypy", program],
         check=True, cwd=work, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
     )  # fmt: skip
 
