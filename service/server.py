@@ -344,6 +344,7 @@ class Server:
             state="serving" if self._health.is_serving else "not serving",
             version=service.version(),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
+            room=self.room,
             models=[
                 model_status(
                     model,
@@ -370,6 +371,7 @@ class Server:
                     await model.follow(self._loader)
                 except Exception:  # noqa: BLE001 - one odd file must not end the watch
                     _log.exception("looking for a new guard of %s failed", model.name)
+            await self._show_health()
 
     async def _watch_captures(self) -> None:
         while True:
@@ -400,7 +402,8 @@ class Server:
     async def reload(self) -> None:
         """Look at every loaded model's files now and take what changed."""
         for model in self.repository:
-            await model.follow(self._loader)
+            await model.follow(self._loader, again=True)
+        await self._show_health()
 
     async def _load(self, name: str) -> None:
         try:

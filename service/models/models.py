@@ -37,6 +37,7 @@ from reluguard.service.monitoring.shadow import Shadow
 __all__ = ["VERSION", "Model", "Repository", "Source", "Version", "check_name", "sources_in"]
 
 _log = logging.getLogger(__name__)
+_UNLOADED = "unloaded"
 _LONGEST_NAME = 128
 VERSION = "1"  # of every model, as the Open Inference Protocol counts; the guard has its digest
 
@@ -285,12 +286,20 @@ class Model:
             self.reason = "refused"
         return version
 
-    async def follow(self, loader: Executor) -> None:
-        """Load if the files changed since they were last looked at; a refusal is logged only."""
-        if self.source is None or self._version is None:
+    async def follow(self, loader: Executor, *, again: bool = False) -> None:
+        """Load if the files changed since they were last looked at; a refusal is logged only.
+
+        A model that was refused when the server started is tried again too, one that was unloaded
+        on an admin's word is not.
+
+        Args:
+            loader: reads the files.
+            again: try a model that is not ready although nothing changed.
+        """
+        if self.source is None or self.reason == _UNLOADED:
             return
         seen = await asyncio.get_running_loop().run_in_executor(loader, self.source.fingerprint)
-        if seen == self._seen:
+        if seen == self._seen and not (again and self._version is None):
             return
         try:
             await self.load(loader)
@@ -300,7 +309,7 @@ class Model:
     def unload(self) -> None:
         """Stop answering; requests already decoded finish."""
         self._version = None
-        self.reason = "unloaded"
+        self.reason = _UNLOADED
         self.metrics.unloaded()
 
 

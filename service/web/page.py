@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 from reluguard.service.captures.drift import Drift
+from reluguard.service.room import Room
 from reluguard.service.web.snapshot import (
     CaptureStatus,
     ChallengerStatus,
@@ -16,7 +17,7 @@ from reluguard.service.web.snapshot import (
     ServerStatus,
 )
 
-__all__ = ["page"]
+__all__ = ["page", "whats_wrong"]
 
 _LAYERS = 3  # shown: those that moved furthest
 _SHORT = 16
@@ -48,6 +49,8 @@ code { font: .85em ui-monospace, monospace }
   font-weight: 600; white-space: nowrap }
 .ok { color: var(--ok) } .bad { color: var(--bad) } .wait { color: var(--wait) }
 .soft { color: var(--soft) }
+.wrong { list-style: none; margin: 1rem 0 0; padding: .6rem 1rem; border: 1px solid var(--bad);
+  border-radius: .6rem; background: var(--card); color: var(--bad); font-weight: 600 }
 .figures { display: flex; flex-wrap: wrap; gap: .5rem 1.75rem; margin: 0 0 .75rem }
 .figures div { line-height: 1.2 } .figures b { display: block; font-size: 1.5rem }
 svg { display: block; width: 100%; height: auto }
@@ -76,6 +79,7 @@ _text = html.escape
 def page(status: ServerStatus) -> str:
     """Return the status page."""
     mood = "ok" if status.state == "serving" else "bad"
+    wrong = "".join(f"<li>{_text(sentence)}" for sentence in whats_wrong(status))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'><meta http-equiv=refresh content=10>",
@@ -84,10 +88,51 @@ def page(status: ServerStatus) -> str:
         f"<span class='pill {mood}' id=state>{_text(status.state)}</span>",
         f"<p>version {_text(status.version)}, at {_text(_moment(status.when))} UTC</p>",
         "<p><a href=/metrics>metrics</a> <a href=/status.json>JSON</a></p></header>",
+        f"<ul class=wrong>{wrong}</ul>" if wrong else "",
         *map(_section, status.models),
+        "" if status.room is None else _room(status.room),
         "</html>",
     ]
     return "\n".join(parts)
+
+
+def whats_wrong(status: ServerStatus) -> list[str]:
+    """Return what an operator should look at, the worst first, a sentence each."""
+    found = [] if status.state == "serving" else [f"The server is {status.state}."]
+    for model in status.models:
+        hour, guard = model.hour, model.guard
+        if not model.is_ready:
+            found.append(f"{model.name} is not served: {model.state}.")
+        expected = 0.0 if guard is None else guard.target_fpr
+        scored = hour.images - hour.unscored
+        # three standard deviations above what the guard was calibrated for, and twice as much
+        most = expected * scored + 3 * math.sqrt(expected * scored)
+        if guard is not None and hour.adversarial > max(2 * expected * scored, most, 3):
+            found.append(
+                f"{model.name} flags {_share(hour.adversarial, scored)} of the last hour's images,"
+                f" of clean ones it would flag {expected:.2%}."
+            )
+        if hour.unscored:
+            found.append(f"{model.name} could not score {hour.unscored:,} images.")
+        if model.challenger_refused:
+            found.append(f"{model.name} serves without its challenger, which was refused.")
+        if model.drift is not None and model.drift.advice in {"recalibrate", "retrain"}:
+            found.append(f"{model.name}: traffic has left calibration, {model.drift.advice}.")
+    return found
+
+
+def _room(room: Room) -> str:
+    mib = 2**20
+    rows = {
+        "Memory, beyond that of an idle server": f"{room.memory_bytes / mib:,.0f} MiB at most",
+        "Largest request": f"{room.max_message_bytes / mib:,.1f} MiB",
+        "Bytes of requests at once": f"{room.max_bytes_in_flight / mib:,.0f} MiB",
+        "Calls at once": f"{room.max_in_flight:,}",
+        "Connections": f"{room.max_connections:,}, of {room.max_streams:,} calls",
+        "InspectStream calls": f"{room.max_open_streams:,}",
+    }
+    card = _card("What callers may use", f"<table>{_rows(rows)}</table>")
+    return f"<section><h2>Limits</h2><div class=cards>{card}</div></section>"
 
 
 def _section(model: ModelStatus) -> str:

@@ -23,6 +23,7 @@ from reluguard.detector.shelf.shelf import ShelfError, history
 from reluguard.service.captures.drift import Drift
 from reluguard.service.models.models import Model
 from reluguard.service.monitoring.shadow import Agreement
+from reluguard.service.room import Room
 
 __all__ = [
     "CaptureStatus",
@@ -132,12 +133,16 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
-    """One server at one time."""
+    """One server at one time.
+
+    `room` is what callers may use together, None where nobody says.
+    """
 
     state: str
     version: str
     when: str
     models: Sequence[ModelStatus]
+    room: Room | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; what is not a finite number is null."""
@@ -283,6 +288,9 @@ def fetch_status(address: str, *, timeout_s: float = 5.0) -> dict[str, Any]:
 def in_words(document: Mapping[str, Any]) -> list[str]:
     """Return the lines a person reads of what `fetch_status` gave."""
     lines = [f"{document['state']}, version {document['version']}, at {document['when']}"]
+    if document.get("room"):
+        memory = document["room"]["memory_bytes"] / 2**20
+        lines.append(f"callers can make it hold {memory:,.0f} MiB more than it does idle")
     for model in document["models"]:
         hour, guard, rival = model["hour"], model["guard"], model["challenger"]
         digest = guard["digest"][:_NAME] if guard else "-"

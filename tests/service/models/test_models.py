@@ -1,5 +1,6 @@
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -234,3 +235,26 @@ def test_a_fixed_batch_model(tmp_path: Path, pairs: Callable[..., Any], clean: I
         for rows in (1, 4, 7):
             served = client.inspect(clean[:rows])
             assert (served.score == own.inspect(clean[:rows]).score).all()
+
+
+def test_a_model_refused_at_start_is_tried_again(pairs: Callable[..., Any], tmp_path: Path) -> None:
+    """When its files change, or on SIGHUP; the others are served meanwhile."""
+    for name in ("good", "bad"):
+        pairs(tmp_path / name)
+    manifest = tmp_path / "bad" / "guard" / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:100])
+    settings = Settings(models=tmp_path, port=0, metrics_port=None, reload_s=0.02)
+    with running(settings) as server:
+        assert is_healthy(server.address, service="good")
+        assert not is_healthy(server.address, service="bad")
+        manifest.write_bytes(whole)
+        patience = time.monotonic() + 30
+        while not is_healthy(server.address, service="bad"):
+            assert time.monotonic() < patience
+    settings = Settings(models=tmp_path, port=0, metrics_port=None, reload_s=0.0)
+    manifest.write_bytes(whole[:100])
+    with running(settings) as server:
+        manifest.write_bytes(whole)
+        on_loop(server.server.reload())
+        assert is_healthy(server.address, service="bad")

@@ -27,7 +27,7 @@ from reluguard.service.captures.label import list_captures, set_label
 from reluguard.service.client.client import Client
 from reluguard.service.monitoring.shadow import Agreement
 from reluguard.service.settings import Settings
-from reluguard.service.web.page import page
+from reluguard.service.web.page import page, whats_wrong
 from reluguard.service.web.snapshot import (
     CaptureStatus,
     ChallengerStatus,
@@ -256,3 +256,29 @@ def test_the_page_in_a_real_browser(
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # not an empty page
     if keep := os.environ.get("RELUGUARD_SCREENSHOTS"):
         shutil.copy(picture, Path(keep) / picture.name)
+
+
+def test_what_is_wrong_stands_on_top() -> None:
+    """A third flagged where one in twenty is calibrated is said in words, a calm hour is not."""
+    text = page(full_status())
+    assert "m flags 33.90% of the last hour&#x27;s images, of clean ones it would flag" in text
+    assert "m could not score 1 images." in text
+    calm = HourStatus(
+        images=60, adversarial=3, unscored=0, minutes=[(1, 0)] * 60, histogram=[(math.inf, 60)]
+    )
+    assert whats_wrong(full_status(hour=calm)) == []
+    assert "class=wrong" not in page(full_status(hour=calm))
+    worse = full_status(hour=calm, is_ready=False, state="refused", challenger_refused=True)
+    assert whats_wrong(worse) == [
+        "m is not served: refused.",
+        "m serves without its challenger, which was refused.",
+    ]
+
+
+def test_the_limits_are_shown(server: Running) -> None:
+    """What callers can make the server hold stands on the page and in the JSON."""
+    room = server.server.room
+    text = page(server.server.status())
+    assert "What callers may use" in text
+    assert f"{room.memory_bytes / 2**20:,.0f} MiB at most" in text
+    assert server.server.status().to_json()["room"]["memory_bytes"] == room.memory_bytes
