@@ -34,7 +34,10 @@ def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The guard's folder to write.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", help="What to attack with: default, quick or digits.")
+        str,
+        typer.Option(
+            "--recipe", help="What to attack with: default, quick, digits, or module:name of yours."
+        ),
     ] = "default",
     twin: Twin = "auto",
     output: Output = None,

@@ -153,7 +153,7 @@ def assert_one_line(ended: Ended, message: str) -> None:
         ("--model", __file__, "does not parse as one"),
         ("--data", "nowhere.npz", "folder or torchvision:NAME:ROOT, got 'nowhere.npz'"),
         ("--data", __file__, r"expected a \.npz file"),
-        ("--recipe", "nix", "among default, quick, digits, got 'nix'"),
+        ("--recipe", "nix", "among default, quick, digits, or module:name of yours, got 'nix'"),
         ("--twin", "no_such_module:make", "can't find the twin no_such_module:make"),
         ("--twin", "nonsense", "expected a twin of auto, none or package.module:function"),
         ("--output", "nix", "expected an output named 'nix'"),

@@ -77,7 +77,8 @@ def fit(
         data: labelled images the model was not trained on: a place as `load_data` takes it, or a
             pair of images uint8 (N, H, W, C) and labels (N,).
         out: the guard's folder. Another guard there is replaced, anything else is left alone.
-        recipe: what to attack with: "default", "quick", "digits", or one of your own.
+        recipe: what to attack with: "default", "quick", "digits", "module:name" of
+            yours, or a `Recipe`.
         twin: where gradients come from: "auto" converts the ONNX file, "package.module:function"
             gives your torch module, "none" leaves only black-box attacks.
         output: the model's output with the class scores, where it has several.

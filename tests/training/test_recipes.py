@@ -1,7 +1,9 @@
 """Shipped recipes and what a recipe refuses."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -60,8 +62,32 @@ def test_json_tells_settings_apart() -> None:
 
 def test_an_unknown_recipe_names_the_known() -> None:
     """The message lists what there is."""
-    with pytest.raises(DataError, match="among default, quick, digits, got 'nix'"):
+    with pytest.raises(
+        DataError, match="among default, quick, digits, or module:name of yours, got"
+    ):
         recipe_named("nix")
+
+
+def test_a_recipe_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the working folder lends one, made or to be made; else it is named."""
+    (tmp_path / "my_recipes.py").write_text(
+        "from reluguard.training.attacks import FGSM\n"
+        "from reluguard.training.recipes import Portion, Recipe\n"
+        "small = Recipe(name='small', attacks=(Portion(FGSM(size=3.0)),), benign=())\n"
+        "def made(): return small\n"
+        "number = 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    try:
+        small = Recipe(name="small", attacks=(Portion(FGSM(size=3.0)),), benign=())
+        assert recipe_named("my_recipes:small") == recipe_named("my_recipes:made") == small
+        with pytest.raises(DataError, match="expected my_recipes:number to be a Recipe, got int"):
+            recipe_named("my_recipes:number")
+        with pytest.raises(DataError, match="can't find the recipe my_recipes:missing"):
+            recipe_named("my_recipes:missing")
+    finally:
+        sys.modules.pop("my_recipes", None)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
