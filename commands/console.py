@@ -14,11 +14,14 @@ __all__ = ["fail", "show_progress"]
 
 
 @contextlib.contextmanager
-def show_progress(*, quiet: bool) -> Iterator["Progress"]:
-    """Give progress bars on standard error, or silence."""
-    from reluguard.training.progress import Bars, Progress
+def show_progress() -> Iterator["Progress"]:
+    """Give progress on standard error: bars on a terminal, otherwise a line a minute.
 
-    with Progress() if quiet else Bars() as progress:
+    Standard output is left to results.
+    """
+    from reluguard.training.progress import Bars, Lines
+
+    with Bars() if sys.stderr.isatty() else Lines() as progress:
         yield progress
 
 

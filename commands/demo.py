@@ -31,7 +31,7 @@ def demo(
     """Run the whole main job on handwritten digits: train, attack, fit, serve, ask."""
     from reluguard.training.demo import print_demo, run_demo
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         result = run_demo(out, _ask_server, seed=seed, progress=progress)
     if as_json:
         typer.echo(json.dumps(result.summary))

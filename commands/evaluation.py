@@ -77,7 +77,7 @@ def evaluate(
     from reluguard.training.evaluation.leave_out import left_out_named
     from reluguard.training.pages.evaluation_text import print_evaluation
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         found = run_evaluation(
             model,
             guard,

@@ -89,7 +89,7 @@ def fit(
     from reluguard.training.fit import fit as run_fit
     from reluguard.training.pages.report_card_text import print_card
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         artifact = run_fit(
             model,
             data,

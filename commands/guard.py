@@ -24,7 +24,7 @@ def score(
     """Write offline verdicts: prediction, score, likelihood, p_value, is_adversarial, evidence."""
     from reluguard.training.score import score_data
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         summary = score_data(model, guard, data, out, threads=threads, progress=progress)
     if as_json:
         typer.echo(json.dumps(summary))

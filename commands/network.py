@@ -73,7 +73,7 @@ def analyze(
     from reluguard.training.analyze import ATTACKS
     from reluguard.training.analyze import analyze as run_analysis
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         found = run_analysis(
             model,
             data,
@@ -140,7 +140,7 @@ def harden(
     """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
     from reluguard.training.harden import harden as run_harden
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         report = run_harden(
             model,
             data,

@@ -142,7 +142,7 @@ def redteam(
         from reluguard.training.rounds import SIZES, refit_in_rounds
 
         check_place(refitted)  # before hours of attacks, not after
-        with show_progress(quiet=as_json) as progress:
+        with show_progress() as progress:
             before = attack(guard, out, progress)
             found = refit_in_rounds(
                 model,
@@ -159,7 +159,7 @@ def redteam(
             after = attack(refitted, out / places.folder, progress)
         _tell_rounds(found, before, after, out / places.figures, as_json=as_json)
         sys.exit(0 if found.gate.passed else 1)
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         report = attack(guard, out, progress)
     if as_json:
         typer.echo(json.dumps(report.to_json()))

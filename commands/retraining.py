@@ -73,7 +73,7 @@ def retrain(
     from reluguard.training.pages.gate_text import print_gate
     from reluguard.training.retrain import retrain as run_retrain
 
-    with show_progress(quiet=as_json) as progress:
+    with show_progress() as progress:
         found = run_retrain(
             guard,
             model,

@@ -36,8 +36,8 @@ from reluguard.training.evaluation.leave_out import LeftOut, leave_one_out, open
 from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
-from reluguard.training.harvest.harvest import harvest
-from reluguard.training.harvest.orders import Job, Orders, plan_jobs
+from reluguard.training.harvest.harvest import harvest_told
+from reluguard.training.harvest.orders import SHARD_IMAGES, Job, Orders, plan_jobs, shard_images
 from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import Progress
@@ -165,18 +165,13 @@ def evaluate(
         threads=threads,
         surrogates=tuple(map(Path, surrogates)),
     )
-    jobs = _jobs(changes, rows, logits.argmax(axis=1) == dataset.labels[rows])
+    size = shard_images(dataset.images.shape[1:])
+    jobs = _jobs(changes, rows, logits.argmax(axis=1) == dataset.labels[rows], size)
     every = [job for made in jobs.values() for job in made]
     orders.workspace.mkdir(parents=True, exist_ok=True)
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
-        progress.stage("attack and read", sum(len(job.sources) for job in every))
-        harvest(
-            every,
-            orders,
-            workers=workers or available_cores(),
-            progress=lambda job: progress.advance(len(job.sources)),
-        )
+        harvest_told(every, orders, workers=workers or available_cores(), progress=progress)
         groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
     provenance = provenance_of(manifest)
@@ -235,7 +230,9 @@ def _benign(named: Sequence[str] | None, spec: InputSpec, manifest: Manifest) ->
 def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, Any]:
     """Everything a shard's content depends on but the attack, which its name says."""
     fitted_on = provenance_of(manifest).data
+    size = shard_images(orders.dataset.images.shape[1:])
     return {
+        **({"shard": size} if size != SHARD_IMAGES else {}),
         "model": manifest.model_sha256,
         "data": orders.dataset.digest,
         "input": orders.spec.to_json(),
@@ -253,14 +250,17 @@ def _hash(file: Path) -> str:
 
 
 def _jobs(
-    changes: Mapping[str, Attack | Change], rows: NDArray[np.int64], right: NDArray[np.bool_]
+    changes: Mapping[str, Attack | Change],
+    rows: NDArray[np.int64],
+    right: NDArray[np.bool_],
+    size: int,
 ) -> dict[str, list[Job]]:
-    jobs = {"clean": plan_jobs("clean", "clean", {"test": rows})}
+    jobs = {"clean": plan_jobs("clean", "clean", {"test": rows}, size=size)}
     for slug, change in changes.items():
         if isinstance(change, Attack):
-            jobs[slug] = plan_jobs(slug, "attack", {"test": rows[right]})
+            jobs[slug] = plan_jobs(slug, "attack", {"test": rows[right]}, size=size)
         else:
-            jobs[slug] = plan_jobs(slug, "benign", {"test": rows})
+            jobs[slug] = plan_jobs(slug, "benign", {"test": rows}, size=size)
     if not right.any():
         raise DataError("expected unseen images that the model answers right, got none")
     return jobs

@@ -26,8 +26,8 @@ from reluguard.training.data.preprocessing import HowPixels
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.report_card import promised_rates, report_card
 from reluguard.training.harvest.engine import check_engine
-from reluguard.training.harvest.harvest import harvest
-from reluguard.training.harvest.orders import Job, Orders, plan_jobs
+from reluguard.training.harvest.harvest import harvest_told
+from reluguard.training.harvest.orders import SHARD_IMAGES, Job, Orders, plan_jobs, shard_images
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
 from reluguard.training.head.economy import choose_taps
@@ -40,7 +40,7 @@ from reluguard.training.recipes import Portion, Recipe, recipe_named
 
 __all__ = ["fit"]
 
-GOLDEN_BYTES = 200_000
+GOLDEN_BYTES = 1_250_000
 GOLDEN_IMAGES = 8
 ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
@@ -197,9 +197,11 @@ def _check(prevalence: float, seed: int, workers: int | None, engine: str) -> No
 
 def _plan(case: Case, recipe: Recipe, orders: Orders) -> dict[str, Any]:
     """Everything that a shard's content depends on."""
+    size = shard_images(case.dataset.images.shape[1:])
     strided = {tap.name: [*tap.strides, tap.pooled] for tap in case.taps if tap.is_strided}
     return {
         **({"strides": strided} if strided else {}),
+        **({"shard": size} if size != SHARD_IMAGES else {}),
         "model": case.production.sha256,
         "data": case.dataset.digest,
         "input": case.spec.to_json(),
@@ -245,10 +247,11 @@ def _harvest(
 ) -> dict[str, list[Job]]:
     """Make every shard of the recipe; return the jobs by slug, clean first."""
     fitted = {split: case.splits[split] for split in ("fit", "test")}
-    jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted)}
+    size = shard_images(case.dataset.images.shape[1:])
+    jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted, size=size)}
     for index, portion in enumerate(recipe.benign):
         some = _portion(fitted, portion, recipe.least, orders.seed + index)
-        jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some)
+        jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some, size=size)
     # an attack has nothing to do where the model is wrong already
     right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
     for split, sources in right.items():
@@ -261,18 +264,11 @@ def _harvest(
         if orders.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
         some = _portion(right, portion, recipe.least, orders.seed + ATTACK_SEEDS + index)
-        jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some)
+        jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some, size=size)
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
     every = [job for made in jobs.values() for job in made]
-    progress.stage("attack and read", sum(len(job.sources) for job in every))
-    harvest(
-        every,
-        orders,
-        workers=workers,
-        engine=engine,
-        progress=lambda job: progress.advance(len(job.sources)),
-    )
+    harvest_told(every, orders, workers=workers, engine=engine, progress=progress)
     return jobs
 
 
@@ -336,6 +332,8 @@ def _golden(
     shard = workspace.read(attacked[0])
     if shard.images is not None:
         images.append(shard.images[shard.success][: room // 2])
+    elif shard.sample is not None:
+        images.append(shard.sample[: room // 2])
     chosen = np.concatenate(images)
     rates, logits = reader.read(chosen)
     return Golden(

@@ -176,8 +176,9 @@ class Told(Progress):
         self.done: dict[str, int] = {}
         self._current = ""
 
-    def stage(self, title: str, total: int) -> None:
+    def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """Note a stage."""
+        del expected_s
         self._current = title
         self.totals[title], self.done[title] = total, 0
 

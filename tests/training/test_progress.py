@@ -1,10 +1,26 @@
-"""Progress: silence, or bars on standard error."""
+"""Progress: silence, bars on a terminal, or a line a minute on standard error."""
+
+import io
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reluguard.training.progress import Bars, Progress
+from reluguard.training.progress import Bars, Estimate, Lines, Progress, words_of
+
+SHARES = st.floats(0.01, 0.99)
+SECONDS = st.floats(1, 1e5)
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """Return the seconds it shows."""
+        return self.now
 
 
 def walk(progress: Progress) -> None:
@@ -22,15 +38,15 @@ def test_silence_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bars_stay_off_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each stage has a line with its count on standard error; results own standard output."""
+    """Each stage has a line with its share on standard error; results own standard output."""
     walk(Bars())
     told = capfd.readouterr()
     assert not told.out
     first, second = told.err.strip().splitlines()
     assert "first" in first
-    assert "2/2" in first
+    assert "100 %" in first
     assert "second" in second
-    assert "1/3" in second
+    assert "33 %" in second
 
 
 def test_bars_end_on_an_error(capfd: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +59,7 @@ def test_bars_end_on_an_error(capfd: pytest.CaptureFixture[str]) -> None:
 
     with pytest.raises(RuntimeError, match="broken"):
         fail()
-    assert "0/2" in capfd.readouterr().err
+    assert "  0 %" in capfd.readouterr().err
 
 
 @given(st.lists(st.floats(0, 1), min_size=1).map(sorted), st.integers(1, 1000))
@@ -60,3 +76,92 @@ def test_parts_told_in_all_add_up_to_what_is_done(parts: list[float], units: int
         tell(part)
     assert sum(done) == round(units * parts[-1])
     assert min(done) >= 0
+
+
+@given(SHARES, SECONDS)
+def test_an_even_pace_is_foretold(share: float, whole: float) -> None:
+    """Where the work goes as fast as was forecast, the time left is what is left of it."""
+    for expected in (None, whole):
+        estimate = Estimate("step", 10_000, expected, now=0.0)
+        done = round(10_000 * share)
+        now = whole * done / 10_000
+        estimate.advance(done, now)
+        assert estimate.left(now) == pytest.approx(whole - now)
+
+
+@given(SECONDS, SECONDS)
+def test_a_wrong_forecast_is_forgotten(expected: float, whole: float) -> None:
+    """Half way, the time left is within a tenth of what the forecast was wrong by."""
+    estimate = Estimate("step", 100, expected, now=0.0)
+    assert estimate.left(0.0) == pytest.approx(expected)
+    estimate.advance(50, whole / 2)
+    left = estimate.left(whole / 2)
+    assert left is not None
+    assert abs(left - whole / 2) <= abs(expected - whole) / 10 + 1e-6
+
+
+@given(SECONDS, st.floats(0, 1e6))
+def test_an_overdue_unit_never_promises_the_end(expected: float, waited: float) -> None:
+    """Before a unit is done the time left falls, never under half of what was forecast."""
+    estimate = Estimate("step", 100, expected, now=0.0)
+    left = estimate.left(waited)
+    assert left is not None
+    assert 0.499 * expected <= left <= 1.001 * expected
+
+
+def test_nothing_is_known_without_a_forecast() -> None:
+    """Before the first unit there is no time left to tell; after the last one there is none."""
+    estimate = Estimate("step", 2, None, now=0.0)
+    assert estimate.left(30.0) is None
+    estimate.advance(2, 60.0)
+    assert estimate.left(60.0) == 0
+    assert Estimate("nothing to do", 0, None, now=0.0).share == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(5, "under a minute"), (40, "1 min"), (540, "9 min"), (5940, "99 min"), (7260, "2 h 1 min")],
+)
+def test_durations_are_told_as_people_do(seconds: float, words: str) -> None:
+    """In minutes, and from a hundred of them in hours."""
+    assert words_of(seconds) == words
+
+
+def test_a_line_tells_how_far_it_is() -> None:
+    """What, which share, for how long so far and how long yet; notes and forecasts at once."""
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(stream, clock)
+    lines.beat()
+    lines.stage("attack and read", 1000, expected_s=540)
+    clock.now += 60
+    lines.beat()
+    lines.advance(370)
+    lines.say("7 images are copies")
+    clock.now += 180
+    lines.advance(30)
+    lines.beat()
+    lines.stage("head", 100)
+    clock.now += 60
+    lines.beat()
+    assert stream.getvalue().splitlines() == [
+        "reluguard: attack and read: about 9 min",
+        "reluguard: attack and read: 0%, 1 min so far, about 8 min left",
+        "reluguard: note: 7 images are copies",
+        "reluguard: attack and read: 40%, 4 min so far, about 6 min left",
+        "reluguard: head: 0%, 1 min so far, time left not known yet",
+    ]
+
+
+def test_short_work_has_no_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    """What takes less than a minute writes nothing, and the timer ends with it."""
+    walk(Lines())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bars_tell_the_forecast_and_the_time_left(capfd: pytest.CaptureFixture[str]) -> None:
+    """From the first moment, by the forecast."""
+    with Bars() as bars:
+        bars.stage("attack and read", 100, expected_s=540)
+    told = capfd.readouterr().err
+    assert "attack and read: about 9 min\n" in told
+    assert "9 min left" in told

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from reluguard.training.attacks.auto_pgd import APGD
-from reluguard.training.attacks.base import Attack, AttackResult, Goal
+from reluguard.training.attacks.base import Attack, AttackResult, Goal, Passes
 from reluguard.training.attacks.budget import Budget
 from reluguard.training.attacks.carlini import CWL2
 from reluguard.training.attacks.chance import RandomSearch
@@ -44,6 +44,7 @@ __all__ = [
     "FromART",
     "Goal",
     "HopSkipJump",
+    "Passes",
     "Patch",
     "RandomSearch",
     "SparsePGD",

@@ -6,7 +6,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget, Norm
 from reluguard.training.attacks.gradient import ascent, random_start
 from reluguard.training.attacks.victim import Victim
@@ -75,6 +75,11 @@ class APGD(Attack):
     def budget(self) -> Budget:
         """In the chosen norm."""
         return Budget(self.norm, self.size)
+
+    @property
+    def passes(self) -> Passes:
+        """A step each, after the start."""
+        return Passes(climbed=self.steps + 1)
 
     def for_images(self, height: int, width: int) -> Self:
         """As far as its budget goes on them."""

@@ -23,7 +23,7 @@ from reluguard.training.errors import AttackError
 from reluguard.training.lent import Lent
 from reluguard.training.twin.twin import from_pixels, to_pixels
 
-__all__ = ["Attack", "AttackResult", "Goal"]
+__all__ = ["Attack", "AttackResult", "Goal", "Passes"]
 
 # ResNet-20, forward and backward, one core: 1.06 ms an image at batch 32, 1.21 at 64, 2.27 at 256;
 # with products in bfloat16 .88 at 48, .76 at 96, .75 at 192; without them 96 costs what 48 does.
@@ -97,6 +97,21 @@ class Goal:
         return -loss if self.targeted else loss
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """About how often an attack runs a network for one image: what it costs.
+
+    Attributes:
+        asked: passes of the ONNX model.
+        climbed: passes of the twin, forwards and backwards, as rough as it may be.
+        exact: the same, exact. One forwards alone is a third of that.
+    """
+
+    asked: float = 0.0
+    climbed: float = 0.0
+    exact: float = 0.0
+
+
 class Attack(ABC):
     """One attack with its settings: `attack(images, labels, victim, seed=0) -> AttackResult`.
 
@@ -117,6 +132,14 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> Budget:
         """The largest change it may make."""
+
+    @property
+    def passes(self) -> Passes:
+        """About what `run` costs an image; people are told by it how long a fit takes.
+
+        An attack that does not say is taken to be like most.
+        """
+        return Passes(exact=10) if self.needs_gradients else Passes(asked=50)
 
     def for_images(self, height: int, width: int) -> Self:
         """Return the attack as it suits images of this size; written for 32 x 32 pixels.

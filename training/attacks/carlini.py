@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget
 from reluguard.training.attacks.minimal import CLEARLY, rounded
 from reluguard.training.attacks.victim import Victim
@@ -77,6 +77,11 @@ class CWL2(Attack):
     def budget(self) -> Budget:
         """Free: the attack looks for the smallest change itself."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """A step each, in each search."""
+        return Passes(exact=self.steps * self.searches)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the smallest change that reached the margin, or the last one."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget, side_of
 from reluguard.training.attacks.query import ask, square_mask
 from reluguard.training.attacks.victim import Victim
@@ -59,6 +59,11 @@ class RandomSearch(Attack):
     def budget(self) -> Budget:
         """Free: a square may hold anything."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """A question for each try."""
+        return Passes(asked=self.tries)
 
     def for_images(self, height: int, width: int) -> Self:
         """Blocks of the same share of the side; of smaller images, as they are."""

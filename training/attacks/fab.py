@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget, Norm
 from reluguard.training.attacks.minimal import CLEARLY, boundaries, length_of, rounded, survive
 from reluguard.training.attacks.victim import Victim
@@ -76,6 +76,11 @@ class FAB(Attack):
     def budget(self) -> Budget:
         """Free: the attack looks for the smallest change itself."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """Each step looks at every candidate, and judges what it found."""
+        return Passes(exact=self.steps * (2 + 2 * self.candidates) / 3)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the smallest change that reached the goal in whole pixels."""

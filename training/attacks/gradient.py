@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget, Norm
 from reluguard.training.attacks.victim import Victim
 from reluguard.training.errors import AttackError
@@ -79,6 +79,11 @@ class FGSM(Attack):
         """Linf, in 8-bit steps."""
         return Budget("linf", self.size)
 
+    @property
+    def passes(self) -> Passes:
+        """One step."""
+        return Passes(exact=1)
+
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the clean pixels, each moved by the whole budget."""
         del generator
@@ -124,6 +129,11 @@ class PGD(Attack):
     def budget(self) -> Budget:
         """In the chosen norm."""
         return Budget(self.norm, self.size)
+
+    @property
+    def passes(self) -> Passes:
+        """A step each, from each start."""
+        return Passes(climbed=self.steps * self.restarts)
 
     def for_images(self, height: int, width: int) -> Self:
         """As far as its budget goes on them."""
@@ -193,6 +203,11 @@ class BIM(Attack):
         """Linf, in 8-bit steps."""
         return Budget("linf", self.size)
 
+    @property
+    def passes(self) -> Passes:
+        """A step each."""
+        return Passes(climbed=self.steps)
+
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels of the last step."""
         del generator
@@ -226,6 +241,11 @@ class MIFGSM(Attack):
     def budget(self) -> Budget:
         """Linf, in 8-bit steps."""
         return Budget("linf", self.size)
+
+    @property
+    def passes(self) -> Passes:
+        """A step each."""
+        return Passes(climbed=self.steps)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels of the last step."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget, Norm
 from reluguard.training.attacks.gradient import ascent
 from reluguard.training.attacks.victim import Victim
@@ -21,6 +21,8 @@ __all__ = ["CLEARLY", "FMN", "DeepFool", "boundaries", "length_of", "rounded", "
 
 # The twin and the ONNX model differ in the last digits of a logit.
 CLEARLY = -1e-3
+STEPS_TAKEN = 4
+LENGTHS_TRIED = 10
 
 
 def rounded(pixels: Tensor) -> Tensor:
@@ -125,6 +127,11 @@ class DeepFool(Attack):
         """Free: the attack looks for the smallest change itself."""
         return Budget("none")
 
+    @property
+    def passes(self) -> Passes:
+        """A few steps look at every candidate; then lengths are tried."""
+        return Passes(exact=STEPS_TAKEN * (1 + 2 * self.candidates) / 3 + LENGTHS_TRIED / 3)
+
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return whole pixels just behind the nearest boundary."""
         del generator
@@ -187,6 +194,11 @@ class FMN(Attack):
     def budget(self) -> Budget:
         """Free: the attack looks for the smallest change itself."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """A step each."""
+        return Passes(exact=self.steps)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the smallest change that reached the goal in whole pixels, or the last one."""

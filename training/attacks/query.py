@@ -10,13 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget
 from reluguard.training.attacks.victim import Victim
 from reluguard.training.errors import AttackError
 from reluguard.training.twin.twin import from_pixels
 
 __all__ = ["HopSkipJump", "Square", "ask", "square_mask"]
+
+SHARE_ASKED = 0.3
 
 
 def ask(victim: Victim, pixels: Tensor, goal: Goal) -> Tensor:
@@ -58,6 +60,11 @@ class Square(Attack):
     def budget(self) -> Budget:
         """Linf, in 8-bit steps."""
         return Budget("linf", self.size)
+
+    @property
+    def passes(self) -> Passes:
+        """Most images fall long before the last question."""
+        return Passes(asked=self.most_queries * SHARE_ASKED)
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
@@ -150,6 +157,12 @@ class HopSkipJump(Attack):
     def budget(self) -> Budget:
         """Free: the attack looks for a small change itself."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """Questions of the start, the bisections and the probes."""
+        probes = sum(round(self.probes * math.sqrt(i)) for i in range(1, self.steps + 1))
+        return Passes(asked=self.starts / 4 + (self.steps + 1) * self.bisections + probes)
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget, side_of
 from reluguard.training.attacks.gradient import climb
 from reluguard.training.attacks.query import square_mask
@@ -59,6 +59,11 @@ class SparsePGD(Attack):
             step=float(f"{self.step * max(1.0, more):.3g}"),
         )
 
+    @property
+    def passes(self) -> Passes:
+        """A step each, and a last look."""
+        return Passes(climbed=self.steps, exact=1 / 3)
+
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels deepest behind the boundary."""
         twin = victim.differentiable
@@ -106,6 +111,11 @@ class Patch(Attack):
     def for_images(self, height: int, width: int) -> Self:
         """The same share of the side."""
         return replace(self, side=max(1, round(self.side * side_of(height, width))))
+
+    @property
+    def passes(self) -> Passes:
+        """A look for the place, a step each, and a last look."""
+        return Passes(climbed=self.steps + 1, exact=1 / 3)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels deepest behind the boundary."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget
 from reluguard.training.attacks.query import ask
 from reluguard.training.attacks.victim import Victim
@@ -79,6 +79,11 @@ class Spatial(Attack):
     def budget(self) -> Budget:
         """Free: pixels may change at will, their places not."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """Each turn and shift."""
+        return Passes(asked=self.turns * self.shifts**2)
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget
 from reluguard.training.attacks.carlini import Adam
 from reluguard.training.attacks.gradient import MIFGSM
@@ -40,6 +40,11 @@ class Transfer(Attack):
     def budget(self) -> Budget:
         """The inner attack's."""
         return self.inner.budget
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the inner attack, on another model."""
+        return self.inner.passes
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
@@ -81,6 +86,11 @@ class Ensemble(Attack):
     def budget(self) -> Budget:
         """Free: the objective keeps the change small."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """A step each, of this model and another."""
+        return Passes(exact=2 * self.steps)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the pixels after the last step."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks.base import Attack, Goal
+from reluguard.training.attacks.base import Attack, Goal, Passes
 from reluguard.training.attacks.budget import Budget
 from reluguard.training.attacks.victim import Victim
 from reluguard.training.errors import AttackError
@@ -48,6 +48,15 @@ class Varied(Attack):
         """Each attack as it suits them."""
         attacks = tuple(attack.for_images(height, width) for attack in self.attacks)
         return replace(self, attacks=attacks)
+
+    @property
+    def passes(self) -> Passes:
+        """The mean of the attacks."""
+        return Passes(
+            asked=sum(attack.passes.asked for attack in self.attacks) / len(self.attacks),
+            climbed=sum(attack.passes.climbed for attack in self.attacks) / len(self.attacks),
+            exact=sum(attack.passes.exact for attack in self.attacks) / len(self.attacks),
+        )
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

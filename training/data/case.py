@@ -27,6 +27,7 @@ from reluguard.training.data.dataset import (
 )
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.guesses import better_guess, odd_scale
+from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.data.preprocessing import HowPixels, given_preprocessing, spec_of
 from reluguard.training.data.reading import Reading
 from reluguard.training.data.splits import Copies, split_sources
@@ -351,14 +352,22 @@ def read_rates(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return firing rates (N, D) and logits (N, K), float32, in chunks of bounded memory.
 
+    Rates of 256 MiB or more lie in a file.
+
     Args:
         reader: of the model.
         images: uint8, (M, H, W, C).
         rows: int64, (N,). Which of them; all by default.
     """
-    parts = zip(*_chunks(reader, images, rows), strict=True)
-    rates, logits = (np.concatenate(arrays) for arrays in parts)
-    return rates, logits
+    rates, logits, done = np.empty((0, 0), np.float32), [], 0
+    for some, answers in _chunks(reader, images, rows):
+        if not done:
+            rates = empty_array((len(images if rows is None else rows), some.shape[1]), np.float32)
+        rates[done : done + len(some)] = some
+        done += len(some)
+        logits.append(answers)
+        release(rates)
+    return rates, np.concatenate(logits)
 
 
 def _chunks(
@@ -368,6 +377,7 @@ def _chunks(
     for start in range(0, len(images if rows is None else rows), chunk):
         part = slice(start, start + chunk)
         yield reader.read(images[part if rows is None else rows[part]])
+        release(images)
 
 
 def chunk_of(images: Images) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.images import Images
+from reluguard.training.data.mapped import release
 
 __all__ = ["find_copies", "image_keys"]
 
@@ -59,8 +60,10 @@ def find_copies(images: Images, labels: NDArray[np.int64]) -> list[list[int]]:
 
 def image_keys(images: Images) -> Iterator[bytes]:
     """Yield 16 bytes per image that are equal for equal pixels alone."""
-    for image in images:
+    for row, image in enumerate(images):
         yield hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        if row % _ROWS == 0:
+            release(images)
 
 
 def _root(parent: NDArray[np.int64], row: int) -> int:
@@ -73,13 +76,19 @@ def _root(parent: NDArray[np.int64], row: int) -> int:
 def _near(images: Images, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> Pairs:
     """Return pairs of places in `rows` whose pictures are near copies: int64, (P, 2)."""
     thumbnails = _unit(
-        np.concatenate([_thumbnails(images[part], len(rows)) for part in _parts(rows)])
+        np.concatenate([_thumbnails(_taken(images, part), len(rows)) for part in _parts(rows)])
     )
     alike, different = _candidates(thumbnails, labels[rows])
     usual = _agreement(images, rows[different])
     level = float(np.quantile(usual, 0.9)) if len(usual) else 0.0
     asked = max(LEAST_AGREEMENT, float(np.tanh(STRICTER * np.arctanh(np.clip(level, 0, 0.999)))))
     return alike[_agreement(images, rows[alike]) >= asked]
+
+
+def _taken(images: Images, rows: NDArray[np.int64]) -> Images:
+    some = images[rows]
+    release(images)
+    return some
 
 
 def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -5,7 +5,6 @@ Nothing is ever downloaded.
 """
 
 import hashlib
-import mmap
 import os
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from reluguard.detector.arrays import DAMAGE, find_place, read_arrays, write_arrays
 from reluguard.detector.images import Images
 from reluguard.detector.pixels.decoding import MAX_PIXELS
-from reluguard.training.data.folder import MAPPED_BYTES, Folder, empty_images, read_folder
+from reluguard.training.data.folder import Folder, read_folder
+from reluguard.training.data.mapped import MAPPED_BYTES, empty_array, release
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
@@ -35,6 +35,7 @@ __all__ = [
 
 Labels = NDArray[np.int64]
 
+DIGEST_ROWS = 256
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
 
 
@@ -92,7 +93,9 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of shape, pixels and labels: the same content has the same digest anywhere."""
         content = hashlib.sha256(repr(self.images.shape).encode())
-        content.update(self.images.data)
+        for start in range(0, len(self), DIGEST_ROWS):
+            content.update(self.images[start : start + DIGEST_ROWS].data)
+            self.release()
         content.update(self.labels.astype("<i8").data)
         return content.hexdigest()
 
@@ -107,9 +110,7 @@ class Dataset:
 
     def release(self) -> None:
         """Let the system take back the memory of images that lie on disk; they stay readable."""
-        mapping = _mapping(self.images)
-        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapping._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001  (NumPy has no public name for it)
+        release(self.images)
 
     def take(self, rows: NDArray[Any]) -> "Dataset":
         """Return these rows, by index or by mask."""
@@ -193,7 +194,7 @@ def _brought(data: Dataset, reading: Reading) -> Dataset:
     if wanted is None or wanted == data.images.shape[1:3]:
         return data
     first = pipeline.apply(data.images[0], max_pixels=data.images[0].size + MAX_PIXELS)
-    images = empty_images((len(data), *first.shape))
+    images: Images = empty_array((len(data), *first.shape), np.uint8)
     for row, image in enumerate(data.images):
         images[row] = pipeline.apply(image, max_pixels=image.size + MAX_PIXELS)
     return replace(data, images=images)

@@ -1,8 +1,6 @@
 """A folder per class, read as the server reads files. N images, H rows, W columns, C channels."""
 
 import os
-import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +13,14 @@ from reluguard.detector.errors import ImageError
 from reluguard.detector.images import Images
 from reluguard.detector.pixels.decoding import OFFLINE
 from reluguard.detector.session import available_cores
+from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
-__all__ = ["MAPPED_BYTES", "Folder", "empty_images", "read_folder"]
+__all__ = ["Folder", "read_folder"]
 
-MAPPED_BYTES = 2**28
 MAX_FILE_BYTES = 2**28
+RELEASED_FILES = 256
 MAX_PIXELS = 2**28  # one's own photographs: a panorama is no attack
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".gif", ".tif", ".tiff")
 _GREY = {"1", "L", "LA", "La"}
@@ -89,7 +88,7 @@ def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ..
             raise DataError(f"expected an image, {text_of(file)} can't be read") from error
 
     first = decode(files[0])
-    images = empty_images((len(files), *first.shape))
+    images: Images = empty_array((len(files), *first.shape), np.uint8)
 
     def place(row: int) -> bool:
         image = decode(files[row]) if row else first
@@ -100,6 +99,8 @@ def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ..
                 "to resize to, by --preprocessing"
             )
         images[row] = image
+        if row % RELEASED_FILES == 0:
+            release(images)
         return reading.files is None and _size(files[row]) != first.shape[:2]
 
     odd = sum(_in_threads(place, range(len(files))))
@@ -111,22 +112,6 @@ def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ..
         "pipeline cuts or pads them, say how by --preprocessing"
     )
     return images, (word,)
-
-
-def empty_images(shape: tuple[int, ...]) -> Images:
-    """Return room for images, uint8: in memory, or in a file that goes when nothing needs it."""
-    if np.prod(shape, dtype=np.float64) < MAPPED_BYTES:
-        return np.empty(shape, np.uint8)
-    handle, name = tempfile.mkstemp(prefix="reluguard-", suffix=".images")
-    os.close(handle)
-    mapped = np.memmap(name, np.uint8, "w+", shape=shape)
-    weakref.finalize(mapped, _removed, name, os.getpid())
-    return mapped
-
-
-def _removed(name: str, owner: int) -> None:
-    if os.getpid() == owner:  # a forked worker only borrows it
-        Path(name).unlink(missing_ok=True)
 
 
 def _in_threads(work: Callable[[int], bool], rows: Sequence[int]) -> list[bool]:

@@ -8,10 +8,50 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 from reluguard.training.harvest.engine import check_engine, run_local, run_ray
+from reluguard.training.harvest.forecast import expected_seconds, in_turn, pace_of, passes_of
 from reluguard.training.harvest.maker import Maker
 from reluguard.training.harvest.orders import Job, Orders
+from reluguard.training.progress import Progress
 
-__all__ = ["harvest"]
+__all__ = ["harvest", "harvest_told"]
+
+
+def harvest_told(
+    jobs: Sequence[Job], orders: Orders, *, workers: int, progress: Progress, engine: str = "local"
+) -> None:
+    """Do what `harvest` does as one stage, and say beforehand and meanwhile how long it takes.
+
+    Units of the stage are milliseconds of work, by a few passes that are timed first. What was
+    there already is none of it.
+
+    Args:
+        jobs: the shards.
+        orders: what goes into them.
+        workers: processes or actors.
+        progress: told of the stage.
+        engine: as for `harvest`, with the same errors.
+    """
+    work: dict[str, int] = {}
+
+    def begin(maker: Maker, left: Sequence[Job]) -> None:
+        pace = pace_of(maker.victim, orders.dataset)
+        for job in left:
+            work[job.file] = pace.milliseconds(job, passes_of(job, orders))
+        total = sum(work.values())
+        expected = expected_seconds(total, orders, min(workers, len(left)), engine)
+        progress.stage("attack and read", total, expected_s=expected)
+
+    harvest(
+        in_turn(jobs),
+        orders,
+        workers=workers,
+        engine=engine,
+        progress=lambda job: progress.advance(work.get(job.file, 0)),
+        begin=begin,
+    )
+    if not work:
+        progress.stage("attack and read", 1)
+        progress.advance(1)
 
 
 def harvest(
@@ -21,6 +61,7 @@ def harvest(
     workers: int,
     engine: str = "local",
     progress: Callable[[Job], None] = lambda _: None,
+    begin: Callable[[Maker, Sequence[Job]], None] = lambda *_: None,
 ) -> None:
     """Make every shard that isn't there yet.
 
@@ -30,6 +71,7 @@ def harvest(
         workers: processes or actors; with one local, this process does it.
         engine: "local", or "ray" for actors of a Ray cluster; the files are the same.
         progress: called for each job once it is done or found, in no order.
+        begin: called with a maker and the jobs that are left, before the first of them.
 
     Raises:
         SettingsError: no such engine, or Ray is not installed.
@@ -47,9 +89,11 @@ def harvest(
         return
     with _torch_threads(orders.threads):
         maker = Maker(orders)  # here first: what is wrong with the model or twin is told plainly
+        begin(maker, left)
         for job in left if workers == 1 and engine == "local" else ():
             maker.make(job)
             progress(job)
+        del maker  # others have their own: its memory is theirs
     if engine == "ray":
         run_ray(left, orders, min(workers, len(left)), progress)
     elif workers > 1:

@@ -16,6 +16,7 @@ from reluguard.training.twin.twin import load_twin
 __all__ = ["Maker"]
 
 KEPT_IMAGE_BYTES = 65_536
+SAMPLE_IMAGES = 4  # of larger ones, from the first shard of each kind
 TWIN_SAMPLE = 8
 
 
@@ -55,7 +56,7 @@ class Maker:
             load_twin(other, orders.spec, images=orders.dataset.images[:TWIN_SAMPLE])
             for other in orders.surrogates
         )
-        self._victim = Victim(
+        self.victim = Victim(
             predict=lambda x: self._latest.read(x)[1],
             twin=self.twin,
             surrogates=tuple(other for other in others if other is not None),
@@ -71,6 +72,8 @@ class Maker:
         arrays |= stored(rates, self._places)
         if changed[0].nbytes <= KEPT_IMAGE_BYTES:
             arrays["images"] = changed
+        elif job.number == 0:
+            arrays["sample"] = changed[success][:SAMPLE_IMAGES]
         write_file(orders.workspace / job.file, npz=arrays, compress=False)
         orders.dataset.release()
 
@@ -84,6 +87,6 @@ class Maker:
         entropy = [self._orders.seed, job.number, *job.split.encode()]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         if isinstance(change, Attack):
-            result = change(images, labels, self._victim, seed=seed)
+            result = change(images, labels, self.victim, seed=seed)
             return result.images, result.success
         return change(images, seed=seed), everyone

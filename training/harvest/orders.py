@@ -1,6 +1,6 @@
 """What a harvest is asked for: which shards, and what goes into them. N images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from reluguard.training.changes import Change
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.harvest.readings import Kind
 
-__all__ = ["Job", "Orders", "plan_jobs"]
+__all__ = ["SHARD_IMAGES", "Job", "Orders", "plan_jobs", "shard_images"]
 
 SHARD_IMAGES = 256
+LEAST_SHARD_IMAGES = 32
+SHARD_VALUES = 256 * 3 * 32 * 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +68,30 @@ class Orders:
     surrogates: tuple[Path, ...] = ()
 
 
-def plan_jobs(slug: str, kind: Kind, splits: Mapping[str, NDArray[np.int64]]) -> list[Job]:
-    """Return the shards of one slug over the source images of each split."""
+def shard_images(shape: Sequence[int]) -> int:
+    """Return how many images of a shape (H, W, C) a shard holds: of large ones fewer.
+
+    So that workers end together, and people are told every minute or so how far it is.
+    """
+    return min(SHARD_IMAGES, max(LEAST_SHARD_IMAGES, SHARD_VALUES // int(np.prod(shape))))
+
+
+def plan_jobs(
+    slug: str,
+    kind: Kind,
+    splits: Mapping[str, NDArray[np.int64]],
+    *,
+    size: int = SHARD_IMAGES,
+) -> list[Job]:
+    """Return the shards of one slug over the source images of each split, so many in each."""
     return [
         Job(
             slug=slug,
             kind=kind,
             split=split,
             number=number,
-            sources=sources[start : start + SHARD_IMAGES],
+            sources=sources[start : start + size],
         )
         for split, sources in splits.items()
-        for number, start in enumerate(range(0, len(sources), SHARD_IMAGES))
+        for number, start in enumerate(range(0, len(sources), size))
     ]

@@ -29,9 +29,26 @@ __all__ = [
 
 PLAN = "plan.json"
 _OF_ROWS = ("sources", "labels", "success", "logits")
-_KINDS = {"images": "u", "sources": "i", "labels": "i", "success": "b", "logits": "f"}
+_APART = {"steps", "sample"}  # have no row per image
+_KINDS = {
+    "images": "u",
+    "sample": "u",
+    "sources": "i",
+    "labels": "i",
+    "success": "b",
+    "logits": "f",
+}
 _KINDS |= {"rates": "uf", "steps": "u"}
-_AXES = {"images": 4, "sources": 1, "labels": 1, "success": 1, "logits": 2, "rates": 2, "steps": 1}
+_AXES = {
+    "images": 4,
+    "sample": 4,
+    "sources": 1,
+    "labels": 1,
+    "success": 1,
+    "logits": 2,
+    "rates": 2,
+    "steps": 1,
+}
 
 
 def work_folder(guard: Path) -> Path:
@@ -41,9 +58,13 @@ def work_folder(guard: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A shard read back. `images` is None where they were too large to keep."""
+    """A shard read back. `images` is None where they were too large to keep.
+
+    Then the first shard of each kind has a few in `sample`, which are successes.
+    """
 
     images: Images | None
+    sample: Images | None = None
     sources: NDArray[np.int64]
     labels: NDArray[np.int64]
     success: NDArray[np.bool_]
@@ -83,11 +104,11 @@ class Workspace:
             DataError: it is damaged.
         """
         file = self.folder / job.file
-        values = read_shard(file, *_OF_ROWS, "rates", optional=("steps", "images"))
+        values = read_shard(file, *_OF_ROWS, "rates", optional=("steps", "images", "sample"))
         steps = values.pop("steps", None)
         if steps is not None:
             values["rates"] = decode(values["rates"], steps)
-        return Shard(images=values.pop("images", None), **values)
+        return Shard(images=values.pop("images", None), sample=values.pop("sample", None), **values)
 
     def readings(self, jobs: Sequence[Job]) -> Readings:
         """Return what the jobs of one slug and split gave; of attacks, only the successes.
@@ -150,7 +171,7 @@ def read_shard(file: Path, *names: str, optional: Collection[str] = ()) -> dict[
     values = read_arrays(
         file, *names, error=DataError, optional=optional, what=SHARD, remedy=REMEDY
     )
-    rows = {len(value) if value.ndim else 0 for name, value in values.items() if name != "steps"}
+    rows = {len(value) if value.ndim else 0 for name, value in values.items() if name not in _APART}
     fit = all(
         value.dtype.kind in _KINDS[name] and value.ndim == _AXES[name]
         for name, value in values.items()

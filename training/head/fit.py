@@ -26,6 +26,7 @@ __all__ = ["HeadSettings", "calibrate", "fit_head"]
 
 Floats = NDArray[np.float32]
 MIN_FOLDS = 6
+SCORED_ROWS = 1024  # at a time: what they are read from may lie on disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,11 @@ def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence
             f"a false-positive rate of {min(rates)} needs {needed} clean calibration images, "
             f"got {len(clean)}"
         )
-    scores = np.sort(head.score(clean.rates, clean.logits).score)
+    parts = (slice(start, start + SCORED_ROWS) for start in range(0, len(clean), SCORED_ROWS))
+    scores = np.concatenate(
+        [head.score(np.asarray(clean.rates[part]), clean.logits[part]).score for part in parts]
+    )
+    scores.sort()
     odds = float(np.log(prevalence / (1 - prevalence)))
     return replace(head, clean_scores=scores, intercept=head.intercept + odds)
 

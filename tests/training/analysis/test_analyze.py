@@ -26,9 +26,9 @@ class Counting(Progress):
     def __init__(self) -> None:
         self.stages: list[list[int]] = []
 
-    def stage(self, title: str, total: int) -> None:
+    def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """A stage begins."""
-        del title
+        del title, expected_s
         self.stages.append([total, 0])
 
     def advance(self, units: int) -> None:

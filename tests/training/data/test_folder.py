@@ -10,7 +10,7 @@ from PIL import Image
 
 from reluguard.detector.images import Images, InputSpec, decode_image
 from reluguard.detector.pixels.presets import preset
-from reluguard.training.data import folder as folder_module
+from reluguard.training.data import mapped
 from reluguard.training.data.dataset import load_data
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
@@ -87,13 +87,13 @@ def test_much_lies_on_disk_and_goes_with_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoded photographs above a size are a mapped file, gone when nobody needs it."""
-    monkeypatch.setattr(folder_module, "MAPPED_BYTES", 1000)
+    monkeypatch.setattr(mapped, "MAPPED_BYTES", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     odd_files(tmp_path / "data")
     found = load_data(str(tmp_path / "data"), Reading(size=(24, 24)))
     assert len(list((tmp_path / "temporary").iterdir())) == 1
-    monkeypatch.setattr(folder_module, "MAPPED_BYTES", 2**28)
+    monkeypatch.setattr(mapped, "MAPPED_BYTES", 2**28)
     plain = load_data(str(tmp_path / "data"), Reading(size=(24, 24)))
     assert found.digest == plain.digest
     del found

@@ -319,3 +319,26 @@ def test_a_lost_worker_is_told(order: Callable[..., Orders]) -> None:
     assert made
     for job in made:
         workspace.read(job)
+
+
+def test_of_large_images_a_few_are_kept(
+    order: Callable[..., Orders], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first shard of each kind, and of attacks those that succeeded."""
+    orders = order()
+    kept = Workspace(orders.workspace, PLAN)
+    jobs = [*plan_jobs("fgsm-linf-40", "attack", SPLITS, size=30)]
+    harvest(jobs, orders, workers=1)
+    first = kept.read(jobs[0])
+    assert first.images is not None
+    assert first.sample is None
+    monkeypatch.setattr("reluguard.training.harvest.maker.KEPT_IMAGE_BYTES", 1)
+    few = order("few")
+    harvest(jobs, few, workers=1)
+    shards = [Workspace(few.workspace, PLAN).read(job) for job in jobs]
+    assert [shard.images for shard in shards] == [None] * len(jobs)
+    assert [job.number for job in jobs] == [0, 1, 0]
+    assert shards[1].sample is None
+    assert shards[0].sample is not None
+    assert_array_equal(shards[0].sample, first.images[first.success][:4])
+    assert_array_equal(shards[0].rates, first.rates)

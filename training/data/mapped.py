@@ -1,0 +1,41 @@
+"""Arrays that lie in a file rather than in memory where they are large."""
+
+import mmap
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["MAPPED_BYTES", "empty_array", "release"]
+
+MAPPED_BYTES = 2**28
+
+
+def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return room for values: in memory, or from 256 MiB in a file that goes when unneeded."""
+    if np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize < MAPPED_BYTES:
+        return np.empty(shape, dtype)
+    handle, name = tempfile.mkstemp(prefix="reluguard-", suffix=".array")
+    os.close(handle)
+    mapped = np.memmap(name, dtype, "w+", shape=shape)
+    weakref.finalize(mapped, _removed, name, os.getpid())
+    return mapped
+
+
+def release(array: NDArray[Any]) -> None:
+    """Let the system take back the memory of an array that lies on disk; it stays readable."""
+    base: Any = array
+    while base is not None and not isinstance(base, np.memmap):
+        base = getattr(base, "base", None)
+    mapping = getattr(base, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _removed(name: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked worker only borrows it
+        Path(name).unlink(missing_ok=True)
