@@ -67,7 +67,8 @@ def fit(
         float | None,
         typer.Option(
             "--max-overhead",
-            help="Read only as many taps as keep guarded / plain time under this, like 1.05.",
+            help="Read only as many taps as keep guarded / plain time under this, like 1.05; "
+            "0 reads all.",
         ),
     ] = None,
     work: Annotated[

@@ -27,7 +27,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap
 
-__all__ = ["bench_guard", "pair_ratio", "reading_ratios"]
+__all__ = ["bench_guard", "pair_ratio", "plain_seconds", "reading_ratios"]
 
 Sides = tuple[tuple[ort.InferenceSession, list[str]], ...]
 
@@ -122,6 +122,15 @@ def pair_ratio(
     compiled = compile_guard(production, taps, head, fpr=0.5)
     seconds = _time_in_turn(_sides(production, compiled, threads), _feeds(spec, batch, 0), rounds)
     return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+
+def plain_seconds(
+    production: Production, spec: InputSpec, *, batch: int, rounds: int, threads: int = 1
+) -> float:
+    """Return how long the model takes without a guard: the median."""
+    names = [info.name for info in production.outputs]
+    side = (open_session(production.proto, threads=threads), names)
+    return float(np.median(_time_in_turn((side,), _feeds(spec, batch, 0), rounds)))
 
 
 def reading_ratios(

@@ -30,7 +30,7 @@ from reluguard.training.harvest.harvest import harvest_told
 from reluguard.training.harvest.orders import SHARD_IMAGES, Job, Orders, plan_jobs, shard_images
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
-from reluguard.training.head.economy import choose_taps
+from reluguard.training.head.economy import Economy, check_overhead, choose_taps
 from reluguard.training.head.fit import calibrate, fit_head
 from reluguard.training.head.probes import column_taps
 from reluguard.training.pages.report_card import report_page
@@ -42,6 +42,7 @@ __all__ = ["fit"]
 
 GOLDEN_BYTES = 1_250_000
 GOLDEN_IMAGES = 8
+CHOICE = "taps.json"
 ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
 
@@ -95,7 +96,8 @@ def fit(
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process; by default the usable cores.
         workers: processes; by default the usable cores.
-        max_overhead: read only as many taps as keep guarded / plain time under this, like 1.05.
+        max_overhead: read only as many taps as keep guarded / plain time under this, like 1.05,
+            where the model takes 2 ms or more; 0 or None reads all.
         work: where harvested shards are kept; by default `out` with `.work` behind it.
         engine: who attacks and reads: "local", processes of this machine, or "ray".
         progress: told of each stage.
@@ -110,6 +112,7 @@ def fit(
         OSError: the disk is full; nothing half-written is left.
     """
     _check(prevalence, seed, workers, engine)
+    max_overhead = check_overhead(max_overhead)
     model, out = Path(model), Path(out)
     check_place(out)
     progress = progress or Progress()
@@ -141,7 +144,10 @@ def fit(
         jobs = _harvest(case, recipe, orders, workers or available_cores(), engine, progress)
         head = _head(case, recipe, jobs, workspace, seed, progress)
         if max_overhead is not None:
+            progress.stage("choose taps", 1)
             case, reader = _cheaper(case, head, workspace, max_overhead, threads)
+            progress.say(case.words[-1])
+            progress.advance(1)
             head = _head(case, recipe, jobs, workspace, seed, progress)
         clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
         head = calibrate(head, clean, rates=[target_fpr], prevalence=prevalence)
@@ -310,12 +316,22 @@ def _head(
 def _cheaper(
     case: Case, head: Head, workspace: Workspace, max_overhead: float, threads: int | None
 ) -> tuple[Case, Reader]:
-    """Return the case with the taps that fit the budget; the workspace gives their rates alone."""
-    chosen = choose_taps(case.production, case.spec, case.taps, head, max_overhead=max_overhead)
+    """Return the case with the taps that fit the budget; the workspace gives their rates alone.
+
+    What was chosen is kept there, so that a fit that goes on chooses the same.
+    """
+    file = workspace.folder / CHOICE
+    economy = Economy.read(file, case.taps, max_overhead)
+    if economy is None:
+        economy = choose_taps(
+            case.production, case.spec, case.taps, head, max_overhead=max_overhead
+        )
+        economy.save(file)
+    chosen = economy.indices(case.taps)
     workspace.columns = np.flatnonzero(np.isin(column_taps(case.taps), chosen))
     taps = tuple(case.taps[i] for i in chosen)
     reader = Reader(case.production, case.spec, taps, threads=threads)
-    return replace(case, taps=taps), reader
+    return replace(case, taps=taps, words=(*case.words, economy.words)), reader
 
 
 def _golden(

@@ -25,6 +25,7 @@ from reluguard.training.attacks import FGSM, PGD, Patch, Victim
 from reluguard.training.changes import GaussianNoise
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import AttackError, DataError
+from reluguard.training.head.economy import Economy
 from reluguard.training.head.fit import HeadSettings
 from reluguard.training.pages.gate_text import print_gate
 from reluguard.training.recipes import Portion, Recipe
@@ -171,7 +172,14 @@ def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
     champion: Champion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What --max-overhead chose is kept; captures of those taps join readings of all of them."""
-    monkeypatch.setattr("reluguard.training.fit.choose_taps", lambda *_, **__: (1,))
+    economy = Economy(
+        max_overhead=1.1,
+        taps=(read_guard(champion.guard).manifest.taps[1].name,),
+        of=2,
+        plain_s=0.01,
+        overhead={"1": 1.05},
+    )
+    monkeypatch.setattr("reluguard.training.fit.choose_taps", lambda *_, **__: economy)
     work = champion.guard.with_name("guard.work")
     cheap = Order(
         model=champion.model,
