@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from reluguard.detector.artifact import GuardArtifact, Manifest
+from reluguard.detector.errors import GuardError
 from reluguard.detector.plain import UNSAID, Plain, named
 from reluguard.detector.reference import KEY as REFERENCE
 from reluguard.training.errors import DataError
@@ -188,12 +189,15 @@ def origin_of(artifact: GuardArtifact) -> Origin:
     """Return how a guard was fitted.
 
     Raises:
-        DataError: it does not say.
-        GuardError: what its manifest says of that can't be read.
+        DataError: it does not say, or not in a way that can be read.
     """
-    known = provenance_of(artifact.manifest)
-    if known.recipe is None or known.data is None or known.seed is None:
-        raise DataError(f"expected {artifact.path} to say how it was fitted, it lacks it")
+    lacking = f"expected {artifact.path} to say how it was fitted, it lacks it"
+    try:
+        known = provenance_of(artifact.manifest)
+    except GuardError as error:
+        raise DataError(f"{lacking}: {error}") from error
+    if known.recipe is None or known.data is None or known.seed is None or not known.recipe.splits:
+        raise DataError(lacking)
     return Origin(recipe=known.recipe, data=known.data, seed=known.seed)
 
 
