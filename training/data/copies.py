@@ -137,7 +137,12 @@ def _candidates(unit: Floats, labels: NDArray[np.int64]) -> tuple[Pairs, Pairs]:
 
 def _agreement(images: Images, pairs: Pairs) -> Floats:
     """Return how far the edges of two pictures agree, from -1 to 1: float32, (P,)."""
-    return np.array([_edges_agree(images[a], images[b]) for a, b in pairs], np.float32)
+    found = np.empty(len(pairs), np.float32)
+    for place, (a, b) in enumerate(pairs):
+        found[place] = _edges_agree(images[a], images[b])
+        if place % _ROWS == 0:
+            release(images)
+    return found
 
 
 def _edges_agree(one: Images, other: Images) -> float:
