@@ -33,7 +33,8 @@ class Drawing:
         seed: of every weight.
         units: of each hidden layer.
         most_columns: rates read, evenly chosen, at most; None for all.
-        most_classes: a model of more has neither probes nor the identity of the answer.
+        most_classes: a model of more has neither probes nor the identity of the answer, or a code.
+        code: numbers of that code; 0 for none.
         probes: how many.
         probe_gain: factor on the weights of the probes.
         slope: of the calibration.
@@ -44,6 +45,7 @@ class Drawing:
     units: tuple[int, ...] = (16,)
     most_columns: int | None = None
     most_classes: int = 64
+    code: int = 0
     probes: int = 2
     probe_gain: float = 1.0
     slope: float = 1.0
@@ -72,9 +74,11 @@ def draw_head(
     of_column = np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
     count = min(len(of_column), drawing.most_columns or len(of_column))
     columns = np.linspace(0, len(of_column) - 1, count).astype(np.int64)
-    classes = logits.shape[1] if logits.shape[1] <= drawing.most_classes else 0
-    outputs = drawing.probes * classes
-    width = feature_width(count, classes, drawing.probes)
+    many = logits.shape[1] > drawing.most_classes
+    numbers = drawing.code if many else 0
+    classes = 0 if many and not numbers else logits.shape[1]
+    outputs = drawing.probes * (numbers or classes)
+    width = feature_width(count, classes, drawing.probes, numbers)
     features = FeatureMap(
         columns=columns,
         column_taps=of_column[columns],
@@ -85,6 +89,7 @@ def draw_head(
         center=np.zeros(width, np.float32),
         spread=np.ones(width, np.float32),
         limit=1e30,
+        code=normal(classes, numbers) if numbers else np.zeros((0, 0), np.float32),
     )
     raw = features.transform(rates, logits)
     features = replace(

@@ -20,6 +20,7 @@ __all__ = [
     "threshold_at",
 ]
 
+CODE = "code"  # of many classes: only guards that have one keep it
 NO_SCORE = 1e4  # of a pass that overflowed to NaN: it must never count as clean
 
 
@@ -113,6 +114,8 @@ class Head:
         arrays: dict[str, NDArray[Any]] = {
             field.name: np.asarray(getattr(f, field.name)) for field in fields(f)
         }
+        if not f.code.size:
+            del arrays[CODE]
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             arrays[f"weight_{i}"], arrays[f"bias_{i}"] = w, b
         arrays["slope"] = np.asarray(self.slope, np.float64)
@@ -136,7 +139,9 @@ class Head:
             own: dict[str, Any] = {n: left.pop(n).item() for n in ("slope", "intercept")}
             own |= {n: left.pop(n) for n in ("evidence_weights", "evidence_bias", "clean_scores")}
             inner: dict[str, Any] = {
-                field.name: left.pop(field.name) for field in fields(FeatureMap)
+                field.name: left.pop(field.name)
+                for field in fields(FeatureMap)
+                if field.name != CODE or CODE in left
             }
             for name, kind in (
                 ("taps", int),

@@ -23,7 +23,7 @@ settings.load_profile("any speed")
 SIZE = 8
 CLASSES = 4
 FPR = 0.05
-DRAWING = Drawing(probe_gain=3, slope=1.5, intercept=-0.5)
+DRAWING = Drawing(code=6, probe_gain=3, slope=1.5, intercept=-0.5)
 
 
 def network(
@@ -95,11 +95,13 @@ def random_head(
         rates: (N, D).
         logits: (N, K).
         seed: of every weight.
-        profile: whether it has probes and the identity of the answer.
+        profile: whether it has probes and the identity of the answer, or its code where there are
+            more than 64 classes.
     """
-    return draw_head(
-        taps, rates, logits, replace(DRAWING, seed=seed, most_classes=64 if profile else 0)
-    )
+    drawing = replace(DRAWING, seed=seed)
+    if not profile:
+        drawing = replace(drawing, most_classes=0, code=0)
+    return draw_head(taps, rates, logits, drawing)
 
 
 def guard_for(

@@ -1,6 +1,7 @@
 """A head in the graph: features, score and evidence. Mirrors FeatureMap.transform and Head.score.
 
-N images, D rates there, F rates read, X features, L taps, K classes, G probes, M = 2 G + 4.
+N images, D rates there, F rates read, X features, L taps, K classes, G probes, M = 2 G + 4, a code
+of R numbers.
 
 On tensors as small as these an operator costs more than what it computes, so there are few. The
 log-probabilities P of the probes and of the network itself are G + 1 rows of K classes; with Q,
@@ -20,7 +21,15 @@ from onnx import TensorProto
 
 from reluguard.detector.compile.graph import Graph
 from reluguard.detector.compile.reading import Rates
-from reluguard.detector.features import CONFIDENCE, EVIDENCE, FAR, LOG_FLOOR, FeatureMap, Floats
+from reluguard.detector.features import (
+    CONFIDENCE,
+    EVIDENCE,
+    FAR,
+    IDENTITY,
+    LOG_FLOOR,
+    FeatureMap,
+    Floats,
+)
 from reluguard.detector.head import NO_SCORE, Head
 
 __all__ = ["Features", "Judgement", "add_confidence", "add_features", "add_judgement"]
@@ -68,30 +77,44 @@ def add_features(graph: Graph, f: FeatureMap, rates: Rates, logits: str) -> Feat
         parts, places = [read, small], [at, width + np.arange(len(CONFIDENCE))]
         width += len(CONFIDENCE)
     else:
-        s = graph.gemm(read, _spread(f.probe_weights, at, width), f.probe_bias)
-        known = first[-1] + 1 + 3 * f.classes
-        summed = np.concatenate([first, known + np.arange(len(EVIDENCE) * f.probes)])
-        rows, raw, mix = _compared(graph, f, s, logits)
-        small = _standardised(graph, f, summed, raw, mix)
-        parts = [read, rows, small]
-        last = width + (2 * f.probes + 4) * f.classes
-        k, g = np.arange(f.classes), np.arange(f.probes * f.classes)
+        found = graph.gemm(read, _spread(f.probe_weights, at, width), f.probe_bias)
+        evidence = np.arange(len(EVIDENCE) * f.probes)
+        outputs = np.arange(f.probes * f.outputs)
+        identity = f.code.shape[1] or len(IDENTITY) * f.classes
+        summed = np.concatenate([first, first[-1] + 1 + identity + evidence])
+        if f.code.size:
+            code = graph.constant(f.code)
+            own = graph.add("MatMul", logits, code)
+            each = graph.reshape(found, -1, f.outputs)
+            s = graph.reshape(graph.add("Gemm", each, code, transB=1), -1, f.probes * f.classes)
+            b, raw, mix = _compared(graph, f, s, logits)
+            parts, last = [read, own, found], width + identity + len(outputs)
+            known = width + np.arange(identity)
+            outputs += width + identity
+        else:
+            b, raw, mix = _compared(graph, f, found, logits)
+            parts = [read, graph.reshape(b, -1, (2 * f.probes + 4) * f.classes)]
+            last = width + (2 * f.probes + 4) * f.classes
+            rows = np.array([0, 1, 2 + f.probes])
+            known = width + (rows[:, None] * f.classes + np.arange(f.classes)).reshape(-1)
+            outputs += width + (3 + f.probes) * f.classes
+        parts.append(_standardised(graph, f, summed, raw, mix))
         places = [
             at,
             last + np.arange(len(CONFIDENCE)),
-            *(width + row * f.classes + k for row in (0, 1, 2 + f.probes)),
-            last + len(CONFIDENCE) + np.arange(len(EVIDENCE) * f.probes),
-            width + (3 + f.probes) * f.classes + g,
+            known,
+            last + len(CONFIDENCE) + evidence,
+            outputs,
         ]
         width = last + len(summed)
         first = summed
-    found = np.concatenate(places)
+    where = np.concatenate(places)
     center, scale = f.center.copy(), (1 / f.spread).astype(np.float32)
     center[first], scale[first] = 0, 1  # standardised already
-    x = graph.add("Sub", graph.concat(*parts), graph.constant(_spread(center, found, width)))
-    x = graph.add("Mul", x, graph.constant(_spread(scale, found, width)))
+    x = graph.add("Sub", graph.concat(*parts), graph.constant(_spread(center, where, width)))
+    x = graph.add("Mul", x, graph.constant(_spread(scale, where, width)))
     low, high = graph.constant(np.float32(-f.limit)), graph.constant(np.float32(f.limit))
-    return Features(graph.add("Clip", x, low, high), width, found)
+    return Features(graph.add("Clip", x, low, high), width, where)
 
 
 def add_confidence(graph: Graph, f: FeatureMap, logits: str) -> str:
@@ -158,7 +181,7 @@ def _spread(values: NDArray[Any], places: NDArray[np.int64], width: int) -> Floa
 def _standardised(
     graph: Graph, f: FeatureMap, own: NDArray[np.int64], raw: str, mix: NDArray[np.float64]
 ) -> str:
-    """Add features that are sums of raw numbers, (R,) of which `mix` is (R, len(own))."""
+    """Add features that are sums of raw numbers, (N, S), S each of `mix`, (S, len(own))."""
     scale = 1 / f.spread[own].astype(np.float64)
     bias = -f.center[own].astype(np.float64) * scale
     return graph.gemm(raw, (mix * scale).astype(np.float32), bias.astype(np.float32))
@@ -170,7 +193,7 @@ def _two_largest(graph: Graph, logits: str) -> str:
 
 
 def _unsure(graph: Graph, logits: str) -> tuple[str, NDArray[np.float64]]:
-    """Add what the confidence features are sums of; return it and how: (N, R) and (R, 5)."""
+    """Add what the confidence features are sums of; return it and how: (N, S) and (S, 5)."""
     p = graph.add("LogSoftmax", logits, axis=1)
     peak = graph.reduce("ReduceMax", p, [1], keepdims=1)
     surprise = graph.reduce("ReduceSum", graph.add("Mul", p, graph.add("Exp", p)), [1], keepdims=1)
@@ -194,7 +217,7 @@ def _confidence_mix(
 def _compared(
     graph: Graph, f: FeatureMap, s: str, logits: str
 ) -> tuple[str, str, NDArray[np.float64]]:
-    """Add B, laid flat, and what confidence and evidence are sums of; return both and the sums.
+    """Add B, and what confidence and evidence are sums of; return both and the sums.
 
     Args:
         graph: to add to.
@@ -203,7 +226,7 @@ def _compared(
         logits: (N, K).
 
     Returns:
-        (N, M K); (N, R); (R, 5 + 5 G).
+        (N, M, K); (N, S); (S, 5 + 5 G).
     """
     k, g = f.classes, f.probes
     m = 2 * g + 4
@@ -239,4 +262,4 @@ def _compared(
     mix[other[:g], lead] = -1
     mix[p_of[:g] * m + q_of[:g], entropy] = -1
     mix[q_of[:g] * m + q_of[g], agreement] = 1
-    return graph.reshape(b, -1, m * k), raw, mix
+    return b, raw, mix

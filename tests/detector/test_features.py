@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from reluguard.detector.features import CONFIDENCE, EVIDENCE, IDENTITY, FeatureMap, confidence
+from reluguard.detector.errors import GuardError
+from reluguard.detector.features import (
+    CONFIDENCE,
+    EVIDENCE,
+    IDENTITY,
+    LOG_FLOOR,
+    FeatureMap,
+    confidence,
+    feature_width,
+)
 from reluguard.detector.head import Head
 from reluguard.detector.taps import Tap
 
@@ -80,6 +89,64 @@ def test_probes_are_linear_classifiers_held_against_the_answer(features: Feature
             np.testing.assert_allclose(evidence[image, :, probe], expected, atol=1e-4)
             every = x[image, start + len(EVIDENCE) * g :].reshape(g, k)[probe]
             np.testing.assert_allclose(every, log_q, atol=1e-4)
+
+
+def test_a_code_stands_for_many_classes() -> None:
+    """The code of the logits, evidence on decoded scores and the codes probes find, in float64."""
+    rng = np.random.default_rng(5)
+    k, r, g, count = 90, 6, 2, 12
+    rates = rng.random((count, 10)).astype(np.float32)
+    logits = rng.normal(0, 2, (count, k)).astype(np.float32)
+    raw = coded(classes=k, numbers=r, probes=g)
+    x = raw.transform(rates, logits).astype(np.float64)
+    assert x.shape[1] == raw.width == 10 + len(CONFIDENCE) + r + g * (len(EVIDENCE) + r)
+    np.testing.assert_array_equal(raw.feature_taps, [0] * 6 + [1] * 4 + [-1] * (raw.width - 10))
+    start = 10 + len(CONFIDENCE)
+    np.testing.assert_allclose(x[:, start : start + r], logits @ raw.code, atol=1e-4)
+    found = rates.astype(np.float64) @ raw.probe_weights + raw.probe_bias
+    np.testing.assert_allclose(x[:, -g * r :], found, atol=1e-5)
+    evidence = x[:, start + r : -g * r].reshape(count, len(EVIDENCE), g)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for image in range(count):
+        answer, second = np.argsort(-logits[image])[:2]
+        for probe in range(g):
+            scores = raw.code @ found[image, probe * r : (probe + 1) * r]
+            log_q = np.maximum(scores - np.log(np.exp(scores).sum()), LOG_FLOOR)
+            expected = [
+                log_q[answer],
+                log_q[second],
+                log_q[answer] - np.delete(log_q, answer).max(),
+                -(np.exp(log_q) * log_q).sum(),
+                (np.exp(log_q) * probability[image]).sum(),
+            ]
+            np.testing.assert_allclose(evidence[image, :, probe], expected, atol=1e-3)
+            np.testing.assert_allclose(raw.probe_classes(rates)[image, probe], log_q, atol=1e-4)
+
+
+def test_a_code_is_one_row_per_class() -> None:
+    """A code of another number of classes is refused."""
+    with pytest.raises(
+        GuardError, match=r"expected a code of 90 classes, got one of shape \(89, 6"
+    ):
+        replace(coded(classes=90, numbers=6, probes=2), code=np.zeros((89, 6), np.float32))
+
+
+def coded(*, classes: int, numbers: int, probes: int) -> FeatureMap:
+    """Return a map with a drawn code that neither centres nor cuts."""
+    rng = np.random.default_rng(0)
+    width = feature_width(10, classes, probes, numbers)
+    return FeatureMap(
+        columns=np.arange(10),
+        column_taps=np.repeat([0, 1], [6, 4]),
+        taps=2,
+        classes=classes,
+        probe_weights=rng.normal(size=(10, probes * numbers)).astype(np.float32),
+        probe_bias=rng.normal(size=probes * numbers).astype(np.float32),
+        center=np.zeros(width, np.float32),
+        spread=np.ones(width, np.float32),
+        limit=1e30,
+        code=rng.normal(size=(classes, numbers)).astype(np.float32),
+    )
 
 
 def test_features_are_cut_at_the_limit(features: FeatureMap) -> None:

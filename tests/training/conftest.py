@@ -1,6 +1,7 @@
 """A small CNN trained on scikit-learn's digits, as an ONNX file, its twin and a surrogate's."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def trained(data: Dataset, *, units: int, seed: int) -> nn.Sequential:
             nn.Conv2d(units, 2 * units, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(32 * units, 10),
+            nn.Linear(32 * units, int(data.labels.max()) + 1),
         )
         x = torch.from_numpy(data.images).permute(0, 3, 1, 2).float() / 255
         y = torch.from_numpy(data.labels)
@@ -81,7 +82,7 @@ def save_network(net: nn.Sequential, path: Path) -> Path:
         nodes,
         "digits",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(weights["t5"])])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     opset = [helper.make_opsetid("", 17)]
@@ -94,6 +95,20 @@ def digits_model(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
     """The ONNX file of a CNN that knows digits, trained on all but the first 300."""
     train = digits.take(np.arange(300, len(digits)))
     path = tmp_path_factory.mktemp("digits") / "digits.onnx"
+    return save_network(trained(train, units=8, seed=0), path)
+
+
+@pytest.fixture(scope="session")
+def parity(digits: Dataset) -> Dataset:
+    """The digits in two classes: even and odd."""
+    return replace(digits, labels=digits.labels % 2)
+
+
+@pytest.fixture(scope="session")
+def parity_model(parity: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ONNX file of a CNN of two outputs that knows odd from even."""
+    train = parity.take(np.arange(300, len(parity)))
+    path = tmp_path_factory.mktemp("parity") / "parity.onnx"
     return save_network(trained(train, units=8, seed=0), path)
 
 

@@ -234,7 +234,7 @@ def cut_head(head: Head, chosen: NDArray[np.int64]) -> Head:
     """
     f = head.features
     kept = np.flatnonzero(np.isin(f.column_taps, chosen))
-    width = feature_width(len(kept), f.classes, f.probes)
+    width = feature_width(len(kept), f.classes, f.probes, f.code.shape[1])
     rest = np.arange(len(f.columns), f.width)
     of_feature = np.concatenate([kept, rest])
     assert len(of_feature) == width

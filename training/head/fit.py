@@ -19,7 +19,16 @@ from reluguard.training.errors import DataError
 from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.head.alarms import false_alarms, weighed
-from reluguard.training.head.probes import Probes, fit_probes, most_columns, select_columns
+from reluguard.training.head.probes import (
+    MAX_CLASSES,
+    Probes,
+    Task,
+    class_task,
+    code_task,
+    fit_probes,
+    most_columns,
+    select_columns,
+)
 from reluguard.training.head.table import KEPT_BYTES, Table
 
 __all__ = ["HeadSettings", "calibrate", "fit_head"]
@@ -211,18 +220,24 @@ def _fit_features(groups: Sequence[Readings], table: Table, taps: Sequence[Tap])
     )
     probes = fit_probes(
         table.rates,
-        np.concatenate([group.labels for group in groups]),
+        _task(groups, clean, table),
         table.sources,
         table.weights,
         taps=taps,
         columns=columns,
-        classes=clean.logits.shape[1],
     )
     uncut = replace(probes.features, limit=float(np.finfo(np.float32).max))
     raw = replace(
         probes, features=uncut, folds=tuple(replace(f, limit=uncut.limit) for f in probes.folds)
     )
     return table.describe(raw, limit=probes.features.limit)
+
+
+def _task(groups: Sequence[Readings], clean: Readings, table: Table) -> Task:
+    classes = clean.logits.shape[1]
+    if classes <= MAX_CLASSES:
+        return class_task(np.concatenate([group.labels for group in groups]), classes)
+    return code_task(clean.logits, clean.sources, table.sources)
 
 
 def _weights(groups: Sequence[Readings], benign_share: float) -> Floats:

@@ -2,8 +2,12 @@
 
 A probe is a linear classifier that is asked of which class the *source* image was, and is fitted on
 clean, harmlessly changed and attacked images alike: it learns to see through attacks. Where it
-disagrees with the network's answer, something is wrong. N images, D harvested rates, F rates read,
-L taps, K classes, G probes.
+disagrees with the network's answer, something is wrong.
+
+Of more classes than MAX_CLASSES most have few images or none. There a probe is asked of the code of
+what the network said to the clean source image: a linear regression that needs no label and says
+something of every class. N images, D harvested rates, F rates read, L taps, K classes, G probes,
+R numbers of a code.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +24,11 @@ from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.head.moments import Moments, row_blocks
 
 __all__ = [
+    "MAX_CLASSES",
     "Probes",
+    "Task",
+    "class_task",
+    "code_task",
     "column_taps",
     "fit_probes",
     "most_columns",
@@ -36,6 +44,8 @@ MAX_COLUMNS = 1400
 GUARD_VALUES = 440_000  # per rate and probe output or hidden unit; keeps a guard under 1 MB
 HIDDEN = 128
 MAX_CLASSES = 128
+CODE = 32
+SHORTEST = 1e-3  # of the longest direction; in shorter ones there is only rounding
 SPREAD_FLOOR = 1e-4
 RIDGE = 3e-3
 FOLDS = 4
@@ -82,7 +92,7 @@ def column_taps(taps: Sequence[Tap]) -> NDArray[np.int64]:
 
 def most_columns(classes: int) -> int:
     """Return how many rates a guard of so many classes may read."""
-    outputs = (RUNS + 1) * classes if classes <= MAX_CLASSES else 0
+    outputs = (RUNS + 1) * (classes if classes <= MAX_CLASSES else min(CODE, classes))
     return min(MAX_COLUMNS, GUARD_VALUES // (outputs + HIDDEN))
 
 
@@ -109,46 +119,112 @@ def select_columns(
     return np.sort(alive[order[:limit]])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What probes are asked of each row.
+
+    Attributes:
+        classes: K.
+        labels: int64, (N,). The class of each source image that a posterior is sharpened for.
+        code: float32, (K, R), or (0, 0) where classes stand for themselves.
+        targets: float32, (M, K or R). What is to be found of each of M kinds of source.
+        kinds: int64, (N,). Which of them each row's source is, or -1: nothing is asked of it.
+    """
+
+    classes: int
+    labels: NDArray[np.int64]
+    code: Floats
+    targets: Floats
+    kinds: NDArray[np.int64]
+
+    def scores(self, found: Floats) -> Floats:
+        """Return scores of classes, (n, K), of what a probe found, (n, K or R)."""
+        return found @ self.code.T if self.code.size else found
+
+
+def class_task(labels: NDArray[np.int64], classes: int) -> Task:
+    """Return the task of finding the class, (N,), of each source image."""
+    return Task(
+        classes=classes,
+        labels=labels,
+        code=np.zeros((0, 0), np.float32),
+        targets=(np.eye(classes) - 1 / classes).astype(np.float32),
+        kinds=labels,
+    )
+
+
+def code_task(clean: Floats, clean_sources: NDArray[np.int64], sources: NDArray[np.int64]) -> Task:
+    """Return the task of finding the code of what the network said to each clean source image.
+
+    Args:
+        clean: float32, (M, K). Logits of clean images.
+        clean_sources: int64, (M,). Which images those are; mirrored ones count as the same.
+        sources: int64, (N,). The source image of each row; of others nothing is asked.
+    """
+    known, places = np.unique(clean_sources, return_inverse=True)
+    centred = clean - clean.mean(axis=1, keepdims=True)
+    answers = np.zeros((len(known), clean.shape[1]))
+    np.add.at(answers, places, centred)
+    answers /= np.bincount(places)[:, None]
+    code = _halved(_directions(centred.astype(np.float64)))
+    kinds = np.minimum(np.searchsorted(known, sources), len(known) - 1)
+    kinds[known[kinds] != sources] = -1
+    return Task(
+        classes=clean.shape[1],
+        labels=answers.argmax(axis=1)[kinds],
+        code=code,
+        targets=(answers @ code).astype(np.float32),
+        kinds=kinds,
+    )
+
+
+def _directions(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the unit directions, at most CODE, that these logits, (M, K), lie in most: (K, R)."""
+    _, lengths, directions = np.linalg.svd(logits, full_matrices=False)
+    found: NDArray[np.float64] = directions[:CODE][lengths[:CODE] >= SHORTEST * lengths[0]].T
+    return found
+
+
 def fit_probes(
     rates: Rates,
-    labels: NDArray[np.int64],
+    task: Task,
     sources: NDArray[np.int64],
     weights: Floats,
     *,
     taps: Sequence[Tap],
     columns: NDArray[np.int64],
-    classes: int,
 ) -> Probes:
     """Return feature maps with fitted probes, not yet standardised.
 
     One probe reads all taps; three more read the early, the middle and the late ones. Each is a
-    ridge regression on the one-hot class, its scores sharpened to a calibrated posterior. Models of
-    more than 128 classes go without.
+    ridge regression on the one-hot class or the code, its scores sharpened to a calibrated
+    posterior.
 
     Args:
         rates: (N, D). Of clean, benign and attacked images together.
-        labels: int64, (N,). The true class of each source image.
+        task: what the probes are asked.
         sources: int64, (N,). The source image; folds go by it.
         weights: (N,). How much each row counts.
         taps: the taps the rates were read at.
         columns: int64, (F,). The rates to read.
-        classes: K.
     """
     of_column = column_taps(taps)[columns]
-    if classes > MAX_CLASSES:
-        blank = _feature_map(columns, of_column, len(taps), 0, np.zeros((len(columns) + 1, 0)))
-        return Probes(blank, (blank,) * FOLDS)
-    share = (weights / weights.mean()).astype(np.float64)
+    asked = weights * (task.kinds >= 0)
+    share = (asked / asked.mean()).astype(np.float64)
     table = _Standardised(rates, columns, share)
     of_row = source_folds(sources)
     blocks = _blocks(of_column, len(taps))
-    solutions = _solve(table, labels, classes, share.astype(np.float32), of_row, blocks)
-    some = np.arange(0, len(labels), -(-len(labels) // SHARPNESS_ROWS))
+    solutions = _solve(table, task, share.astype(np.float32), of_row, blocks)
+    some = np.arange(0, len(sources), -(-len(sources) // SHARPNESS_ROWS))
     held = _held_out(table, solutions, of_row, some)
+    outputs = task.targets.shape[1]
     sharpness = np.concatenate(
         [
             np.full(
-                classes, _sharpness(held[:, g * classes :][:, :classes], labels[some], share[some])
+                outputs,
+                _sharpness(
+                    task.scores(held[:, g * outputs :][:, :outputs]), task.labels[some], share[some]
+                ),
             )
             for g in range(len(blocks))
         ]
@@ -160,7 +236,7 @@ def fit_probes(
         weights_in = sharp[:-1] / spread[:, None]
         bias = sharp[-1] - mean @ weights_in
         stacked = np.concatenate([weights_in, bias[None]])
-        maps.append(_feature_map(columns, of_column, len(taps), classes, stacked))
+        maps.append(_feature_map(columns, of_column, len(taps), task, stacked))
     return Probes(maps[-1], tuple(maps[:-1]))
 
 
@@ -222,21 +298,20 @@ class _Standardised:
 
 def _solve(
     table: _Standardised,
-    labels: NDArray[np.int64],
-    classes: int,
+    task: Task,
     weights: Floats,
     of_row: NDArray[np.int64],
     blocks: Sequence[NDArray[np.int64]],
 ) -> list[NDArray[np.float64]]:
-    """Return one solution per fold, fitted without it: (F + 1, G * K), the bias last.
+    """Return one solution per fold, fitted without it: (F + 1, G * K or R), the bias last.
 
     The normal equations are sums over rows, so they are summed block by block.
     """
-    width = len(table.mean) + 1
+    width, outputs = len(table.mean) + 1, task.targets.shape[1]
     grams = [np.zeros((width, width)) for _ in range(FOLDS)]
-    crosses = [np.zeros((width, classes)) for _ in range(FOLDS)]
+    crosses = [np.zeros((width, outputs)) for _ in range(FOLDS)]
     for run, x in table.blocks():
-        target = (np.eye(classes)[labels[run]] - 1 / classes).astype(np.float32)
+        target = task.targets[task.kinds[run]]
         for fold in range(FOLDS):
             rows = of_row[run] == fold
             weighted = x[rows] * weights[run][rows, None]
@@ -246,7 +321,7 @@ def _solve(
     bias = width - 1
     solutions = []
     for own_gram, own_cross in zip(grams, crosses, strict=True):
-        solution = np.zeros((bias + 1, len(blocks) * classes))
+        solution = np.zeros((bias + 1, len(blocks) * outputs))
         for g, block in enumerate(blocks):
             chosen = np.append(block, bias)
             system = (gram - own_gram)[np.ix_(chosen, chosen)]
@@ -254,7 +329,7 @@ def _solve(
             penalty[-1] = 1e-6 * weights.sum()
             right = (cross - own_cross)[chosen]
             solved = np.linalg.solve(system + np.diag(penalty), right)
-            solution[chosen, g * classes : (g + 1) * classes] = solved
+            solution[chosen, g * outputs : (g + 1) * outputs] = solved
         solutions.append(solution)
     return solutions
 
@@ -265,7 +340,7 @@ def _held_out(
     of_row: NDArray[np.int64],
     some: NDArray[np.int64],
 ) -> Floats:
-    """Return what the probes that were fitted without them say of some rows: (n, G * K)."""
+    """Return what the probes that were fitted without them say of some rows: (n, G * K or R)."""
     held = np.empty((len(some), solutions[0].shape[1]), np.float32)
     for run, x in table.blocks():
         low, high = np.searchsorted(some, [run.start, run.stop])
@@ -304,21 +379,28 @@ def _feature_map(
     columns: NDArray[np.int64],
     of_column: NDArray[np.int64],
     taps: int,
-    classes: int,
+    task: Task,
     probes: NDArray[np.float64],
 ) -> FeatureMap:
-    count = probes.shape[1] // classes if classes else 0
-    width = feature_width(len(columns), classes, count)
+    count = probes.shape[1] // task.targets.shape[1]
+    width = feature_width(len(columns), task.classes, count, task.code.shape[1])
     return FeatureMap(
         columns=columns,
         column_taps=of_column,
         taps=taps,
-        classes=classes,
-        probe_weights=probes[:-1].astype(np.float32),
+        classes=task.classes,
+        probe_weights=_halved(probes[:-1]) if task.code.size else probes[:-1].astype(np.float32),
         probe_bias=probes[-1].astype(np.float32),
         center=np.zeros(width, np.float32),
         spread=np.ones(width, np.float32),
+        code=task.code,
     )
+
+
+def _halved(x: NDArray[np.float64]) -> Floats:
+    """Return what half precision keeps of these numbers, none of them too large for it."""
+    most = float(np.finfo(np.float16).max)
+    return np.clip(x, -most, most).astype(np.float16).astype(np.float32)
 
 
 def standardise(

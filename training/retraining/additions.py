@@ -243,9 +243,7 @@ def _likely_class(
     features = artifact.head.features
     if kind != "attack" or not features.probes:
         return answer
-    k = features.classes  # the first probe reads all taps
-    scores = rates[:, features.columns].astype(np.float32) @ features.probe_weights[:, :k]
-    scores = scores + features.probe_bias[:k]
+    scores = features.probe_scores(rates)[:, 0]  # the first probe reads all taps
     scores[np.arange(len(scores)), answer] = -np.inf
     likely: NDArray[np.int64] = scores.argmax(axis=1)
     return likely

@@ -146,6 +146,14 @@ def one_class_more_than_one() -> Any:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
 
 
+def many_classes() -> Any:
+    from torch import nn
+
+    network = _convolutions(nn.ReLU(), nn.ReLU())
+    network[-1] = nn.Linear(12, 200)
+    return network
+
+
 def vision(name: str) -> Callable[[], Any]:
     def build() -> Any:
         import torch
@@ -171,6 +179,7 @@ SMALL: dict[str, tuple[Callable[[], Any], Shape]] = {
     "softmax last": (softmax_last, (16, 16, 3)),
     "conv1d": (conv1d, (8, 8, 3)),
     "tokens": (tokens, (8, 8, 3)),
+    "many classes": (many_classes, (16, 16, 3)),
     "two classes": (one_class_more_than_one, (8, 8, 3)),
 }
 LARGE: dict[str, tuple[Callable[[], Any], Shape]] = {

@@ -1,6 +1,6 @@
 """Which rates are read, and probes that never describe the images they were fitted on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from reluguard.detector.taps import Tap
 from reluguard.training.head.probes import (
+    CODE,
     Probes,
+    class_task,
+    code_task,
     column_taps,
     fit_probes,
     most_columns,
@@ -39,12 +42,11 @@ class Table:
         """Return probes fitted on it, or on other labels."""
         return fit_probes(
             self.rates,
-            self.labels if labels is None else labels,
+            class_task(self.labels if labels is None else labels, CLASSES),
             self.sources,
             np.ones(len(self.rates), np.float32),
             taps=TAPS,
             columns=np.arange(RATES),
-            classes=CLASSES,
         )
 
 
@@ -158,24 +160,106 @@ def test_more_classes_read_fewer_rates() -> None:
     assert most_columns(10) == 1400
     assert most_columns(100) * (4 * 100 + 128) <= 440_000 < (most_columns(100) + 1) * 528
     assert most_columns(1000) == 1400
+    assert 1400 * (4 * CODE + 128) <= 440_000
 
 
-def test_many_classes_go_without() -> None:
-    """Above 128 classes neither probes nor the identity of the answer are read."""
-    data = table(signal=0.0)
-    probes = fit_probes(
-        data.rates,
-        data.labels,
-        data.sources,
-        np.ones(len(data.rates), np.float32),
-        taps=TAPS,
-        columns=np.arange(RATES),
-        classes=129,
+@dataclass(frozen=True, kw_only=True)
+class Many:
+    """A network of 300 classes whose rates hold its answer: clean images and attacked twins."""
+
+    rates: NDArray[np.float32]
+    clean: NDArray[np.float32]
+    attacked: NDArray[np.float32]
+
+    @property
+    def sources(self) -> NDArray[np.int64]:
+        """int64, (2 n,): clean images, then their twins."""
+        return np.tile(np.arange(len(self.clean)), 2)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """What the network says: to twins what their attacker wants."""
+        return np.concatenate([self.clean, self.attacked])
+
+    def fit(self, rows: NDArray[np.bool_], sources: NDArray[np.int64] | None = None) -> Probes:
+        """Return probes fitted on the clean images of these sources and on their twins."""
+        both = np.tile(rows, 2)
+        known = np.flatnonzero(rows)
+        own = self.sources[both] if sources is None else sources
+        return fit_probes(
+            self.rates[both],
+            code_task(self.clean[rows], known, own),
+            own,
+            np.ones(both.sum(), np.float32),
+            taps=TAPS,
+            columns=np.arange(RATES),
+        )
+
+
+def many(count: int = 400) -> Many:
+    """Return readings of eight directions of meaning: rates know those of the clean image."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(8, 300))
+    meaning = rng.normal(size=(count, 8))
+    seen = np.tile(meaning @ rng.normal(size=(8, RATES)), (2, 1))
+    rates = 0.5 + 0.05 * seen + 0.02 * rng.normal(size=seen.shape)
+    return Many(
+        rates=rates.astype(np.float32),
+        clean=(meaning @ weights).astype(np.float32),
+        attacked=(rng.permutation(meaning) @ weights).astype(np.float32),
     )
-    assert (probes.features.classes, probes.features.probes) == (0, 0)
-    logits = np.random.default_rng(0).normal(size=(len(data.rates), 129)).astype(np.float32)
-    held = probes.out_of_fold(data.rates, logits, data.sources)
-    assert_array_equal(held, probes.features.transform(data.rates, logits))
+
+
+def test_a_code_names_classes_that_no_image_showed() -> None:
+    """Probes recognise the answers of held-out images, also those no image of the fit had."""
+    data = many()
+    answers = data.clean.argmax(axis=1)
+    shown = answers % 2 == 0
+    features = data.fit(shown).features
+    assert not set(answers[shown]) & set(answers[~shown])
+    assert features.code.shape == (300, 8)
+    likely = features.probe_classes(data.rates)[len(shown) :][~shown]
+    top = np.argsort(-likely[:, 0], axis=1)[:, :10]
+    among = (top == answers[~shown, None]).any(axis=1)
+    assert among.mean() > 0.9  # of 300 classes; by chance 10 in 300
+    twins = data.attacked[~shown].argmax(axis=1)
+    assert (top == twins[:, None]).any(axis=1).mean() < 0.3
+
+
+def test_a_code_keeps_what_clean_logits_differ_in() -> None:
+    """Coded and decoded, clean logits are what they were, up to what a softmax does not see."""
+    data = many()
+    code = data.fit(np.ones(len(data.clean), np.bool_)).features.code
+    centred = data.clean - data.clean.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(data.clean @ code @ code.T, centred, atol=0.05)
+    assert_array_equal(code, code.astype(np.float16))
+
+
+def test_sources_without_a_clean_image_teach_a_code_nothing() -> None:
+    """Rows of unknown sources leave the probes as they are, whatever their rates."""
+    data = many(count=200)
+    everyone = np.ones(200, np.bool_)
+    sources = data.sources.copy()
+    sources[390:] += 1000
+    first = data.fit(everyone, sources).features
+    rates = data.rates.copy()
+    rates[390:] = 1 - rates[390:]
+    second = Many(rates=rates, clean=data.clean, attacked=data.attacked).fit(everyone, sources)
+    assert_array_equal(first.probe_weights, second.features.probe_weights)
+
+
+def test_coded_rows_that_were_fitted_on_are_described_by_their_own_fold() -> None:
+    """Out-of-fold features are some fold's, of an image and its twin the same one's."""
+    data = many()
+    fitted = data.fit(np.ones(len(data.clean), np.bool_))
+    folds = tuple(replace(fold, limit=1e30) for fold in fitted.folds)
+    probes = replace(fitted, folds=folds)
+    x = probes.out_of_fold(data.rates, data.logits, data.sources)
+    by_fold = [fold.transform(data.rates, data.logits) for fold in probes.folds]
+    own = np.stack([np.isclose(one, x, atol=1e-3).all(axis=1) for one in by_fold])
+    assert (own.sum(axis=0) == 1).all()
+    images, twins = np.split(own.argmax(axis=0), 2)
+    assert_array_equal(images, twins)
 
 
 def test_standardised_features_are_centred_and_scaled() -> None:
