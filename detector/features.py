@@ -28,6 +28,14 @@ with confidence and a discriminant analysis per tap .947; with identity .955; pr
 discriminant analysis .956 at half the false alarms on noise, and with rates at a second level .965.
 Near-flip counts, 2 x 2 grids of rates, spatial spread, maxima, global distances and consistency
 between neighbouring taps added nothing.
+
+The code by EfficientNet-Lite0 of 1,000 classes, 500 photographs of 10 of them, six attacks and 12
+harmless changes, five folds: mean AUROC .972 where rates and confidence alone give .909 (DeepFool
+.922 for .738, CW .943 for .808, PGD 1/255 .985 for .952), at .050 clean images flagged and .047 of
+the harmless changes with either. Directions of all logits do as well as those of clean ones (.967,
+.964: evidence alone), those of the last layer's weights worse (.937). On classes that no image of
+the fit shows the code gains nothing (.879 for .902), and of their clean images .15 are flagged at
+5 %, .12 without. With 100 classes, 10 of them shown, one-hot ones are ahead (.979 for .969).
 """
 
 from dataclasses import dataclass, field

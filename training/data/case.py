@@ -212,7 +212,7 @@ def _class_words(dataset: Dataset, calibrate: NDArray[np.int64], count: int) -> 
             text = ", ".join(some[:NAMED]) + (
                 f" and {len(some) - NAMED} more" if len(some) > NAMED else ""
             )
-            noun = "class" if len(few) == 1 else f"{len(few)} classes:"
+            noun = "class" if len(few) == 1 else f"{len(few)} of {count} classes:"
             words.append(
                 f"{what} {noun} {text}. Clean images of what a guard has hardly seen are flagged "
                 "far more often than it promises: give some of each class"
