@@ -8,6 +8,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ from benchmarks.faults.pair import Pair, make_guard, make_pair
 from benchmarks.faults.process import Process, served
 from benchmarks.faults.report import Finding, spread
 from benchmarks.faults.rotation import Shelf, asking
-from benchmarks.faults.traffic import NO_RETRIES, Callers, Kit
+from benchmarks.faults.traffic import NO_RETRIES, Ask, Callers, Kit
 from reluguard.detector.captures import INDEX, shard_file
 from reluguard.detector.shelf.shelf import current, promote
 
 __all__ = ["run"]
+
+REQUESTS = 32  # of a server that captures, before they come round again
 
 
 def run(pair: Pair | None, folder: Path, *, short: bool) -> list[Finding]:  # noqa: ARG001 - needs several guards
@@ -146,12 +150,13 @@ def _capture(folder: Path, *, times: int) -> Finding:
     pair = make_pair(folder / "pair")
     store = folder / "store"
     kit, rng = Kit(pair), random.Random(0)
-    ask = kit.inspect_pixels(kit.images(16))
     settings = {"capture": store, "capture_share": 1.0, "capture_images": "true"}
     sound, rows = 0, []
     for _ in range(times):
+        # other images each time: the same one of the same caller is kept once
+        asks = [kit.inspect_pixels(kit.images(16)) for _ in range(REQUESTS)]
         with served(pair, settings=settings) as server:
-            asyncio.run(_load(server, ask.method, ask.data, seconds=rng.uniform(1.0, 2.2)))
+            asyncio.run(_load(server, asks, seconds=rng.uniform(1.0, 2.2)))
             server.kill()
         rows.append(_rows(store))
         sound += rows[-1] >= (rows[-2] if len(rows) > 1 else 0)
@@ -163,11 +168,13 @@ def _capture(folder: Path, *, times: int) -> Finding:
     )
 
 
-async def _load(server: Process, method: str, data: bytes, *, seconds: float) -> None:
+async def _load(server: Process, asks: Sequence[Ask], *, seconds: float) -> None:
+    turns = itertools.cycle(asks)
     async with grpc.aio.insecure_channel(server.address, options=list(NO_RETRIES)) as channel:
 
         async def ask() -> bytes:
-            answer: bytes = await channel.unary_unary(method)(data, timeout=30)
+            one = next(turns)
+            answer: bytes = await channel.unary_unary(one.method)(one.data, timeout=30)
             return answer
 
         async with Callers(ask=ask, count=4):
