@@ -109,13 +109,14 @@ def _slice(node: Node, x: Tensor, *bounds: Tensor | None) -> Tensor:
     axes = axes if axes is not None else node.get("axes", list(range(len(starts or []))))
     steps = steps if steps is not None else [1] * len(starts or [])
     for axis, start, end, step in zip(axes or [], starts or [], ends or [], steps, strict=True):
-        # ONNX reads far negative ends as "before the first"; so does Python, but for one case.
-        last = None if step < 0 and end < -x.shape[axis] else end
         if step > 0:
             places: list[slice] = [slice(None)] * x.ndim
-            places[axis] = slice(start, last, step)
+            size = x.shape[axis]  # torch warns of the huge ends that exporters write for "all"
+            places[axis] = slice(*(max(-size, min(place, size)) for place in (start, end)), step)
             x = x[tuple(places)]
         else:
+            # ONNX reads far negative ends as "before the first"; so does Python, but for one case.
+            last = None if end < -x.shape[axis] else end
             rows = range(x.shape[axis])[start:last:step]
             x = x.index_select(axis, torch.tensor(list(rows), device=x.device, dtype=torch.int64))
     return x
