@@ -345,7 +345,7 @@ def _labels(
     rows += list_captures(captures, limit=len(shown))
     given: dict[bytes, tuple[str, str]] = {}
     for row in rows:
-        request = row.id.partition(":")[0]
+        request = row.request
         word = f"attack:{name}" if truth.get(request, False) else "clean"
         given.setdefault(shown[request], (row.id, word))
     return list(given.values())[:count]
