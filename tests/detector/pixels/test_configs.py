@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -47,6 +48,8 @@ def test_a_configuration_is_what_its_library_does(
     library: str, golden_pixels: Path, pictures: list[Images]
 ) -> None:
     """Every pixel is the same; the normalised values agree to seven digits."""
+    if int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("the arrays were made with Pillow 13, which resizes otherwise than before")
     with np.load(golden_pixels / f"{library}.npz") as arrays:
         stored = {name: arrays[name] for name in arrays.files}
     configs = {k.split("/")[1]: json.loads(str(v)) for k, v in stored.items() if "config" in k}
@@ -106,6 +109,8 @@ def test_composed_transforms_are_read(pictures: list[Images]) -> None:
     import torch
     from torchvision.transforms import v2
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
+        pytest.skip("equal to torch 2.14; torch 2.7 is off by one step in places")
     normal = v2.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     as_float = v2.ToDtype(torch.float32, scale=True)
     composed = [

@@ -112,7 +112,8 @@ def _slice(node: Node, x: Tensor, *bounds: Tensor | None) -> Tensor:
         if step > 0:
             places: list[slice] = [slice(None)] * x.ndim
             size = x.shape[axis]  # torch warns of the huge ends that exporters write for "all"
-            places[axis] = slice(*(max(-size, min(place, size)) for place in (start, end)), step)
+            first, behind = (max(-size, min(place, size)) for place in (start, end))
+            places[axis] = slice(first, behind, step)
             x = x[tuple(places)]
         else:
             # ONNX reads far negative ends as "before the first"; so does Python, but for one case.
