@@ -15,7 +15,6 @@ __all__ = ["lead_slope", "no_gradient"]
 _STEPS = (1, 2, 4, 8, 16, 32)
 _ALIVE = 0.75
 _FOLLOWED = 0.7  # by chance it is 3 of 8 images
-_SPARED = 0.34  # of an image: of three, two are enough
 
 Scorer = Callable[[Images], NDArray[np.float32]]
 
@@ -68,7 +67,7 @@ def no_gradient(
         )
         lower = (followed < before) & (followed < random)
         most = max(most, int(lower.sum()))
-        if lower.sum() >= np.ceil(_FOLLOWED * len(images) - _SPARED):
+        if lower.mean() >= _FOLLOWED:
             return None
     return (
         f"steps along it lower the model's confidence on {most} of {len(images)} images only, "

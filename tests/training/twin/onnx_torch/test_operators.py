@@ -464,7 +464,9 @@ def small_networks() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
-def check_exported(make: Callable[[], nn.Module], size: int, path: Path, *, dynamo: bool) -> None:
+def check_exported(
+    make: Callable[[], nn.Module], size: int, path: Path, *, dynamo: bool, sample: int = 3
+) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = make().eval()
@@ -473,7 +475,7 @@ def check_exported(make: Callable[[], nn.Module], size: int, path: Path, *, dyna
                 nn.init.normal_(weight, std=0.05)
         exported(net, size, path, dynamo=dynamo)
     spec = InputSpec(name="image", height=size, width=size, channels=3)
-    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (sample, size, size, 3)).astype(np.uint8)
     twin = load_twin(path, spec, images=images, device="cpu")
     assert twin is not None
     pixels = torch.rand(2, 3, size, size, requires_grad=True)
@@ -519,7 +521,10 @@ def test_torchvision_networks_have_twins(tmp_path: Path, name: str, dynamo: bool
     if name == "vgg16_bn" and not dynamo:
         pytest.skip("the old exporter can't write its adaptive pool at this size")
     size = 224 if name in {"vit_b_16", "maxvit_t"} else 64  # these two are made for one size
-    check_exported(getattr(models, name), size, tmp_path / "net.onnx", dynamo=dynamo)
+    # untrained, its answers lie 2e-5 apart, on which three images tell nothing: a fit shows eight
+    sample = 8 if name == "shufflenet_v2_x0_5" else 3
+    make = getattr(models, name)
+    check_exported(make, size, tmp_path / "net.onnx", dynamo=dynamo, sample=sample)
 
 
 def test_a_file_may_be_out_of_order(graph_model: Callable[..., onnx.ModelProto]) -> None:
