@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from reluguard.detector.metrics import Rates, RedTeamSummary
 from reluguard.training.evaluation.comparison import Group
+from reluguard.training.evaluation.conclusion import conclude
 from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages import evaluation_plots as plots
-from reluguard.training.pages.page import Section, page, paragraph, table
-from reluguard.training.pages.words import answered_right, few_note, number
+from reluguard.training.pages.page import Section, page, paragraph, table, verdict
+from reluguard.training.pages.words import answered_right, few_note, in_order, number
 
 __all__ = ["answer_table", "evaluation_page", "precision_table", "red_team_table"]
 
@@ -34,7 +35,9 @@ def evaluation_page(
     about, clean = card.about, card.clean
     rate = _own_rate(card)
     mean, worst = card.summary.mean_auroc, card.summary.worst_auroc
-    lead = paragraph(
+    come_to = conclude(card.attacks, clean.false_positive_rate, card.benign, rate, card.red_team)
+    lead = verdict(come_to.sentences)
+    lead += paragraph(
         f"{about.images} images that no step of fitting saw ({about.origin}). Clean images "
         f"flagged at the {rate} threshold: {clean.false_positive_rate[rate]}. "
         + (
@@ -61,6 +64,7 @@ def evaluation_page(
         Section(title="Evidence by depth", body=plots.evidence(groups)),
         Section(title="Examples", body=plots.examples(groups, thresholds, rate)),
     ]
+    sections = [section for section in sections if section.body]
     if card.matrix is not None and card.matrix.auroc:
         sections.insert(4, Section(title="Seen and unseen", body=plots.matrix(card.matrix)))
     subtitle = f"model {about.model[:16]}, guard {about.guard[:16]}, seed {about.seed}"
@@ -93,7 +97,7 @@ def red_team_table(found: RedTeamSummary | None) -> str:
     rates = list(next(iter(found.evaded.values()), {}))
     rows = [
         [f"{float(size):g}/255", *(str(entry[rate]) for rate in rates)]
-        for size, entry in found.evaded.items()
+        for size, entry in sorted(found.evaded.items(), key=lambda one: float(one[0]))
     ]
     settings = ", ".join(f"{key} {value}" for key, value in found.settings.items())
     medians = "; ".join(
@@ -118,7 +122,8 @@ def _own_rate(card: Evaluation) -> str:
 def _attack_table(card: Evaluation) -> str:
     rates = list(card.clean.false_positive_rate)
     rows = []
-    for slug, entry in card.attacks.items():
+    for slug in in_order(card.attacks):
+        entry = card.attacks[slug]
         row = [slug, "yes" if entry.fitted_on else "new", f"{entry.succeeded} / {entry.tried}"]
         if entry.auroc is None:
             row += ["-"] * (1 + len(rates))
@@ -145,7 +150,7 @@ def _clean_table(card: Evaluation, rate: str) -> str:
             str(entry.false_positive_rate[rate]),
             str(entry.detected[rate]) if entry.detected else "-",
         ]
-        for label, entry in card.classes.items()
+        for label, entry in ((label, card.classes[label]) for label in in_order(card.classes))
     ]
     return (
         table(["threshold for", "flagged", "of misclassified ones"], rows)
@@ -161,14 +166,15 @@ def _clean_table(card: Evaluation, rate: str) -> str:
 
 def answer_table(answers: Mapping[str, Rates], rate: str) -> str:
     """Return what is flagged of clean images, by the class that the model answers."""
-    rows = [[answer, str(one[rate].n), str(one[rate])] for answer, one in answers.items() if one]
+    shown = [(answer, answers[answer]) for answer in in_order(answers)]
+    rows = [[answer, str(one[rate].n), str(one[rate])] for answer, one in shown if one]
     return table(["class answered", "clean images", f"flagged at {rate}"], rows)
 
 
 def _benign_table(card: Evaluation, rate: str) -> str:
     rows = [
-        [slug, str(entry[rate]), answered_right(card.answered_right[slug], rate)]
-        for slug, entry in card.benign.items()
+        [slug, str(card.benign[slug][rate]), answered_right(card.answered_right[slug], rate)]
+        for slug in in_order(card.benign)
     ]
     return table(["harmless change", f"flagged at {rate}", "where answered right"], rows)
 
@@ -187,7 +193,7 @@ def _baseline_table(card: Evaluation) -> str:
     head += ["guard minus it: mean", "worst", "note"]
     detail = [
         [slug, *(number(entry.auroc.get(slug)) for entry in card.baselines.values())]
-        for slug in card.attacks
+        for slug in in_order(card.attacks)
     ]
     left_out = paragraph("Left out: " + card.left_out) if card.left_out else ""
     return (

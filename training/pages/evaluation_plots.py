@@ -26,6 +26,7 @@ from reluguard.training.pages.plots import (
     heat_map,
     svg,
 )
+from reluguard.training.pages.words import in_order
 from reluguard.training.statistics.metrics import auroc
 
 __all__ = ["before_and_after", "densities", "evidence", "examples", "matrix", "roc", "severity"]
@@ -38,7 +39,7 @@ MARKERS = "osD^vPX*"
 
 def _hits(groups: Mapping[str, Group]) -> dict[str, NDArray[np.float32]]:
     found = {k: g.score[g.hits] for k, g in groups.items() if g.kind == "attack"}
-    return {slug: scores for slug, scores in found.items() if len(scores)}
+    return {slug: found[slug] for slug in in_order(found) if len(found[slug])}
 
 
 def roc(groups: Mapping[str, Group]) -> str:
@@ -105,6 +106,8 @@ def severity(card: Evaluation, rate: str) -> str:
 def densities(card: Evaluation, groups: Mapping[str, Group]) -> str:
     """Return score densities of clean images and of the hardest and easiest attacks."""
     hits = _hits(groups)
+    if not hits:
+        return ""
     areas = {slug: card.attacks[slug].auroc for slug in hits}
     area = {slug: found.value for slug, found in areas.items() if found is not None}
     ranked = sorted(area, key=lambda slug: area[slug])
@@ -144,9 +147,9 @@ def densities(card: Evaluation, groups: Mapping[str, Group]) -> str:
 
 def evidence(groups: Mapping[str, Group]) -> str:
     """Return how well each tap on its own tells each attack from clean images."""
-    attacks = {slug: g for slug, g in groups.items() if g.kind == "attack" and g.hits.any()}
+    attacks = {slug: groups[slug] for slug in _hits(groups)}
     if not attacks:
-        return paragraph("No attack succeeded.")
+        return ""
     clean = groups["clean"].evidence
     taps = clean.shape[1]
     values = np.array(
@@ -233,7 +236,7 @@ def examples(groups: Mapping[str, Group], thresholds: Mapping[str, float], rate:
         label = int(group.shard.labels[row])
         text = f"{group.name}: class {label} read as {answer}, {word} at {rate}"
         parts.append(before_and_after(pictures, text))
-    return "".join(parts)
+    return f'<div class="pictures">{"".join(parts)}</div>'
 
 
 def before_and_after(pictures: Mapping[str, Images], text: str) -> str:
@@ -241,8 +244,7 @@ def before_and_after(pictures: Mapping[str, Images], text: str) -> str:
     before, after = pictures.values()
     shown = {**pictures, f"difference, {DIFFERENCE} times": _difference(before, after)}
     return (
-        '<figure style="display:inline-block;margin:.8rem 1.6rem .8rem 0">'
-        '<div style="display:flex;gap:.4rem">'
+        "<figure><div>"
         + "".join(_picture(name, image) for name, image in shown.items())
         + f"</div><figcaption>{escape(text)}</figcaption></figure>"
     )
@@ -255,11 +257,7 @@ def _difference(before: Images, after: Images) -> Images:
 
 
 def _picture(name: str, image: Images) -> str:
-    return (
-        f'<div style="width:8.5rem"><img alt="{escape(name)}" src="{_png(image)}" '
-        'style="width:100%;image-rendering:pixelated;border-radius:4px">'
-        f"<small>{escape(name)}</small></div>"
-    )
+    return f'<div><img alt="{escape(name)}" src="{_png(image)}"><small>{escape(name)}</small></div>'
 
 
 def _png(image: Images) -> str:

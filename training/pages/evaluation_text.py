@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from reluguard.training.evaluation.conclusion import conclude
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages.report_card_text import print_precision
 from reluguard.training.pages.words import few_note, number
@@ -13,6 +14,9 @@ __all__ = ["print_evaluation"]
 def print_evaluation(card: Evaluation) -> None:
     """Print the main figures."""
     console = Console()
+    clean = card.clean.false_positive_rate
+    come_to = conclude(card.attacks, clean, card.benign, list(clean)[-1], card.red_team)
+    console.print(" ".join(come_to.sentences), highlight=False)
     console.print(f"{card.about.images} unseen images ({card.about.origin})")
     for rate, value in card.clean.false_positive_rate.items():
         console.print(f"clean images flagged at the {rate} threshold: {value}")

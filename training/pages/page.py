@@ -1,10 +1,11 @@
 """One self-contained HTML page: no script, no font, no address that is fetched."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Section", "bullet_list", "figure", "page", "paragraph", "table"]
+__all__ = ["Section", "bullet_list", "figure", "page", "paragraph", "table", "verdict"]
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--rule:#d0d7de;--card:#f6f8fa;
@@ -19,20 +20,51 @@ h1{font-size:2rem;line-height:1.2;margin:0 0 .3rem}
 h2{font-size:1.35rem;margin:3rem 0 .5rem;padding-top:1rem;border-top:1px solid var(--rule)}
 h3{font-size:1.05rem;margin:1.8rem 0 .4rem}
 p,li{max-width:46rem}.soft,figcaption,small{color:var(--soft)}
+.soft{overflow-wrap:anywhere}
 a{color:var(--accent)}nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1.2rem 0 0}
 figure{margin:1.4rem 0}figure svg{display:block;width:100%;height:auto}
 figcaption{font-size:.9rem;max-width:50rem;margin-top:.4rem}
-.wrap{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;
+table{border-collapse:collapse;width:100%;font-size:.92rem;margin-top:1.4rem;
 font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
-th{color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}
-td{white-space:nowrap}td.text,td:first-child{white-space:normal}
-td.text,th.text{text-align:left}.wrap+.wrap{margin-top:1.4rem}td.yes{color:var(--good);font-weight:600}
+th,td{padding:.35rem .6rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
+thead th{color:var(--soft);font-weight:600;vertical-align:bottom;line-height:1.3}
+th:first-child,td:first-child{text-align:left;padding-left:0}
+td.text,th.text{text-align:left}td small{white-space:nowrap;display:inline-block}
+td:first-child{overflow-wrap:anywhere}td.yes{color:var(--good);font-weight:600}
 td.no{color:var(--bad);font-weight:600}td.open{color:var(--open);font-weight:600}
-.lead{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:.4rem 1.4rem}
+.lead{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:.4rem 1.4rem;
+margin-top:1.2rem}
+.verdict{font-size:1.15rem;line-height:1.5;font-weight:600}
 details{margin:1rem 0}summary{cursor:pointer;color:var(--accent)}
 code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
+.pictures{display:flex;flex-wrap:wrap;gap:.5rem 2rem}
+.pictures figure{margin:.8rem 0}.pictures figure>div{display:flex;gap:.4rem}
+.pictures figure>div>div{width:9rem}.pictures img{width:100%;image-rendering:pixelated;
+border-radius:4px;display:block}.pictures small{display:block;line-height:1.3;margin-top:.2rem}
+.pictures figcaption{max-width:28rem}
+.chapters{list-style:none;padding:0}.chapters li{border-top:1px solid var(--rule);padding:.7rem 0}
+@media screen and (max-width:44rem){
+main{padding:1.5rem 1rem 3rem}h1{font-size:1.6rem}.lead{padding:.2rem 1rem}
+thead{display:none}table,tbody,tr,td{display:block}
+tr{border-bottom:1px solid var(--rule);padding:.5rem 0}
+td,td.text{border:0;padding:.1rem 0;text-align:right;overflow:hidden}
+td:first-child{font-weight:600;text-align:left}
+td[data-name]::before{content:attr(data-name);float:left;max-width:60%;color:var(--soft);
+text-align:left;font-weight:400}figure{overflow-x:auto}figure svg{min-width:32rem}
+.pictures figure{overflow:visible;width:100%}.pictures figure>div>div{width:auto;flex:1}}
+@media print{:root{color-scheme:light;--ink:#000;--soft:#444;--rule:#bbb;--card:#fff;--paper:#fff;
+--accent:#000;--good:#0f7a5a;--bad:#b3411a;--open:#8a6100}
+body{font-size:10pt}main{max-width:none;padding:0}nav{display:none}
+h2{break-after:avoid;margin-top:1.5rem}h3{break-after:avoid}
+tr,figure,.lead{break-inside:avoid}thead{display:table-header-group}
+table{font-size:8.5pt}th,td{padding:.2rem .35rem}a{text-decoration:none}
+details::details-content{content-visibility:visible;display:block;height:auto}
+details summary{list-style:none}@page{margin:15mm}}
 """
+
+_CODE = re.compile(r"`([^`]+)`")
+# a figure and its interval, which may stand below it
+_INTERVAL = re.compile(r"^(\S+) (\[[^\]]+\])$")
 
 _VERDICTS = {
     "yes": "yes",
@@ -43,6 +75,8 @@ _VERDICTS = {
     "met, within error": "yes",
     "short, within error": "open",
     "short": "no",
+    "passed": "yes",
+    "refused": "no",
 }
 
 
@@ -79,9 +113,15 @@ def page(title: str, subtitle: str, lead: str, sections: Sequence[Section]) -> s
     )
 
 
+def verdict(sentences: Sequence[str]) -> str:
+    """Return what a page comes to, plain sentences, as its first and largest paragraph."""
+    return f'<p class="verdict">{escape(" ".join(sentences))}</p>'
+
+
 def paragraph(text: str) -> str:
-    """Return a paragraph of plain text."""
-    return f"<p>{escape(text)}</p>"
+    """Return a paragraph of plain text; what stands between backticks is set as code."""
+    words = _CODE.sub(r"<code>\1</code>", escape(text))
+    return f"<p>{words}</p>"
 
 
 def bullet_list(items: Sequence[str]) -> str:
@@ -109,17 +149,24 @@ def table(
         text_columns: which columns hold words and go to the left.
         folded: hides the table behind this line until it is clicked.
     """
-
-    def cell(tag: str, column: int, text: str) -> str:
-        kind = _VERDICTS.get(text, "text" if column in text_columns else "")
-        name = f' class="{kind}"' if kind and column else ""
-        return f"<{tag}{name}>{escape(text)}</{tag}>"
-
-    lines = ["<tr>" + "".join(cell("th", i, text) for i, text in enumerate(head)) + "</tr>"]
+    lines = ["".join(_cell("th", i, text, text_columns) for i, text in enumerate(head))]
     lines += [
-        "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(r)) + "</tr>" for r in rows
+        "".join(_cell("td", i, text, text_columns, head[i]) for i, text in enumerate(row))
+        for row in rows
     ]
-    body = f'<div class="wrap"><table>{"".join(lines)}</table></div>'
+    first, *others = (f"<tr>{line}</tr>" for line in lines)
+    body = f"<table><thead>{first}</thead><tbody>{''.join(others)}</tbody></table>"
+    if any(text == "-" for row in rows for text in row):
+        body += "<p><small>A dash: there was nothing to count.</small></p>"
     if folded is None:
         return body
     return f"<details><summary>{escape(folded)}</summary>{body}</details>"
+
+
+def _cell(tag: str, column: int, text: str, text_columns: Sequence[int], head: str = "") -> str:
+    """Return a cell; on a narrow screen, where rows become lists, it says what it is itself."""
+    kind = _VERDICTS.get(text, "text" if column in text_columns else "")
+    name = f' class="{kind}"' if kind and column else ""
+    named = f' data-name="{escape(head)}"' if head and column else ""
+    shown = _INTERVAL.sub(r"\1 <small>\2</small>", escape(text))
+    return f"<{tag}{name}{named}>{shown}</{tag}>"

@@ -140,10 +140,11 @@ def _examples(
     evaded = np.flatnonzero(scores <= limit)[:EXAMPLES]
     if not len(evaded):
         return paragraph("No image evaded.")
-    return "".join(
+    pairs = "".join(
         before_and_after(
             {"clean": before[row], f"evades, score {scores[row]:.1f}": after[row]},
             f"image {row}: not flagged at {rate}",
         )
         for row in evaded
     )
+    return f'<div class="pictures">{pairs}</div>'

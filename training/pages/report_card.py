@@ -1,11 +1,21 @@
 """The report card as one self-contained HTML page, plots inline as SVG."""
 
 from reluguard.detector.artifact import Manifest
+from reluguard.detector.metrics import GateResult
+from reluguard.training.evaluation.conclusion import conclude
 from reluguard.training.evaluation.report_card import ReportCard
 from reluguard.training.pages.evaluation import answer_table, precision_table, red_team_table
-from reluguard.training.pages.page import Section, figure, page, paragraph, table
+from reluguard.training.pages.page import (
+    Section,
+    bullet_list,
+    figure,
+    page,
+    paragraph,
+    table,
+    verdict,
+)
 from reluguard.training.pages.plots import AMBER, BLUE, canvas, svg
-from reluguard.training.pages.words import answered_right, few_note, number
+from reluguard.training.pages.words import answered_right, few_note, in_order, number
 from reluguard.training.provenance import provenance_of
 
 __all__ = ["report_page"]
@@ -21,7 +31,10 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
         if summary.mean_auroc is not None
         else ""
     )
-    lead = paragraph(
+    harmless = {slug: one.flagged for slug, one in card.benign.items()}
+    come_to = conclude(card.attacks, clean.false_positive_rate, harmless, fpr, card.red_team)
+    lead = verdict(come_to.sentences)
+    lead += paragraph(
         f"Clean accuracy {clean.accuracy}; clean images flagged at the {fpr} threshold: "
         f"{clean.false_positive_rate[fpr]}.{found}"
     ) + paragraph(
@@ -40,15 +53,43 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
     if card.answers:
         sections.append(Section(title="By class", body=answer_table(card.answers, fpr)))
     sections.append(Section(title="Precision", body=precision_table(card.precision)))
+    if card.gate is not None:
+        sections.insert(0, Section(title="Retrained", body=_gate(card.gate)))
     recipe = provenance_of(manifest).recipe
     subtitle = f"model {manifest.model_sha256[:16]}, fitted {manifest.created_at}"
     subtitle += f", recipe {recipe.name}" if recipe else ""
     return page("reluguard report card", subtitle, lead, sections)
 
 
+def _gate(found: GateResult) -> str:
+    """Return what the gate said of a guard that was retrained, against the one before it."""
+    rows = [
+        [
+            f"{row.what}: {row.name}" if row.name else row.what,
+            row.figure,
+            f"{row.champion:.3f}",
+            f"{row.challenger:.3f}",
+            f"{row.low:+.3f} to {row.high:+.3f}",
+            str(row.images),
+            "refused" if row.refused else "passed",
+        ]
+        for row in found.rows
+    ]
+    passed = (
+        "passed: this guard may replace" if found.passed else "refused: this guard must not replace"
+    )
+    head = ["what", "figure", "before", "now", "difference", "images", "gate"]
+    return (
+        paragraph(f"The gate {passed} the guard {found.champion[:16]} that it was retrained from.")
+        + (bullet_list(found.reasons) if found.reasons else "")
+        + table(head, rows, text_columns=(0, 1, 6))
+    )
+
+
 def _attack_table(card: ReportCard, fpr: str) -> str:
     rows = []
-    for slug, entry in card.attacks.items():
+    for slug in in_order(card.attacks):
+        entry = card.attacks[slug]
         figures = ["-", "-", "-"]
         if entry.auroc is not None:
             alone = number(entry.confidence_only_auroc)
@@ -63,11 +104,11 @@ def _benign_table(card: ReportCard, fpr: str) -> str:
     rows = [
         [
             slug,
-            str(entry.images),
-            str(entry.flagged[fpr]),
-            answered_right(entry.answered_right, fpr),
+            str(card.benign[slug].images),
+            str(card.benign[slug].flagged[fpr]),
+            answered_right(card.benign[slug].answered_right, fpr),
         ]
-        for slug, entry in card.benign.items()
+        for slug in in_order(card.benign)
     ]
     wrong = card.clean.misclassified_flagged
     if wrong:
@@ -79,9 +120,9 @@ def _benign_table(card: ReportCard, fpr: str) -> str:
 def _attack_plot(card: ReportCard, fpr: str) -> str:
     """AUROC and detection per attack with intervals."""
     shown = {
-        slug: (entry.auroc, entry.detected[fpr])
-        for slug, entry in card.attacks.items()
-        if entry.auroc is not None
+        slug: (area, card.attacks[slug].detected[fpr])
+        for slug in in_order(card.attacks)
+        if (area := card.attacks[slug].auroc) is not None
     }
     if not shown:
         return paragraph("No attack succeeded.")
@@ -109,7 +150,7 @@ def _attack_plot(card: ReportCard, fpr: str) -> str:
         plot.grid(visible=False, axis="y")
         plot.set_xlim(right=1.005)
         plot.set_xlabel("share, with 95 % interval")
-        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9)
+        drawing.legend(loc="outside upper left", ncols=2, fontsize=9)
         return figure(
             svg(drawing, "AUROC and detection of each attack"),
             "How well attacked images are told from clean ones, and what share of them is flagged.",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from reluguard.training.evaluation.conclusion import conclude
 from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.report_card import ReportCard
 from reluguard.training.pages.words import answered_right, few_note, number
@@ -17,6 +18,9 @@ def print_card(card: ReportCard) -> None:
     console = Console()
     clean = card.clean
     rate = max(clean.false_positive_rate, key=float)
+    harmless = {slug: change.flagged for slug, change in card.benign.items()}
+    come_to = conclude(card.attacks, clean.false_positive_rate, harmless, rate, card.red_team)
+    console.print(" ".join(come_to.sentences), highlight=False)
     for line in card.gates.lines if card.gates else ():
         console.print(line)
     console.print(f"clean accuracy {clean.accuracy} on {clean.images} unseen images")

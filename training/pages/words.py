@@ -1,16 +1,27 @@
 """Figures in words, the same on a page and on a terminal."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from reluguard.detector.metrics import Rates
 from reluguard.training.evaluation.figures import FEW, Tried, few
 
-__all__ = ["answered_right", "few_note", "number", "sign"]
+__all__ = ["answered_right", "few_note", "in_order", "number", "sign"]
 
 
 def answered_right(rates: Rates, rate: str) -> str:
     """Return what is flagged of the images that the model still answers right, and how many."""
     return f"{rates[rate].value:.3f} of {rates[rate].n}" if rates else "-"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names in order of their words and numbers: `pgd-linf-2` before `pgd-linf-10`."""
+    return sorted(names, key=_parts)
+
+
+def _parts(name: str) -> list[tuple[int, float, str]]:
+    pieces = re.findall(r"\d+(?:\.\d+)?|\D+", name)
+    return [(0, float(p), "") if p[0].isdigit() else (1, 0.0, p) for p in pieces]
 
 
 def few_note(attacks: Mapping[str, Tried]) -> str:

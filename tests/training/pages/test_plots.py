@@ -6,6 +6,7 @@ import pytest
 
 from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table
 from reluguard.training.pages.plots import BLUE, Line, bars, canvas, depth_lines, heat_map, svg
+from reluguard.training.pages.words import in_order
 
 
 @pytest.fixture
@@ -63,5 +64,20 @@ def test_verdicts_are_marked_and_tables_fold() -> None:
     """Yes, no and unclear have their own class; a folded table hides behind a line."""
     text = table(["a", "holds?"], [["x", "yes"], ["y", "no"], ["z", "unclear"]], folded="more")
     for kind, word in (("yes", "yes"), ("no", "no"), ("open", "unclear")):
-        assert f'<td class="{kind}">{word}</td>' in text
+        assert f'<td class="{kind}" data-name="holds?">{word}</td>' in text
     assert text.startswith("<details><summary>more</summary>")
+
+
+def test_cells_say_what_they_are_and_keep_their_figures_whole() -> None:
+    """On a narrow screen a row is a list of name and figure; an interval may stand below it."""
+    text = table(["attack", 'a "b"'], [["pgd", "0.978 [0.951, 0.991]"], ["fgsm", "-"]])
+    assert 'data-name="a &quot;b&quot;">0.978 <small>[0.951, 0.991]</small></td>' in text
+    assert "<td>pgd</td>" in text
+    assert "A dash: there was nothing to count." in text
+    assert "A dash" not in table(["attack", "n"], [["pgd", "3"]])
+
+
+def test_names_are_ordered_by_their_numbers() -> None:
+    """As a reader counts, not as a computer spells."""
+    names = ["pgd-linf-10", "pgd-linf-2.55", "fgsm", "pgd-linf-2", "10", "9"]
+    assert in_order(names) == ["9", "10", "fgsm", "pgd-linf-2", "pgd-linf-2.55", "pgd-linf-10"]

@@ -1,0 +1,125 @@
+"""What a report card comes to, in words."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from reluguard.detector.metrics import Interval, Rates, RedTeamSummary
+from reluguard.training.attacks import ATTACKS
+from reluguard.training.evaluation.conclusion import Conclusion, conclude, kind_of
+from reluguard.training.evaluation.report_card import AttackFigures
+
+
+def share(value: float, n: int = 100) -> Rates:
+    """Return a share at two thresholds, half as large at the strict one."""
+    spread = 0.02 if 0 < value < 1 else 0.0
+    return {
+        "0.01": Interval(value / 2, value / 2, value / 2, n),
+        "0.05": Interval(value, value - spread, value + spread, n),
+    }
+
+
+def attack(detected: float, succeeded: int = 100) -> AttackFigures:
+    """Return one attack's figures."""
+    return AttackFigures(tried=100, succeeded=succeeded, detected=share(detected, succeeded))
+
+
+def come_to(
+    attacks: Mapping[str, AttackFigures], clean: float = 0.03, benign: float = 0.04
+) -> Conclusion:
+    """Return what a card of these comes to at 5 %."""
+    return conclude(attacks, share(clean), {"blur": share(benign), "none": {}}, "0.05")
+
+
+def test_each_share_is_said_once_and_at_its_level() -> None:
+    """Every kind with enough successes is named once, by the mean over its attacks."""
+    found = come_to(
+        {
+            "pgd-linf-8": attack(1.0),
+            "fgsm-linf-4": attack(0.9),
+            "pgd-linf-1": attack(0.6),
+            "deepfool-l2": attack(0.2),
+            "square-linf-8": attack(0.02),
+            "spatial": attack(0.9, succeeded=29),
+        }
+    )
+    named = [kind for level in found.levels for kind in level.kinds]
+    assert len(named) == len(set(named)) == 4
+    assert [level.verb for level in found.levels] == [
+        "catches",
+        "catches most",
+        "misses most",
+        "misses nearly all",
+    ]
+    assert found.levels[0].kinds["strong attacks"] == pytest.approx(0.95)
+    assert list(found.thin) == ["spatial"]
+
+
+def test_a_card_in_two_sentences() -> None:
+    """The worked example of a card with everything in it."""
+    found = come_to(
+        {
+            "pgd-linf-8": attack(0.98),
+            "deepfool-l2": attack(0.2),
+            "spatial": attack(0.5, succeeded=3),
+        },
+        benign=0.17,
+    )
+    assert found.sentences == [
+        "Catches strong attacks (98 %); misses most attacks that barely cross the boundary (20 %).",
+        (
+            "3 of 100 clean pictures raise an alarm (at most 5 of 100 promised), and 17 of 100 "
+            "after the harmless change “blur”; too few attacked pictures (under 30) to say more "
+            "about one attack."
+        ),
+    ]
+
+
+def test_nothing_is_made_of_nothing() -> None:
+    """Without a success nothing is caught, and no alarm out of so many is no zero per cent."""
+    found = come_to({"pgd-linf-8": AttackFigures(tried=10, succeeded=0)}, clean=0.0)
+    assert found.sentences == [
+        "No attack fooled the model, so none could be caught.",
+        "None of 100 clean pictures raises an alarm (at most 5 of 100 promised).",
+    ]
+    thin = come_to({"pgd-linf-8": attack(1.0, succeeded=5)})
+    assert thin.levels == []
+    assert thin.sentences[0].endswith(
+        "too few attacked pictures (under 30) to say more about one attack."
+    )
+
+
+def test_no_figure_is_rounded_to_all_or_nothing() -> None:
+    """What is not all is not 100 %, what is not nothing not 0 %."""
+    text = " ".join(come_to({"pgd-linf-8": attack(0.998), "spatial": attack(0.002)}).sentences)
+    assert "strong attacks (over 99 %)" in text
+    assert "fool it (under 1 %)" in text
+
+
+def test_who_knows_the_guard_is_named_where_it_was_tried() -> None:
+    """Published figures of the red team follow, by budget."""
+    red_team = RedTeamSummary(
+        images=50,
+        settings={},
+        evaded={"2.55": share(0.5), "8": share(1.0)},
+        median_budget={},
+    )
+    found = conclude({"pgd-linf-8": attack(1.0)}, share(0.03), {}, "0.05", red_team)
+    assert found.sentences[-1] == (
+        "Someone who knows the guard gets past it with 50 % of the pictures within 2.55/255 and "
+        "100 % of the pictures within 8/255."
+    )
+
+
+@pytest.mark.parametrize("slug", ATTACKS)
+def test_every_attack_of_ours_has_a_kind_in_words(slug: str) -> None:
+    """A layman reads no slug of an attack that ships here."""
+    assert kind_of(slug) != slug
+
+
+def test_an_attack_of_someones_own_is_called_as_it_is() -> None:
+    """There is nothing else to call it; the size decides for those of steps."""
+    assert kind_of("mine-3") == "mine-3"
+    assert kind_of("pgd-linf-2.55") == "faint attacks"
+    assert kind_of("pgd-linf-48") == "strong attacks"
+    assert kind_of("pgd-linf-4-40-early") == "attacks that barely cross the boundary"
