@@ -24,12 +24,13 @@ from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
 from reluguard.training.attacks import Attack, attack_named
 from reluguard.training.changes import Change, benign_named, controls
+from reluguard.training.composed import SEPARATOR, composed_name, is_composed
 from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset, check_labels
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import check_untrained, unseen_rows
 from reluguard.training.data.reading import Reading
-from reluguard.training.errors import DataError
+from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.baselines import BASELINES, Baseline
 from reluguard.training.evaluation.comparison import Group, compare
 from reluguard.training.evaluation.leave_out import LeftOut, leave_one_out, open_fit
@@ -37,11 +38,20 @@ from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
 from reluguard.training.harvest.harvest import harvest_told
-from reluguard.training.harvest.orders import SHARD_IMAGES, Job, Orders, plan_jobs, shard_images
+from reluguard.training.harvest.orders import (
+    SHARD_IMAGES,
+    Job,
+    Orders,
+    composed_jobs,
+    plan_jobs,
+    shard_images,
+    with_changes,
+)
 from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Provenance, provenance_of
+from reluguard.training.recipes.afterwards import COMPOSED, judged_afterwards
 
 __all__ = ["DEFAULT_ATTACKS", "evaluate"]
 
@@ -90,6 +100,7 @@ def evaluate(
     baseline_rows: int = 1000,
     matrix_rows: int | None = 1500,
     leave_out: LeftOut = "family",
+    composed: bool = True,
     surrogates: Sequence[Path | str] = (),
     trained_on: Data | None = None,
     seed: int = 0,
@@ -118,6 +129,7 @@ def evaluate(
         baseline_rows: rows of each group that baselines are fitted on at most.
         matrix_rows: the same for the heads of the matrix, None for all, 0 for no matrix.
         leave_out: what the matrix leaves out of the fit at a time.
+        composed: whether attacked images are judged after a harmless change too.
         surrogates: ONNX files of other models of the same task, whose attacks are tried on this.
         trained_on: images the model was trained on, to make sure that none of them is judged.
         seed: of every random choice.
@@ -152,6 +164,8 @@ def evaluate(
         **_attacks(attacks, opened.spec, twin, with_transfer=bool(surrogates)),
         **_benign(benign, opened.spec, manifest),
     }
+    shape = (opened.spec.height, opened.spec.width, opened.spec.channels)
+    then = judged_afterwards(*shape) if composed else {}
     orders = Orders(
         model=model,
         output=manifest.answer,
@@ -159,19 +173,29 @@ def evaluate(
         taps=manifest.taps,
         twin=twin,
         dataset=dataset,
-        changes=changes,
+        changes={
+            **changes,
+            **{
+                composed_name(slug, name): change
+                for slug, attack in changes.items()
+                for name, change in then.items()
+                if isinstance(attack, Attack)
+            },
+        },
         workspace=Path(work) if work else out / "work",
         seed=seed,
         threads=threads,
         surrogates=tuple(map(Path, surrogates)),
     )
     size = shard_images(dataset.images.shape[1:])
-    jobs = _jobs(changes, rows, logits.argmax(axis=1) == dataset.labels[rows], size)
+    right = logits.argmax(axis=1) == dataset.labels[rows]
+    jobs = _jobs(changes, rows, right, size, dict.fromkeys(then, 1.0), seed)
     every = [job for made in jobs.values() for job in made]
     orders.workspace.mkdir(parents=True, exist_ok=True)
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
         harvest_told(every, orders, workers=workers or available_cores(), progress=progress)
+        jobs |= composed_jobs(every)
         groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
     provenance = provenance_of(manifest)
@@ -180,7 +204,7 @@ def evaluate(
         if provenance.recipe
         else frozenset()
     )
-    scored = scorecard(groups, manifest, known, threats, seed)
+    scored = scorecard(groups, manifest, known, threats, seed, COMPOSED)
     fit, missing = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest)
     figures = compare(
         groups, opened, production, reader, fit, baselines, baseline_rows, seed, progress
@@ -200,7 +224,8 @@ def evaluate(
         seconds=perf_counter() - started,
     )
     write_file(out / "evaluation.json", json.dumps(found.to_json(), indent=2).encode())
-    page = evaluation_page(found, groups, manifest.thresholds)
+    alone = {slug: group for slug, group in groups.items() if not is_composed(slug)}
+    page = evaluation_page(found, alone, manifest.thresholds)
     write_file(out / "evaluation.html", page.encode())
     return found
 
@@ -215,6 +240,9 @@ def _attacks(
         if named
         else [attack_named(name).for_images(spec.height, spec.width) for name in default]
     )
+    joined = [one.name for one in made if is_composed(one.name)]
+    if joined:
+        raise AttackError(f"expected names of attacks without a {SEPARATOR}, got {joined[0]}")
     return {one.name: one for one in made if twin != "none" or not one.needs_gradients}
 
 
@@ -254,11 +282,14 @@ def _jobs(
     rows: NDArray[np.int64],
     right: NDArray[np.bool_],
     size: int,
+    then: Mapping[str, float],
+    seed: int,
 ) -> dict[str, list[Job]]:
     jobs = {"clean": plan_jobs("clean", "clean", {"test": rows}, size=size)}
     for slug, change in changes.items():
         if isinstance(change, Attack):
-            jobs[slug] = plan_jobs(slug, "attack", {"test": rows[right]}, size=size)
+            made = plan_jobs(slug, "attack", {"test": rows[right]}, size=size)
+            jobs[slug] = with_changes(made, then, seed=seed)
         else:
             jobs[slug] = plan_jobs(slug, "benign", {"test": rows}, size=size)
     if not right.any():

@@ -19,6 +19,7 @@ from reluguard.detector.lock import hold
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.session import available_cores
+from reluguard.training.composed import composed_name
 from reluguard.training.data.case import Case, open_case
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
@@ -27,7 +28,15 @@ from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.report_card import promised_rates, report_card
 from reluguard.training.harvest.engine import check_engine
 from reluguard.training.harvest.harvest import harvest_told
-from reluguard.training.harvest.orders import SHARD_IMAGES, Job, Orders, plan_jobs, shard_images
+from reluguard.training.harvest.orders import (
+    SHARD_IMAGES,
+    Job,
+    Orders,
+    composed_jobs,
+    plan_jobs,
+    shard_images,
+    with_changes,
+)
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
 from reluguard.training.head.economy import Economy, check_overhead, choose_taps
@@ -232,6 +241,11 @@ def _orders(
         dataset=case.dataset,
         changes={
             portion.change.name: portion.change for portion in (*recipe.attacks, *recipe.benign)
+        }
+        | {
+            composed_name(attack.change.name, later.change.name): later.change
+            for attack in recipe.attacks
+            for later in recipe.then
         },
         workspace=folder,
         seed=seed,
@@ -266,16 +280,18 @@ def _harvest(
                 f"the model answers none of the {len(fitted[split])} images of the {split} part "
                 "right: give more images"
             )
+    then = {portion.change.name: portion.share for portion in recipe.then}
     for index, portion in enumerate(recipe.attacks):
         if orders.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
         some = _portion(right, portion, recipe.least, orders.seed + ATTACK_SEEDS + index)
-        jobs[portion.change.name] = plan_jobs(portion.change.name, "attack", some, size=size)
+        made = plan_jobs(portion.change.name, "attack", some, size=size)
+        jobs[portion.change.name] = with_changes(made, then, seed=orders.seed)
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
     every = [job for made in jobs.values() for job in made]
     harvest_told(every, orders, workers=workers, engine=engine, progress=progress)
-    return jobs
+    return jobs | composed_jobs(every)
 
 
 def _portion(
@@ -302,9 +318,8 @@ def _head(
     seed: int,
     progress: Progress,
 ) -> Head:
-    weights = {p.change.name: p.weight for p in (*recipe.attacks, *recipe.benign)}
     groups = [
-        replace(workspace.readings(_of_split(made, "fit")), weight=weights.get(slug, 1.0))
+        replace(workspace.readings(_of_split(made, "fit")), weight=recipe.weights.get(slug, 1.0))
         for slug, made in jobs.items()
     ]
     progress.stage("head", 100)

@@ -12,6 +12,7 @@ from reluguard.detector.artifact import GuardArtifact, Manifest
 from reluguard.detector.errors import GuardError
 from reluguard.detector.plain import UNSAID, Plain, named
 from reluguard.detector.reference import KEY as REFERENCE
+from reluguard.training.composed import composed_name
 from reluguard.training.errors import DataError
 
 __all__ = [
@@ -67,6 +68,7 @@ class FittedWith(Plain):
         head: the head's settings.
         splits: the share of the images in each part.
         least: of how many images of a part each change was made, where there were so many.
+        then: what attacked images went through afterwards, each a group of its own.
     """
 
     name: str
@@ -77,13 +79,22 @@ class FittedWith(Plain):
     head: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, float] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict, metadata=UNSAID)
+    then: tuple[Recorded, ...] = field(default=(), metadata=UNSAID)
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """Return what each group of the harvest is, clean first."""
+        """Return what each group of the harvest is, clean first, composed attacks last."""
         kinds: dict[str, Kind] = {"clean": "clean"}
         kinds |= {one.slug: "benign" for one in self.benign}
-        return kinds | {one.slug: "attack" for one in self.attacks}
+        kinds |= {one.slug: "attack" for one in self.attacks}
+        return kinds | dict.fromkeys(self.composed, "attack")
+
+    @property
+    def composed(self) -> tuple[str, ...]:
+        """Names of the attacks with what came afterwards."""
+        return tuple(
+            composed_name(attack.slug, later.slug) for later in self.then for attack in self.attacks
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,6 +186,7 @@ def brief_recipe() -> Recipe:
             Portion(Square(size=56.0, most_queries=40), 0.6),
         ),
         benign=(Portion(Mixture("noise", tuple(GaussianNoise(sigma=s) for s in (4.0, 16.0)))),),
+        then=(Portion(GaussianNoise(sigma=3.0), 0.5, weight=0.5),),
         head=HeadSettings(units=16, epochs=6, batch=64),
         fit=0.5,
         calibrate=0.3,

@@ -124,6 +124,31 @@ def test_every_baseline_ran_on_the_same_attacks(
     assert card["baselines"][ActivationDetector.name]["auroc"][ATTACKS[2]] > 0.55
 
 
+def test_attacks_are_judged_after_a_change_too(
+    evaluated: tuple[dict[str, Any], Path],
+) -> None:
+    """One group for each change, of every attack; an image counts that is still answered wrong."""
+    card, out = evaluated
+    assert card["composed"].keys() == {"mild", "strong"}
+    for name, entry in card["composed"].items():
+        assert entry["attacks"].keys() == card["attacks"].keys()
+        areas = [one["auroc"]["value"] for one in entry["attacks"].values() if "auroc" in one]
+        assert entry["mean_auroc"] == pytest.approx(np.mean(areas))
+        assert (
+            entry["worst_auroc"] == min(areas) == entry["attacks"][entry["worst"]]["auroc"]["value"]
+        )
+        for slug, one in entry["attacks"].items():
+            assert one["succeeded"] <= card["attacks"][slug]["succeeded"]
+            with np.load(next((out / "work" / f"{slug}+{name}").glob("*.npz"))) as shard:
+                wrong = shard["logits"].argmax(axis=1) != shard["labels"]
+                assert one["succeeded"] == (shard["success"] & wrong).sum()
+    for name, entry in card["baselines"].items():
+        assert entry["composed"].keys() == {"mild", "strong"}, name
+    matrix = card["matrix"]
+    assert matrix["composed_worst"]["value"] == min(v["value"] for v in matrix["composed"].values())
+    assert {family(slug) for slug in matrix["composed"]} <= set(matrix["families"].values())
+
+
 def test_page_and_json_hold_the_card(evaluated: tuple[dict[str, Any], Path]) -> None:
     """The page is self-contained; the JSON is what was returned."""
     card, out = evaluated

@@ -107,7 +107,8 @@ def test_sources_are_what_they_say(
     """Every attacked image is within its budget of the source it names, in whole pixels."""
     del fitted
     budgets = {"fgsm-linf-48": 48, "pgd-linf-24-4": 24, "square-linf-56": 56}
-    found = shards(fit_settings)
+    then = "+gaussian-3"
+    found = {key: shard for key, shard in shards(fit_settings).items() if then not in key[0]}
     assert {slug for slug, _ in found} == {*budgets, "clean", "noise"}
     for (slug, _), arrays in found.items():
         assert arrays["images"].dtype == np.uint8

@@ -16,6 +16,7 @@ from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard, Reader, in_batches
 from reluguard.detector.session import open_session
 from reluguard.training.analysis.recording import Recorder
+from reluguard.training.composed import change_of, composed_name, is_composed
 from reluguard.training.data.case import predict
 from reluguard.training.errors import AttackError
 from reluguard.training.evaluation.baselines import Baseline, Context, Material
@@ -32,6 +33,7 @@ __all__ = ["DetectorFigures", "Group", "Lead", "Leads", "compare", "mean"]
 
 MATCHED_RATE = 0.05
 CHUNK = 256
+POOLED = 1000  # composed attacks that baselines are judged on, for each change
 GUARD = "reluguard"
 
 Scores = NDArray[np.floating[Any]]
@@ -98,6 +100,8 @@ class DetectorFigures(Plain):
         detected: share of each attack's successes that is flagged.
         benign_flagged: share of each harmless change that is flagged.
         mean_benign_flagged: over them.
+        composed: AUROC of attacked images that were changed afterwards, some of every attack's, by
+            the change.
         lead: how far the guard is ahead of it.
         note: what it is, or why it has no figures.
     """
@@ -108,6 +112,7 @@ class DetectorFigures(Plain):
     detected: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
     benign_flagged: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
     mean_benign_flagged: float | None = field(default=None, metadata=UNSAID)
+    composed: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
     lead: Leads | None = field(default=None, metadata=UNSAID)
     note: str | None = field(default=None, metadata=UNSAID)
 
@@ -138,6 +143,7 @@ def compare(
     """
     manifest = guard.artifact.manifest
     recipe = provenance_of(manifest).recipe
+    groups = _with_pools(groups, seed)
     sides = _Sides(groups, seed)
     own = {slug: g.score for slug, g in groups.items()}
     result = {GUARD: _figures(own, groups, sides)}
@@ -188,7 +194,9 @@ class _Sides:
 
     def __init__(self, groups: Mapping[str, Group], seed: int) -> None:
         self._groups = groups
-        self.attacks = [slug for slug, g in groups.items() if g.kind == "attack" and g.hits.any()]
+        hit = [slug for slug, g in groups.items() if g.kind == "attack" and g.hits.any()]
+        self.attacks = [slug for slug in hit if not is_composed(slug)]
+        self.composed = [slug for slug in hit if is_composed(slug)]
         self._drawn = Resampling(
             np.concatenate([group.shard.sources for group in groups.values()]), seed=seed
         )
@@ -245,6 +253,68 @@ def _figures(
         detected={slug: float((attacked > limit).mean()) for slug, attacked in hits.items()},
         benign_flagged=harmless,
         mean_benign_flagged=mean([*harmless.values()]),
+        composed={
+            change_of(slug): auroc(clean, scores[slug][groups[slug].hits])
+            for slug in sides.composed
+        },
+    )
+
+
+def _with_pools(groups: Mapping[str, Group], seed: int) -> dict[str, Group]:
+    """Return the groups, composed attacks drawn from into one group for each change.
+
+    Baselines read images anew, and each attack once more for each change would be too many.
+    """
+    alone = {slug: group for slug, group in groups.items() if not is_composed(slug)}
+    by_change: dict[str, list[Group]] = {}
+    for slug, group in groups.items():
+        if is_composed(slug) and group.hits.any():
+            by_change.setdefault(change_of(slug), []).append(group)
+    rng = np.random.default_rng(seed)
+    pools = {}
+    for change, parts in by_change.items():
+        room = max(1, POOLED // len(parts))
+        some = [_rows(g, np.sort(rng.permutation(np.flatnonzero(g.hits))[:room])) for g in parts]
+        name = composed_name("", change)
+        pools[name] = _joined(some, name)
+    return alone | pools
+
+
+def _rows(group: Group, rows: NDArray[np.int64]) -> Group:
+    shard = group.shard
+    return replace(
+        group,
+        shard=Shard(
+            images=None if shard.images is None else shard.images[rows],
+            sources=shard.sources[rows],
+            labels=shard.labels[rows],
+            success=shard.success[rows],
+            rates=shard.rates[rows],
+            logits=shard.logits[rows],
+        ),
+        score=group.score[rows],
+        evidence=group.evidence[rows],
+        wrong=group.wrong[rows],
+    )
+
+
+def _joined(groups: Sequence[Group], name: str) -> Group:
+    shards = [group.shard for group in groups]
+    images = [shard.images for shard in shards if shard.images is not None]
+    return Group(
+        name=name,
+        shard=Shard(
+            images=np.concatenate(images) if len(images) == len(shards) else None,
+            sources=np.concatenate([shard.sources for shard in shards]),
+            labels=np.concatenate([shard.labels for shard in shards]),
+            success=np.concatenate([shard.success for shard in shards]),
+            rates=np.concatenate([shard.rates for shard in shards]),
+            logits=np.concatenate([shard.logits for shard in shards]),
+        ),
+        kind="attack",
+        score=np.concatenate([group.score for group in groups]),
+        evidence=np.concatenate([group.evidence for group in groups]),
+        wrong=np.concatenate([group.wrong for group in groups]),
     )
 
 

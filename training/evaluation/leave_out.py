@@ -13,6 +13,7 @@ import numpy as np
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.metrics import Interval
 from reluguard.detector.plain import UNSAID, Plain
+from reluguard.training.composed import attack_of, is_composed
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Readings
@@ -65,6 +66,8 @@ class Matrix(Plain):
         unseen_intervals: the same with intervals.
         mean_unseen, worst_unseen: over those, None where there are none.
         mean_interval, worst_interval: the same with intervals.
+        composed: what `unseen` is, of attacks whose images were changed afterwards.
+        composed_mean, composed_worst: over those.
     """
 
     by: LeftOut
@@ -77,12 +80,16 @@ class Matrix(Plain):
     worst_unseen: float | None
     mean_interval: Interval | None = field(default=None, metadata=UNSAID)
     worst_interval: Interval | None = field(default=None, metadata=UNSAID)
+    composed: Mapping[str, Interval] = field(default_factory=dict, metadata=UNSAID)
+    composed_mean: Interval | None = field(default=None, metadata=UNSAID)
+    composed_worst: Interval | None = field(default=None, metadata=UNSAID)
 
 
 def family(slug: str) -> str:
-    """Return the family an attack belongs to: of its own where it is like no other."""
-    known = (name for prefix, name in _FAMILIES.items() if slug.startswith(prefix))
-    return next(known, slug.split("-", maxsplit=1)[0])
+    """Return the family of an attack, composed or not: one of its own where it is like no other."""
+    attack = attack_of(slug)
+    known = (name for prefix, name in _FAMILIES.items() if attack.startswith(prefix))
+    return next(known, attack.split("-", maxsplit=1)[0])
 
 
 def left_out_named(text: str) -> LeftOut:
@@ -182,30 +189,49 @@ def leave_one_out(
         base = head.score(clean.rates, clean.logits).score
         table[left or "nothing"] = {}
         for g in attacks:
+            if is_composed(g.name) and kin[g.name] != left:
+                continue
             scores = head.score(g.rates, g.logits).score
-            table[left or "nothing"][g.name] = area = auroc(base, scores)
+            area = auroc(base, scores)
+            if not is_composed(g.name):
+                table[left or "nothing"][g.name] = area
             if kin[g.name] == left:
                 these = drawn.auroc(base, clean.sources, scores, g.sources)
                 unseen[g.name] = (area, these, len(g))
     found = {g.name: unseen[g.name] for g in attacks if g.name in unseen}
-    values = np.array([area for area, _, _ in found.values()])
-    matrix = Matrix(
+    plain = {name: one for name, one in found.items() if not is_composed(name)}
+    changed = {name: one for name, one in found.items() if is_composed(name)}
+    values = [area for area, _, _ in plain.values()]
+    mean, worst = _mean_and_worst(plain)
+    composed_mean, composed_worst = _mean_and_worst(changed)
+    return Matrix(
         by=by,
         rows_per_group=rows,
-        families={g.name: kin[g.name] for g in attacks},
+        families={g.name: kin[g.name] for g in attacks if not is_composed(g.name)},
         auroc=table,
-        unseen={slug: area for slug, (area, _, _) in found.items()},
-        unseen_intervals={slug: interval(*figures) for slug, figures in found.items()},
-        mean_unseen=float(values.mean()) if found else None,
-        worst_unseen=float(values.min()) if found else None,
+        unseen={slug: area for slug, (area, _, _) in plain.items()},
+        unseen_intervals={slug: interval(*figures) for slug, figures in plain.items()},
+        mean_unseen=float(np.mean(values)) if values else None,
+        worst_unseen=float(np.min(values)) if values else None,
+        mean_interval=mean,
+        worst_interval=worst,
+        composed={slug: interval(*figures) for slug, figures in changed.items()},
+        composed_mean=composed_mean,
+        composed_worst=composed_worst,
     )
+
+
+def _mean_and_worst(
+    found: Mapping[str, tuple[float, Drawn, int]],
+) -> tuple[Interval | None, Interval | None]:
+    """Return mean and worst AUROC of attacks, each with its draws and its images."""
     if not found:
-        return matrix
+        return None, None
+    values = np.array([area for area, _, _ in found.values()])
     draws = np.array([one for _, one, _ in found.values()])
-    return replace(
-        matrix,
-        mean_interval=interval(values.mean(), draws.mean(axis=0), len(found)),
-        worst_interval=interval(values.min(), draws.min(axis=0), len(found)),
+    return (
+        interval(values.mean(), draws.mean(axis=0), len(found)),
+        interval(values.min(), draws.min(axis=0), len(found)),
     )
 
 

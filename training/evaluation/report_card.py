@@ -16,6 +16,7 @@ from reluguard.detector.metrics import GateResult, Interval, Rates, RedTeamSumma
 from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard
 from reluguard.detector.taps import GateCounts
+from reluguard.training.composed import attack_of, change_of, is_composed
 from reluguard.training.evaluation.figures import (
     Clean,
     Precision,
@@ -33,6 +34,7 @@ __all__ = [
     "REPORTED_RATES",
     "AttackFigures",
     "BenignFigures",
+    "ComposedFigures",
     "ReportCard",
     "Summary",
     "promised_rates",
@@ -72,6 +74,17 @@ class Summary(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComposedFigures(Plain):
+    """Attacks whose images went through a harmless change afterwards, by attack.
+
+    An image counts where the model still answers wrong.
+    """
+
+    attacks: Mapping[str, AttackFigures]
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportCard(Plain):
     """What a guard does on unseen images, as its manifest and `report.json` hold it.
 
@@ -79,6 +92,7 @@ class ReportCard(Plain):
         clean: images as they came.
         attacks: by slug.
         benign: harmless changes by slug.
+        composed: attacks and what came afterwards, by the change.
         answers: what is flagged of clean images, by the class the model answers.
         summary: over the attacks.
         precision: by threshold.
@@ -93,6 +107,7 @@ class ReportCard(Plain):
     clean: Clean
     attacks: Mapping[str, AttackFigures]
     benign: Mapping[str, BenignFigures]
+    composed: Mapping[str, ComposedFigures] = field(default_factory=dict, metadata=UNSAID)
     answers: Mapping[str, Rates] = field(default_factory=dict, metadata=UNSAID)
     summary: Summary = Summary()
     precision: Mapping[str, Precision] = field(default_factory=dict)
@@ -147,19 +162,30 @@ def report_card(
         if kind == "attack":
             tried = sum(len(job.sources) for job in jobs[slug])
             attacks[slug] = _attack_figures(clean, group, tried, thresholds, seed)
-    found = [entry.auroc.value for entry in attacks.values() if entry.auroc is not None]
+    composed: dict[str, dict[str, AttackFigures]] = {}
+    for slug in [slug for slug in attacks if is_composed(slug)]:
+        composed.setdefault(change_of(slug), {})[attack_of(slug)] = attacks.pop(slug)
     figures = clean_figures(clean.scores, clean.readings.answered_right, thresholds)
     return ReportCard(
         clean=figures,
         attacks=attacks,
         benign=benign,
+        composed={
+            change: ComposedFigures(attacks=entries, summary=_summary(entries))
+            for change, entries in composed.items()
+        },
         answers=by_answer(clean.scores, clean.readings.predictions, thresholds),
-        summary=Summary(
-            mean_auroc=float(np.mean(found)) if found else None,
-            worst_auroc=float(np.min(found)) if found else None,
-            attacks=len(found),
-        ),
+        summary=_summary(attacks),
         precision=precision(figures, attacks),
+    )
+
+
+def _summary(attacks: Mapping[str, AttackFigures]) -> Summary:
+    found = [entry.auroc.value for entry in attacks.values() if entry.auroc is not None]
+    return Summary(
+        mean_auroc=float(np.mean(found)) if found else None,
+        worst_auroc=float(np.min(found)) if found else None,
+        attacks=len(found),
     )
 
 

@@ -6,6 +6,7 @@ the guard's own, so from clean calibration images alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.metrics import Interval, Rates
 from reluguard.detector.plain import UNSAID, Plain, named
+from reluguard.training.composed import attack_of, change_of, is_composed
 from reluguard.training.evaluation.comparison import Group, mean
 from reluguard.training.evaluation.figures import (
     Clean,
@@ -30,6 +32,7 @@ __all__ = [
     "Attacked",
     "ByClass",
     "ByThreat",
+    "Composed",
     "Overview",
     "Part",
     "Scorecard",
@@ -113,12 +116,31 @@ class Overview(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Composed(Plain):
+    """Attacks whose images went through one harmless change, or two, before they came.
+
+    Attributes:
+        change: what that was.
+        attacks: by slug: an image succeeded where the model still answers wrong.
+        mean_auroc, worst_auroc: over the attacks that did, None where none did.
+        worst: which that is.
+    """
+
+    change: str
+    attacks: Mapping[str, Attacked]
+    mean_auroc: float | None
+    worst_auroc: float | None
+    worst: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scorecard(Plain):
     """What a guard does on images it never saw.
 
     Attributes:
         clean: images as they came.
         attacks: by slug.
+        composed: attacked images that were changed afterwards, by the change.
         benign: what is flagged of harmless changes, by slug.
         answered_right: of those, what is flagged where the model still answers right.
         severity: of harmless changes that have levels, by kind and level.
@@ -131,6 +153,7 @@ class Scorecard(Plain):
 
     clean: Clean
     attacks: Mapping[str, Attacked]
+    composed: Mapping[str, Composed] = field(default_factory=dict, metadata=UNSAID)
     benign: Mapping[str, Rates]
     answered_right: Mapping[str, Rates]
     severity: Mapping[str, Mapping[str, Rates]]
@@ -147,6 +170,7 @@ def scorecard(
     known: frozenset[str],
     threats: Mapping[str, str],
     seed: int,
+    changes: Mapping[str, str] = MappingProxyType({}),
 ) -> Scorecard:
     """Return the figures.
 
@@ -156,13 +180,14 @@ def scorecard(
         known: attacks the guard was fitted on.
         threats: the threat model of each attack, by its name.
         seed: of the bootstrap.
+        changes: what came after attacks, in words, by the change's name.
     """
     thresholds = manifest.thresholds
     clean = groups["clean"]
     attacks = {
         slug: _attacked(clean, group, thresholds, slug in known, threats[slug], seed)
         for slug, group in groups.items()
-        if group.kind == "attack"
+        if group.kind == "attack" and not is_composed(slug)
     }
     harmless = {
         slug: flagged(group.score, thresholds)
@@ -175,6 +200,7 @@ def scorecard(
     return Scorecard(
         clean=figures,
         attacks=attacks,
+        composed=_composed(groups, thresholds, known, threats, seed, changes),
         benign={slug: entry for slug, entry in harmless.items() if _severity(slug) is None},
         answered_right={
             slug: flagged(group.score[~group.wrong], thresholds)
@@ -232,6 +258,36 @@ def _attacked(
     )
 
 
+def _composed(
+    groups: Mapping[str, Group],
+    thresholds: Mapping[str, float],
+    known: frozenset[str],
+    threats: Mapping[str, str],
+    seed: int,
+    changes: Mapping[str, str],
+) -> dict[str, Composed]:
+    """Return the figures of attacks that were changed afterwards, by the change."""
+    table: dict[str, dict[str, Attacked]] = {}
+    for slug, group in groups.items():
+        if is_composed(slug):
+            attack = attack_of(slug)
+            figures = _attacked(
+                groups["clean"], group, thresholds, slug in known, threats[attack], seed
+            )
+            table.setdefault(change_of(slug), {})[attack] = figures
+    found = {}
+    for change, attacks in table.items():
+        areas = {a: entry.auroc.value for a, entry in attacks.items() if entry.auroc is not None}
+        found[change] = Composed(
+            change=changes.get(change, change),
+            attacks=attacks,
+            mean_auroc=mean([*areas.values()]),
+            worst_auroc=min(areas.values(), default=None),
+            worst=min(areas, key=lambda attack: areas[attack], default=None),
+        )
+    return found
+
+
 def _severity(slug: str) -> tuple[str, str] | None:
     """Return kind and level of a change named by severity, like jpeg-c3."""
     kind, mark, level = slug.rpartition("-c")
@@ -250,7 +306,7 @@ def _severities(harmless: Mapping[str, Rates]) -> dict[str, dict[str, Rates]]:
 def _by_class(groups: Mapping[str, Group], thresholds: Mapping[str, float]) -> dict[str, ByClass]:
     """Return for each true class what is flagged of its clean and its attacked images."""
     clean = groups["clean"]
-    attacked = [g for g in groups.values() if g.kind == "attack"]
+    attacked = [g for s, g in groups.items() if g.kind == "attack" and not is_composed(s)]
     labels = np.concatenate([g.shard.labels[g.hits] for g in attacked])
     scores = np.concatenate([g.score[g.hits] for g in attacked])
     return {

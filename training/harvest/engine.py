@@ -156,7 +156,7 @@ class RayActor:
         """Make these shards, unless the actor before this one did, and return their places."""
         for i in batch["id"]:
             job = self._jobs[int(i)]
-            if not (self._workspace / job.file).is_file():
+            if not job.is_made(self._workspace):
                 self._maker.make(job)
         return batch
 

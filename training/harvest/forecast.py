@@ -37,11 +37,12 @@ class Pace:
 
 
 def passes_of(job: Job, orders: Orders) -> Passes:
-    """Return about how many passes a shard takes for each of its images."""
+    """Return about how many passes a shard takes for each of its images, and what comes then."""
     change = orders.changes.get(job.slug)
     if not isinstance(change, Attack):
         return Passes(asked=1)
-    return replace(change.passes, asked=change.passes.asked + _AROUND)
+    after = sum(len(later.sources) for later in job.then) / max(1, len(job.sources))
+    return replace(change.passes, asked=change.passes.asked + _AROUND + after)
 
 
 def pace_of(victim: Victim, dataset: Dataset) -> Pace:

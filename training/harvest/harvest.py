@@ -80,7 +80,7 @@ def harvest(
         OSError: the disk is full.
     """
     check_engine(engine)
-    left = [job for job in jobs if not (orders.workspace / job.file).is_file()]
+    left = [job for job in jobs if not job.is_made(orders.workspace)]
     there = {job.file for job in jobs} - {job.file for job in left}
     for job in jobs:
         if job.file in there:

@@ -1,5 +1,7 @@
 """Makes shards: images attacked or changed, then read through the compiled graph. N images."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,9 +10,12 @@ from reluguard.detector.images import Images
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import Attack, Victim
+from reluguard.training.changes import Change
+from reluguard.training.composed import is_composed
 from reluguard.training.data.case import read_rates, source_images
 from reluguard.training.harvest.orders import Job, Orders
 from reluguard.training.harvest.rates import places, stored
+from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.twin.twin import load_twin
 
 __all__ = ["Maker"]
@@ -63,30 +68,98 @@ class Maker:
         )
 
     def make(self, job: Job) -> None:
-        """Make one shard. Memory is that of its images."""
-        orders = self._orders
-        images, labels, rows = source_images(orders.dataset, job.sources)
-        changed, success = self._change(job, images, labels)
-        rates, logits = self._latest.read(changed)
-        arrays = {"sources": rows, "labels": labels, "success": success, "logits": logits}
-        arrays |= stored(rates, self._places)
-        if changed[0].nbytes <= KEPT_IMAGE_BYTES:
-            arrays["images"] = changed
-        elif job.number == 0:
-            arrays["sample"] = changed[success][:SAMPLE_IMAGES]
-        write_file(orders.workspace / job.file, npz=arrays, compress=False)
-        orders.dataset.release()
+        """Make one shard, and those of what its images go through then.
 
-    def _change(
-        self, job: Job, images: Images, labels: NDArray[np.int64]
-    ) -> tuple[Images, NDArray[np.bool_]]:
-        everyone = np.ones(len(images), np.bool_)
+        Memory is that of its images.
+        """
+        made = self._again(job) or self._made(job)
+        if not (self._orders.workspace / job.file).is_file():
+            self._write(job, made)
+        for later in job.then:
+            if not (self._orders.workspace / later.file).is_file():
+                self._write(later, self._afterwards(later, made))
+        self._orders.dataset.release()
+
+    def _made(self, job: Job) -> "_Made":
+        images, labels, rows = source_images(self._orders.dataset, job.sources)
         if job.kind == "clean":
-            return images, everyone
-        change = self._orders.changes[job.slug]
-        entropy = [self._orders.seed, job.number, *job.split.encode()]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+            return _Made(job.sources, rows, labels, images, np.ones(len(images), np.bool_))
+        change, seed = self._orders.changes[job.slug], self._seed(job)
         if isinstance(change, Attack):
             result = change(images, labels, self.victim, seed=seed)
-            return result.images, result.success
-        return change(images, seed=seed), everyone
+            before = result.clean_prediction
+            return _Made(job.sources, rows, labels, result.images, result.success, before)
+        changed = change(images, seed=seed)
+        return _Made(job.sources, rows, labels, changed, np.ones(len(images), np.bool_))
+
+    def _again(self, job: Job) -> "_Made | None":
+        """Return what a shard holds that is there with its images, None where it must be made."""
+        file = self._orders.workspace / job.file
+        if not job.then or not file.is_file():
+            return None
+        shard = read_shard(file, "sources", "labels", "success", optional=("images",))
+        if "images" not in shard:
+            return None
+        images, _, _ = source_images(self._orders.dataset, job.sources)
+        before = self.victim.predict(images).argmax(axis=1)
+        return _Made(
+            job.sources,
+            shard["sources"],
+            shard["labels"],
+            shard["images"],
+            shard["success"],
+            before,
+        )
+
+    def _afterwards(self, later: Job, made: "_Made") -> "_Made":
+        """Return attacked images after a harmless change: a success is still answered wrong."""
+        change = self._orders.changes[later.slug]
+        assert isinstance(change, Change)
+        assert made.before is not None
+        chosen = np.flatnonzero(np.isin(made.asked, later.sources))
+        changed = change(made.images[chosen], seed=self._seed(later))
+        answers = self._latest.read(changed)[1].argmax(axis=1)
+        success = made.success[chosen] & (answers != made.before[chosen])
+        return _Made(later.sources, made.sources[chosen], made.labels[chosen], changed, success)
+
+    def _seed(self, job: Job) -> int:
+        entropy = [self._orders.seed, job.number, *job.split.encode()]
+        if is_composed(job.slug):
+            entropy += [*job.slug.encode()]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _write(self, job: Job, made: "_Made") -> None:
+        rates, logits = self._latest.read(made.images)
+        arrays = {
+            "sources": made.sources,
+            "labels": made.labels,
+            "success": made.success,
+            "logits": logits,
+        }
+        arrays |= stored(rates, self._places)
+        if made.images[0].nbytes <= KEPT_IMAGE_BYTES:
+            arrays["images"] = made.images
+        elif job.number == 0:
+            arrays["sample"] = made.images[made.success][:SAMPLE_IMAGES]
+        write_file(self._orders.workspace / job.file, npz=arrays, compress=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Images as a shard holds them.
+
+    Attributes:
+        asked: int64, (N,). The sources of the job, mirror images by a number of their own.
+        sources: int64, (N,). The images they were made from.
+        labels: int64, (N,). True classes of those.
+        images: uint8, (N, H, W, C).
+        success: bool, (N,).
+        before: int64, (N,), of an attack. The answer it had to change.
+    """
+
+    asked: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    images: Images
+    success: NDArray[np.bool_]
+    before: NDArray[np.int64] | None = None

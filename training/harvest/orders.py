@@ -1,7 +1,7 @@
 """What a harvest is asked for: which shards, and what goes into them. N images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,19 @@ from reluguard.detector.images import InputSpec
 from reluguard.detector.taps import Tap
 from reluguard.training.attacks import Attack
 from reluguard.training.changes import Change
+from reluguard.training.composed import composed_name
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.harvest.readings import Kind
 
-__all__ = ["SHARD_IMAGES", "Job", "Orders", "plan_jobs", "shard_images"]
+__all__ = [
+    "SHARD_IMAGES",
+    "Job",
+    "Orders",
+    "composed_jobs",
+    "plan_jobs",
+    "shard_images",
+    "with_changes",
+]
 
 SHARD_IMAGES = 256
 LEAST_SHARD_IMAGES = 32
@@ -23,18 +32,26 @@ SHARD_VALUES = 256 * 3 * 32 * 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One shard to make: `slug` on these source images, in one split."""
+    """One shard to make: `slug` on these source images, in one split.
+
+    `then` are shards of what its images, attacked, go through afterwards: some of its sources each.
+    """
 
     slug: str
     kind: Kind
     split: str
     number: int
     sources: NDArray[np.int64]
+    then: tuple["Job", ...] = ()
 
     @property
     def file(self) -> str:
         """Where the shard lies in the workspace."""
         return f"{self.slug}/{self.split}-{self.number:05d}.npz"
+
+    def is_made(self, workspace: Path) -> bool:
+        """Return whether the shard lies there, and those of what comes afterwards."""
+        return all((workspace / job.file).is_file() for job in (self, *self.then))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +65,7 @@ class Orders:
         taps: the gates to read.
         twin: where gradients come from, as `load_twin` takes it.
         dataset: the source images.
-        changes: the attacks and benign changes by slug.
+        changes: the attacks and benign changes by slug; of a composed one, what comes afterwards.
         workspace: the folder of shards.
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process.
@@ -95,3 +112,34 @@ def plan_jobs(
         for split, sources in splits.items()
         for number, start in enumerate(range(0, len(sources), size))
     ]
+
+
+def with_changes(jobs: Sequence[Job], changes: Mapping[str, float], *, seed: int) -> list[Job]:
+    """Return the shards of an attack, and with each those of what its images go through then.
+
+    Args:
+        jobs: of one attack.
+        changes: harmless changes by name, and the share of the attacked images that each is made
+            of, in (0, 1]: at least one image of a shard.
+        seed: of which images.
+    """
+    found = []
+    for job in jobs:
+        then = []
+        for name, share in changes.items():
+            entropy = [seed, job.number, *f"{job.split} {name}".encode()]
+            order = np.random.default_rng(entropy).permutation(len(job.sources))
+            chosen = np.sort(order[: max(1, round(share * len(order)))])
+            slug = composed_name(job.slug, name)
+            then.append(replace(job, slug=slug, sources=job.sources[chosen]))
+        found.append(replace(job, then=tuple(then)))
+    return found
+
+
+def composed_jobs(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Return the shards of what attacked images went through then, by slug."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        for later in job.then:
+            found.setdefault(later.slug, []).append(later)
+    return found

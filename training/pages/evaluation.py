@@ -54,6 +54,11 @@ def evaluation_page(
     sections = [
         Section(title="Threat models", body=_threat_table(card)),
         Section(title="Attacks", body=plots.roc(groups) + _attack_table(card)),
+        *(
+            [Section(title="Attacked, then changed", body=_composed_table(card, rate))]
+            if card.composed
+            else []
+        ),
         Section(title="Clean images", body=_clean_table(card, rate)),
         Section(
             title="Harmless changes", body=plots.severity(card, rate) + _benign_table(card, rate)
@@ -66,7 +71,9 @@ def evaluation_page(
     ]
     sections = [section for section in sections if section.body]
     if card.matrix is not None and card.matrix.auroc:
-        sections.insert(4, Section(title="Seen and unseen", body=plots.matrix(card.matrix)))
+        at = [section.title for section in sections].index("Baselines")
+        matrix = Section(title="Seen and unseen", body=plots.matrix(card.matrix))
+        sections.insert(at, matrix)
     subtitle = f"model {about.model[:16]}, guard {about.guard[:16]}, seed {about.seed}"
     return page("reluguard evaluation", subtitle, lead, sections)
 
@@ -138,6 +145,48 @@ def _attack_table(card: Evaluation) -> str:
     return table(head, rows) + (paragraph(note) if note else "")
 
 
+def _composed_table(card: Evaluation, rate: str) -> str:
+    """Return how attacks are told whose images were changed before they came."""
+    rows = [
+        [
+            entry.change,
+            number(entry.mean_auroc),
+            number(entry.worst_auroc),
+            entry.worst or "-",
+            str(sum(one.succeeded for one in entry.attacks.values())),
+        ]
+        for entry in card.composed.values()
+    ]
+    names = list(card.composed)
+    detail = []
+    for slug in card.attacks:
+        row = [slug]
+        for name in names:
+            one = card.composed[name].attacks.get(slug)
+            if one is None or one.auroc is None:
+                row += ["-", "-", "-"]
+            else:
+                row += [str(one.succeeded), str(one.auroc), str(one.detected[rate])]
+        detail.append(row)
+    head = ["attack"]
+    for name in names:
+        head += [f"{name}: still wrong", "AUROC", f"detected at {rate}"]
+    notes = [few_note(entry.attacks) for entry in card.composed.values()]
+    return (
+        paragraph(
+            "Attacked images are seldom sent as they are. These went through a harmless change "
+            "first, and count where the model still answers wrong."
+        )
+        + table(
+            ["afterwards", "mean AUROC", "worst AUROC", "which", "images"],
+            rows,
+            text_columns=(0, 3),
+        )
+        + table(head, detail, folded="by attack")
+        + "".join(paragraph(note) for note in dict.fromkeys(notes) if note)
+    )
+
+
 def _clean_table(card: Evaluation, rate: str) -> str:
     wrong = card.clean.misclassified_flagged
     rows = [
@@ -180,6 +229,7 @@ def _benign_table(card: Evaluation, rate: str) -> str:
 
 
 def _baseline_table(card: Evaluation) -> str:
+    changes = list(next(iter(card.baselines.values())).composed) if card.baselines else []
     rows = []
     for name, entry in card.baselines.items():
         figures = [
@@ -188,9 +238,10 @@ def _baseline_table(card: Evaluation) -> str:
         ]
         leads = (entry.lead.mean, entry.lead.worst) if entry.lead else (None, None)
         figures += ["-" if lead is None else f"{lead:+.3f}" for lead in leads]
+        figures += [number(entry.composed.get(change)) for change in changes]
         rows.append([name, *figures, entry.note or ""])
     head = ["detector", "mean AUROC", "worst AUROC", "harmless flagged"]
-    head += ["guard minus it: mean", "worst", "note"]
+    head += ["guard minus it: mean", "worst", *(f"then {name}" for name in changes), "note"]
     detail = [
         [slug, *(number(entry.auroc.get(slug)) for entry in card.baselines.values())]
         for slug in in_order(card.attacks)
@@ -204,7 +255,7 @@ def _baseline_table(card: Evaluation) -> str:
             "and one is ahead only where the whole 95 % interval says so."
         )
         + left_out
-        + table(head, rows, text_columns=(0, 6))
+        + table(head, rows, text_columns=(0, len(head) - 1))
         + table(["AUROC", *card.baselines], detail, folded="AUROC by attack")
     )
 

@@ -21,6 +21,11 @@ def print_evaluation(card: Evaluation) -> None:
     for rate, value in card.clean.false_positive_rate.items():
         console.print(f"clean images flagged at the {rate} threshold: {value}")
     _print_attacks(console, card, list(card.clean.false_positive_rate)[-1])
+    for composed in card.composed.values():
+        console.print(
+            f"attacked, then {composed.change}: mean AUROC {number(composed.mean_auroc)}, worst "
+            f"{number(composed.worst_auroc)} ({composed.worst or '-'})"
+        )
     _print_threats(console, card)
     _print_peers(console, card)
     if card.left_out:
@@ -30,6 +35,11 @@ def print_evaluation(card: Evaluation) -> None:
             f"one {card.matrix.by} left out of the fit, AUROC on what was left out: mean "
             f"{card.matrix.mean_interval}, worst {card.matrix.worst_interval}"
         )
+        if card.matrix.composed_mean is not None:
+            console.print(
+                f"the same, then changed: mean {card.matrix.composed_mean}, worst "
+                f"{card.matrix.composed_worst}"
+            )
     print_precision(console, card.precision)
 
 

@@ -1,9 +1,11 @@
 """The report card as one self-contained HTML page, plots inline as SVG."""
 
+from collections.abc import Mapping
+
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.metrics import GateResult
 from reluguard.training.evaluation.conclusion import conclude
-from reluguard.training.evaluation.report_card import ReportCard
+from reluguard.training.evaluation.report_card import AttackFigures, ReportCard
 from reluguard.training.pages.evaluation import answer_table, precision_table, red_team_table
 from reluguard.training.pages.page import (
     Section,
@@ -47,6 +49,11 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
     )
     sections = [
         Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),
+        *(
+            [Section(title="Attacked, then changed", body=_composed_table(card, fpr))]
+            if card.composed
+            else []
+        ),
         Section(title="Harmless changes", body=_benign_table(card, fpr)),
         Section(title="Someone who knows the guard", body=red_team_table(card.red_team)),
     ]
@@ -86,17 +93,34 @@ def _gate(found: GateResult) -> str:
     )
 
 
+def _composed_table(card: ReportCard, fpr: str) -> str:
+    """Return how attacks are told whose images were changed before they came."""
+    found = paragraph(
+        "Attacked images are seldom sent as they are. These went through one or two harmless "
+        "changes first, and count where the model still answers wrong."
+    )
+    for entry in card.composed.values():
+        mean, worst = number(entry.summary.mean_auroc), number(entry.summary.worst_auroc)
+        found += paragraph(f"AUROC: mean {mean}, worst {worst}.")
+        found += _figures_table(entry.attacks, fpr)
+    return found
+
+
 def _attack_table(card: ReportCard, fpr: str) -> str:
+    return _figures_table(card.attacks, fpr)
+
+
+def _figures_table(attacks: Mapping[str, AttackFigures], fpr: str) -> str:
     rows = []
-    for slug in in_order(card.attacks):
-        entry = card.attacks[slug]
+    for slug in in_order(attacks):
+        entry = attacks[slug]
         figures = ["-", "-", "-"]
         if entry.auroc is not None:
             alone = number(entry.confidence_only_auroc)
             figures = [str(entry.auroc), str(entry.detected[fpr]), alone]
         rows.append([slug, f"{entry.succeeded} / {entry.tried}", *figures])
     head = ["attack", "succeeded", "AUROC", f"detected at FPR {fpr}", "AUROC of confidence alone"]
-    note = few_note(card.attacks)
+    note = few_note(attacks)
     return table(head, rows) + (paragraph(note) if note else "")
 
 

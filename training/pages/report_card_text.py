@@ -37,6 +37,10 @@ def print_card(card: ReportCard) -> None:
     console.print(attacks)
     if note := few_note(card.attacks):
         console.print(note)
+    for composed in card.composed.values():
+        summary = composed.summary
+        mean, worst = number(summary.mean_auroc), number(summary.worst_auroc)
+        console.print(f"attacked, then changed: mean AUROC {mean}, worst {worst}")
     benign = Table("harmless change", "images", f"flagged at {rate}", "where answered right")
     for slug, change in card.benign.items():
         figures = (str(change.flagged[rate]), answered_right(change.answered_right, rate))

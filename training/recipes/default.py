@@ -22,6 +22,7 @@ from reluguard.training.attacks import (
     Varied,
     VariedQueries,
 )
+from reluguard.training.recipes.afterwards import afterwards
 from reluguard.training.recipes.harmless import harmless
 from reluguard.training.recipes.photographs import default_on_photographs
 from reluguard.training.recipes.recipe import Portion, Recipe
@@ -77,5 +78,6 @@ def default() -> Recipe:
             Portion(RandomSearch(), 0.25, weight=0.5),
         ),
         benign=harmless(0.3),
+        then=(afterwards(0.6, weight=0.5),),
         large=default_on_photographs(),
     )

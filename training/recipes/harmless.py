@@ -33,13 +33,20 @@ from reluguard.training.changes.mixture import Mixture
 from reluguard.training.changes.place import Fill, Filter
 from reluguard.training.recipes.recipe import Portion
 
-__all__ = ["harmless", "in_the_field"]
+__all__ = ["families", "field_families", "harmless", "in_the_field"]
 
 
 def harmless(share: float) -> tuple[Portion, ...]:
     """Return the harmless changes, each on this share of the images, its strength varying."""
+    # noise is what a guard most easily takes for an attack
+    weights = {"gaussian": 2.0, "sign": 4.0, "uniform": 2.0, "impulse": 2.0, "brightness": 2.0}
+    return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in families())
+
+
+def families() -> tuple[Mixture, ...]:
+    """Return the harmless changes by family, one mixture of strengths each."""
     shifts = [(2, 2), (-2, 2), (2, -2), (-2, -2), (1, 0), (0, -1), (3, 0), (0, 3)]
-    mixtures = (
+    return (
         Mixture("gaussian", tuple(GaussianNoise(sigma=s) for s in (1.0, 2.0, 4.0, 8.0, 12.0))),
         Mixture("gaussian-strong", tuple(GaussianNoise(sigma=s) for s in (10.0, 16.0, 25.0))),
         Mixture("sign", tuple(SignNoise(size=s) for s in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0))),
@@ -53,9 +60,6 @@ def harmless(share: float) -> tuple[Portion, ...]:
         Mixture("contrast", tuple(Contrast(factor=f) for f in (0.5, 0.75, 1.25))),
         Mixture("shift", tuple(Shift(down=d, right=r) for d, r in shifts)),
     )
-    # noise is what a guard most easily takes for an attack
-    weights = {"gaussian": 2.0, "sign": 4.0, "uniform": 2.0, "impulse": 2.0, "brightness": 2.0}
-    return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in mixtures)
 
 
 def in_the_field(share: float) -> tuple[Portion, ...]:
@@ -65,6 +69,12 @@ def in_the_field(share: float) -> tuple[Portion, ...]:
     EfficientNet-Lite0 flagged, at 5 %, .29 of what was padded to a square, .16 sharpened, .12 of
     1.5 times the brightness and .10 stretched; these weigh twice.
     """
+    weights = {"padded": 2.0, "sharpened": 2.0, "light": 2.0, "stretched": 2.0}
+    return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in field_families())
+
+
+def field_families() -> tuple[Mixture, ...]:
+    """Return what happens to photographs by family."""
     fills: tuple[Fill, ...] = ("grey", "black", "white", "edge")
     letterboxes = ((0.75, 1.0), (1.0, 0.75), (0.56, 1.0), (1.0, 0.67), (0.9, 0.9))
     resizes: tuple[tuple[float, Filter], ...] = (
@@ -81,7 +91,7 @@ def in_the_field(share: float) -> tuple[Portion, ...]:
         (2.0, "bicubic"),
         (2.0, "lanczos"),
     )
-    mixtures = (
+    return (
         Mixture(
             "encoded",
             (
@@ -124,5 +134,3 @@ def in_the_field(share: float) -> tuple[Portion, ...]:
         Mixture("turned", tuple(Rotate(degrees=d) for d in (-3.0, -1.5, 1.5, 3.0))),
         Mixture("screen", tuple(Screen(strength=s) for s in (0.5, 1.0, 1.4))),
     )
-    weights = {"padded": 2.0, "sharpened": 2.0, "light": 2.0, "stretched": 2.0}
-    return tuple(Portion(m, share, weight=weights.get(m.name, 1.0)) for m in mixtures)

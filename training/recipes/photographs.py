@@ -39,6 +39,7 @@ from reluguard.training.attacks import (
     Varied,
     VariedQueries,
 )
+from reluguard.training.recipes.afterwards import afterwards
 from reluguard.training.recipes.harmless import harmless, in_the_field
 from reluguard.training.recipes.recipe import Portion, Recipe
 
@@ -106,6 +107,7 @@ def default_on_photographs() -> Recipe:
             Portion(RandomSearch(tries=16), 0.2, weight=0.5),
         ),
         benign=(*harmless(0.2), *in_the_field(0.2)),
+        then=(afterwards(0.6, weight=0.5, photographs=True),),
     )
 
 
@@ -136,4 +138,5 @@ def quick_on_photographs() -> Recipe:
             Portion(RandomSearch(tries=16), 0.1, weight=0.5),
         ),
         benign=(*harmless(0.1), *in_the_field(0.1)),
+        then=(afterwards(0.6, weight=0.5, photographs=True),),
     )

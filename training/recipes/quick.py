@@ -13,6 +13,7 @@ from reluguard.training.attacks import (
     Spatial,
     Square,
 )
+from reluguard.training.recipes.afterwards import afterwards
 from reluguard.training.recipes.harmless import harmless
 from reluguard.training.recipes.photographs import quick_on_photographs
 from reluguard.training.recipes.recipe import Portion, Recipe
@@ -40,5 +41,6 @@ def quick() -> Recipe:
             Portion(RandomSearch(), 0.1, weight=0.5),
         ),
         benign=harmless(0.15),
+        then=(afterwards(0.6, weight=0.5),),
         large=quick_on_photographs(),
     )
