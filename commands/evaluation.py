@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads, Twin, Workers
+from reluguard.commands.options import (
+    Classes,
+    Data,
+    GuardFolder,
+    Json,
+    Model,
+    Seed,
+    Threads,
+    Twin,
+    Workers,
+)
 
 __all__ = ["evaluate"]
 
@@ -67,6 +77,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", help="Unseen images at most. [default: all]")
     ] = None,
+    classes: Classes = None,
     seed: Seed = 0,
     threads: Threads = None,
     workers: Workers = None,
@@ -92,6 +103,7 @@ def evaluate(
             matrix_rows=matrix_rows,
             surrogates=surrogate or (),
             trained_on=trained_on,
+            classes=classes,
             seed=seed,
             limit=limit,
             threads=threads,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import Data, GuardFolder, Json, Model, Provider, Threads
+from reluguard.commands.options import Classes, Data, GuardFolder, Json, Model, Provider, Threads
 
 __all__ = ["bench", "export", "score"]
 
@@ -18,6 +18,7 @@ def score(
     guard: GuardFolder,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The .npz file of verdicts to write.")],
+    classes: Classes = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -25,7 +26,9 @@ def score(
     from reluguard.training.score import score_data
 
     with show_progress() as progress:
-        summary = score_data(model, guard, data, out, threads=threads, progress=progress)
+        summary = score_data(
+            model, guard, data, out, classes=classes, threads=threads, progress=progress
+        )
     if as_json:
         typer.echo(json.dumps(summary))
     else:

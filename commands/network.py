@@ -9,6 +9,7 @@ import typer
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
     Bgr,
+    Classes,
     Data,
     GuardFolder,
     Json,
@@ -65,6 +66,7 @@ def analyze(
     std: Std = None,
     bgr: Bgr = False,
     preprocessing: Pixels = None,
+    classes: Classes = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -87,6 +89,7 @@ def analyze(
             papers=papers,
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
+            classes=classes,
             seed=seed,
             threads=threads,
             progress=progress,
@@ -103,12 +106,13 @@ def explain(
     out: Annotated[Path, typer.Option("--out", help="The picture: .png, .svg or .pdf.")] = Path(
         "explanation.png"
     ),
+    classes: Classes = None,
     threads: Threads = None,
 ) -> None:
     """Draw what led to the verdict on one image: taps, channels and nearest clean neighbours."""
     from reluguard.training.explain import explain as draw
 
-    found = draw(model, guard, data, image, out, threads=threads)
+    found = draw(model, guard, data, image, out, classes=classes, threads=threads)
     word = "adversarial" if found.verdict.is_adversarial else "clean"
     typer.echo(
         f"class {found.verdict.prediction}, {word}: likelihood {found.verdict.likelihood:.3f}, "
@@ -135,6 +139,7 @@ def harden(
     std: Std = None,
     bgr: Bgr = False,
     preprocessing: Pixels = None,
+    classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
@@ -150,6 +155,7 @@ def harden(
             limit=limit,
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
+            classes=classes,
             progress=progress,
         ).to_json()
     if as_json:

@@ -98,7 +98,8 @@ Classes = Annotated[
     typer.Option(
         "--classes",
         help="Which class each folder is: a file of names in the model's order (.txt or .json), "
-        "alphabetical, or numbers that the folders begin with. [default: found out]",
+        "alphabetical, or numbers that the folders begin with. [default: what the guard knows, "
+        "found out without one]",
     ),
 ]
 Bgr = Annotated[bool, typer.Option("--bgr", help="The model wants blue first.")]

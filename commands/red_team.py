@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from reluguard.commands.console import fail, show_progress
-from reluguard.commands.options import Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.options import Classes, Data, GuardFolder, Json, Model, Seed, Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +97,7 @@ def redteam(
         Path | None,
         typer.Option("--fit-work", help="With --rounds: the harvest. [what the guard names]"),
     ] = None,
+    classes: Classes = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -132,6 +133,7 @@ def redteam(
                 told=f"the server at {server}" if server else red.IN_PROCESS,
                 publish=publish,
                 key=key,
+                classes=classes,
                 seed=seed,
                 threads=threads,
                 progress=progress,

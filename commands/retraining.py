@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.options import Classes, GuardFolder, Json, Model, Seed, Threads
 
 __all__ = ["retrain"]
 
@@ -22,8 +22,8 @@ def retrain(
         list[Path] | None,
         typer.Option(
             "--new",
-            help="An .npz of attacked `images` with their true `labels`, a folder of such, or a "
-            "folder of labelled captures; may be repeated.",
+            help="An .npz of attacked `images` with their true `labels`, a folder of such, a "
+            "folder of attacked images per true class, or one of labelled captures; repeatable.",
         ),
     ] = None,
     attack: Annotated[
@@ -36,6 +36,7 @@ def retrain(
     data: Annotated[
         str | None, typer.Option("--data", help="The images of the first fit, if they moved.")
     ] = None,
+    classes: Classes = None,
     share: Annotated[
         float,
         typer.Option("--share", help="With --refit: of all attacks' weight, for the new ones."),
@@ -82,6 +83,7 @@ def retrain(
             attacks=attack or [],
             work=work,
             data=data,
+            classes=classes,
             share=share,
             sources=sources,
             most_per_source=most_per_source,

@@ -37,12 +37,12 @@ from reluguard.training.analysis.studies.splits import study_splits
 from reluguard.training.analysis.studies.votes import study_votes
 from reluguard.training.attacks import attack_named
 from reluguard.training.attacks.victim import Victim
+from reluguard.training.data.classes import Classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.dataset import check_labels as check_label_range
-from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.given import Data
 from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
-from reluguard.training.data.reading import Reading
 from reluguard.training.errors import AnalysisError
 from reluguard.training.harden import HardenSettings, harden_images
 from reluguard.training.pages.analysis.report import report_page, summary
@@ -71,6 +71,7 @@ def analyze(
     twin: str = "auto",
     papers: bool = False,
     class_names: Sequence[str] = (),
+    classes: Classes | None = None,
     output: str | None = None,
     preprocessing: HowPixels | None = None,
     seed: int = 0,
@@ -95,7 +96,10 @@ def analyze(
         twin: where gradients come from, as `fit` takes it.
         papers: also train what the papers' claims need: networks of several seeds and a hardened
             network. Adds some minutes.
-        class_names: one per class, for the plots.
+        class_names: one per class, for the plots; by default those of `classes`, the guard or the
+            model's own metadata.
+        classes: which class each folder of images is, as `fit` takes it; by default what the guard
+            knows.
         output: which output holds the class scores, without a guard.
         preprocessing: from pixels to the model's input, without a guard.
         seed: of every random choice.
@@ -123,6 +127,7 @@ def analyze(
         guard=None if guard is None else Path(guard),
         output=output,
         preprocessing=preprocessing,
+        classes=classes,
         threads=threads,
     )
     production, spec = network.production, network.spec
@@ -145,7 +150,7 @@ def analyze(
             rows,
             attacks=attacks,
             twins=twins,
-            class_names=class_names,
+            class_names=class_names or network.names,
             work=Path(work),
             seed=seed,
             threads=threads,
@@ -154,7 +159,8 @@ def analyze(
         findings = _study(material, other, network.guard, threads, progress)
         seeds, hardening = None, None
         if papers:
-            seeds, hardening = _papers(material, train, seed, progress)
+            source = None if train is None else network.more(train)
+            seeds, hardening = _papers(material, source, seed, progress)
         claims = paper_claims(
             splits=findings.splits,
             votes=findings.votes,
@@ -351,13 +357,12 @@ def _guard_view(material: Material, guarded: Guard) -> GuardView:
 
 
 def _papers(
-    material: Material, train: Data | None, seed: int, progress: Progress
+    material: Material, train: Dataset | None, seed: int, progress: Progress
 ) -> tuple[SeedStudy, HardenReport]:
     """Train on images no study attacks, compare on those that were attacked."""
     if train is not None:
-        source = given_data(train, Reading.of(material.spec))
-        order = np.random.default_rng(seed).permutation(len(source))
-        source = source.take(np.sort(order[:4000]))
+        order = np.random.default_rng(seed).permutation(len(train))
+        source = train.take(np.sort(order[:4000]))
     else:
         rest = np.setdiff1d(np.arange(len(material.labels)), material.rows)
         if len(rest) < 100:

@@ -26,6 +26,7 @@ from reluguard.training.attacks import Attack, attack_named
 from reluguard.training.changes import Change, benign_named, controls
 from reluguard.training.composed import SEPARATOR, composed_name, is_composed
 from reluguard.training.data.case import predict
+from reluguard.training.data.classes import Classes, guard_data
 from reluguard.training.data.dataset import Dataset, check_labels
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import check_untrained, unseen_rows
@@ -103,6 +104,7 @@ def evaluate(
     composed: bool = True,
     surrogates: Sequence[Path | str] = (),
     trained_on: Data | None = None,
+    classes: Classes | None = None,
     seed: int = 0,
     limit: int | None = None,
     threads: int | None = None,
@@ -132,6 +134,8 @@ def evaluate(
         composed: whether attacked images are judged after a harmless change too.
         surrogates: ONNX files of other models of the same task, whose attacks are tried on this.
         trained_on: images the model was trained on, to make sure that none of them is judged.
+        classes: which class each folder of images is, as `fit` takes it; by default what the guard
+            knows.
         seed: of every random choice.
         limit: how many unseen images at most.
         threads: of ONNX Runtime and torch in each process.
@@ -151,10 +155,11 @@ def evaluate(
     model, guard, out = Path(model), Path(guard), Path(out)
     opened = Guard.open(model, guard, threads=threads)
     manifest = opened.artifact.manifest
-    reading = Reading.of_guard(opened.artifact.manifest)
-    dataset = given_data(data, reading)
+    dataset = guard_data(data, opened, classes)
+    for word in dataset.words:
+        progress.say(word)
     if trained_on is not None:
-        check_untrained(dataset, given_data(trained_on, reading))
+        check_untrained(dataset, given_data(trained_on, Reading.of_guard(manifest)))
     production = load_production(model, output=manifest.answer)
     reader = Reader(production, opened.spec, manifest.taps, threads=threads)
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])
@@ -329,6 +334,7 @@ def _about(
         data=dataset.digest,
         recipe=provenance.recipe.name if provenance.recipe else None,
         seed=seed,
+        words=dataset.words,
     )
 
 

@@ -13,8 +13,8 @@ from reluguard.detector.taps import Tap
 from reluguard.training.analysis.checks import Floats, Ints, check_rows
 from reluguard.training.analysis.recording import Recorder
 from reluguard.training.analysis.similarity import hamming_counts
-from reluguard.training.data.given import Data, given_data
-from reluguard.training.data.reading import Reading
+from reluguard.training.data.classes import Classes, guard_data, known_classes
+from reluguard.training.data.given import Data
 from reluguard.training.errors import ShapeError
 from reluguard.training.pages.explanation import VOTERS, Explanation, draw_explanation
 
@@ -33,6 +33,7 @@ def explain(
     limit: int = 1000,
     neighbours: int = 5,
     class_names: Sequence[str] = (),
+    classes: Classes | None = None,
     threads: int | None = None,
 ) -> Explanation:
     """Write the picture that explains one verdict, and return what it shows.
@@ -45,7 +46,9 @@ def explain(
         out: a .png, .svg or .pdf file; written aside and then renamed.
         limit: clean images, at most.
         neighbours: shown per tap.
-        class_names: one per class.
+        class_names: one per class; by default those that the guard knows.
+        classes: which class each folder of images is, as `fit` takes it; by default what the guard
+            knows.
         threads: of ONNX Runtime.
 
     Raises:
@@ -61,7 +64,8 @@ def explain(
         pixels = decode_image(image.read_bytes(), guarded.spec)
     except OSError as error:
         raise ImageError(f"can't read the image {image}: {error.strerror}") from error
-    references = given_data(data, Reading.of_guard(guarded.artifact.manifest))
+    references = guard_data(data, guarded, classes)
+    class_names = class_names or known_classes(guarded.artifact.manifest).names
     found = explain_image(
         model,
         guarded,

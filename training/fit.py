@@ -405,6 +405,7 @@ def _manifest(
                 sha256=case.dataset.digest,
                 copies=tuple(map(tuple, case.copies)),
                 classes=case.dataset.folders,
+                names=case.names,
             ),
             images={split: len(sources) for split, sources in case.splits.items()},
             work=str(orders.workspace.resolve()),

@@ -34,11 +34,11 @@ from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.attacks.gradient import PGD
 from reluguard.training.attacks.victim import Victim
+from reluguard.training.data.classes import Classes
 from reluguard.training.data.dataset import Dataset
-from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.given import Data
 from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels
-from reluguard.training.data.reading import Reading
 from reluguard.training.data.splits import split_sources
 from reluguard.training.errors import AnalysisError, TwinError
 from reluguard.training.progress import Progress
@@ -93,6 +93,7 @@ def harden(
     settings: HardenSettings | None = None,
     preprocessing: HowPixels | None = None,
     output: str | None = None,
+    classes: Classes | None = None,
     progress: Progress | None = None,
 ) -> HardenReport:
     """Write `out/model.onnx` and `out/report.json`, and return the report.
@@ -109,6 +110,8 @@ def harden(
         settings: of the training.
         preprocessing: from pixels to the model's input, without a guard.
         output: which output holds the class scores, without a guard.
+        classes: which class each folder of images is, as `fit` takes it; by default what the guard
+            knows.
         progress: told of stages and steps.
 
     Raises:
@@ -126,13 +129,14 @@ def harden(
         guard=None if guard is None else Path(guard),
         output=output,
         preprocessing=preprocessing,
+        classes=classes,
     )
     production, spec, dataset = network.production, network.spec, network.dataset
     if held_out is None:
         parts = split_sources(dataset.labels, {"train": 0.8, "test": 0.2}, settings.seed)
         train, test = dataset.take(parts["train"]), dataset.take(parts["test"])
     else:
-        train, test = dataset, given_data(held_out, Reading.of(spec))
+        train, test = dataset, network.more(held_out)
     train = _some(train, limit or len(train), settings.seed)
     test = _some(test, settings.evaluate, settings.seed)
     hardened, report = harden_images(

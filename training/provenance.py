@@ -38,13 +38,15 @@ REFITS = "hardened"  # by the first name they had: guards on disk say so
 class FittedOn(Plain):
     """The data set of the fit: where it lay, and the digest that tells it from others.
 
-    `copies` are rows that hold the same picture, `classes` the label of each folder of images.
+    `copies` are rows that hold the same picture, `classes` the label of each folder of images,
+    `names` those of all classes in the order of the model's outputs, where they are known.
     """
 
     source: str = ""
     sha256: str
     copies: tuple[tuple[int, ...], ...] = field(default=(), metadata=UNSAID)
     classes: Mapping[str, int] = field(default_factory=dict, metadata=UNSAID)
+    names: tuple[str, ...] = field(default=(), metadata=UNSAID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

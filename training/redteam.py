@@ -20,6 +20,7 @@ from reluguard.detector.artifact import write_file
 from reluguard.detector.lock import hold
 from reluguard.training.attacks import Attack
 from reluguard.training.attacks.budget import Norm
+from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
 from reluguard.training.errors import AttackError
 from reluguard.training.pages.publication import publish as write_into
@@ -101,6 +102,7 @@ def redteam(
     told: str = IN_PROCESS,
     publish: bool = False,
     key: Path | str | None = None,
+    classes: Classes | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -131,6 +133,8 @@ def redteam(
         told: what that is, in words.
         publish: whether to write the figures into the guard's manifest and report.
         key: PEM, an Ed25519 private key: signs what was published.
+        classes: which class each folder of images is, as `fit` takes it; by default what the guard
+            knows.
         seed: of every random choice.
         threads: of ONNX Runtime.
         progress: told of each image.
@@ -157,7 +161,9 @@ def redteam(
     )
     if isinstance(ladders, bool):
         ladders = LADDERS if ladders else {}
-    target = open_target(model, guard, data, seed=seed, limit=limit, threads=threads, ask=ask)
+    target = open_target(
+        model, guard, data, classes=classes, seed=seed, limit=limit, threads=threads, ask=ask
+    )
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     with hold(work):

@@ -29,6 +29,7 @@ from reluguard.detector.runtime import Reader
 from reluguard.detector.shelf.shelf import current
 from reluguard.detector.taps import Tap
 from reluguard.training.data.case import predict
+from reluguard.training.data.classes import Classes, known_classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Orders
@@ -89,6 +90,7 @@ def retrain(
     attacks: Sequence[str] = (),
     work: Path | None = None,
     data: str | None = None,
+    classes: Classes | None = None,
     share: float = 0.2,
     sources: int = 400,
     most_per_source: int = MOST_PER_SOURCE,
@@ -106,11 +108,14 @@ def retrain(
     Args:
         guard: the champion's folder, or a shelf whose current version is the champion.
         model: its production ONNX file.
-        new: each an npz of attacked images, a folder of such, or a folder of labelled captures.
+        new: each an npz of attacked images, a folder of such, a folder of attacked images per true
+            class, or a folder of labelled captures.
         out: the challenger's folder.
         attacks: names of attacks to run on the original data set, or module:Class.
         work: the harvest; by default the one the champion names, or GUARD.work.
         data: where the original data set lies now, if it moved.
+        classes: which class each folder of images is, as `fit` takes it; by default what the guard
+            knows.
         share: of the weight of all attacks that the new ones get in a head fitted anew, at most.
         sources: images per named attack, at most.
         most_per_source: captures of one caller under one label, at most.
@@ -141,7 +146,7 @@ def retrain(
     with hold_kept(champion, work):
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
-        original = Original(champion, data)
+        original = Original(champion, data, classes=classes)
         progress.stage("new images", len(new) + len(attacks))
         clean = _calibration(kept, original, reader, manifest.taps)
         fresh: list[Fresh] = []
@@ -150,7 +155,7 @@ def retrain(
             if (path / INDEX).is_file():
                 labelled += read_captured(path, champion, most_per_source=most_per_source)
             else:
-                fresh += read_attacked(path, reader)
+                fresh += read_attacked(path, reader, known_classes(manifest), classes)
             progress.advance(1)
         doubt = contradicted(
             champion.head, [one.readings() for one in labelled], _harmless(kept, clean), seed=seed

@@ -7,8 +7,8 @@ import numpy as np
 from reluguard.detector.artifact import write_file
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
-from reluguard.training.data.given import Data, given_data
-from reluguard.training.data.reading import Reading
+from reluguard.training.data.classes import Classes, guard_data
+from reluguard.training.data.given import Data
 from reluguard.training.progress import Progress
 
 __all__ = ["score_data"]
@@ -17,20 +17,38 @@ BATCH = 64
 
 
 def score_data(
-    model: Path, guard: Path, data: Data, out: Path, *, threads: int | None, progress: Progress
+    model: Path,
+    guard: Path,
+    data: Data,
+    out: Path,
+    *,
+    classes: Classes | None = None,
+    threads: int | None,
+    progress: Progress,
 ) -> dict[str, int]:
     """Write verdicts on every image to an npz and return how many were flagged.
 
     The arrays: `prediction` int64 (N,), `score` and `likelihood` float32 (N,), `p_value` float64
     (N,), `is_adversarial` bool (N,), `evidence` float32 (N, L), `labels` int64 (N,).
 
+    Args:
+        model: the production ONNX file.
+        guard: the guard's folder.
+        data: labelled images, as `fit` takes them.
+        out: the file.
+        classes: which class each folder of images is; by default what the guard knows.
+        threads: of ONNX Runtime.
+        progress: told of each batch.
+
     Raises:
-        DataError: the data can't be read.
+        DataError: the data can't be read, or there is no telling which class a folder is.
         ImageError: the images are not of the model's size.
         GuardError: the guard can't be read or is not the model's.
     """
     opened = Guard.open(model, guard, threads=threads)
-    dataset = given_data(data, Reading.of_guard(opened.artifact.manifest))
+    dataset = guard_data(data, opened, classes)
+    for word in dataset.words:
+        progress.say(word)
     progress.stage("score", len(dataset))
     parts: list[Verdicts] = []
     for start in range(0, len(dataset), BATCH):

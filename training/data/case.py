@@ -18,7 +18,7 @@ from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Reader
 from reluguard.detector.session import open_session, run_session
 from reluguard.detector.taps import MAX_LEVEL, Survey, Tap, in_blocks, survey
-from reluguard.training.data.classes import Classes, with_classes
+from reluguard.training.data.classes import Classes, names_kept, with_classes
 from reluguard.training.data.copies import find_copies
 from reluguard.training.data.dataset import (
     Dataset,
@@ -69,6 +69,7 @@ class Case:
             mirror images as well as the images themselves, "fit" holds those too: row N + i is the
             mirror image of row i.
         copies: rows that hold the same picture.
+        names: of all classes, where they are known.
         words: what people should know of the images.
         accuracy: of the model on the images.
         right: bool, (2 N,). Which images and mirror images the model answers right.
@@ -82,6 +83,7 @@ class Case:
     dataset: Dataset
     splits: Mapping[str, NDArray[np.int64]]
     copies: Copies
+    names: tuple[str, ...] = ()
     words: tuple[str, ...]
     accuracy: float
     right: NDArray[np.bool_]
@@ -160,6 +162,7 @@ def open_case(
         dataset=dataset,
         splits=splits,
         copies=copies,
+        names=names_kept(dataset, production, count, classes),
         words=tuple(words),
         accuracy=accuracy,
         right=np.concatenate([right, mirrored]),

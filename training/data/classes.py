@@ -1,5 +1,7 @@
 """Which of the model's classes a folder of images is.
 
+A guard remembers what `fit` was told or found out, so that every later command labels alike.
+
 N images, K classes.
 """
 
@@ -7,41 +9,127 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reluguard.detector.artifact import Manifest
 from reluguard.detector.model import Production
+from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset
+from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
-__all__ = ["Classes", "class_names", "with_classes"]
+__all__ = [
+    "Classes",
+    "Known",
+    "class_names",
+    "guard_data",
+    "known_classes",
+    "names_kept",
+    "with_classes",
+]
 
 Classes = Sequence[str] | Path | str
 """Names in the order of the model's outputs, a file of them, "alphabetical" or "numbers"."""
 
 MOST_BYTES = 2**24
+MOST_KEPT = 2**20  # letters of names that a guard keeps: its manifest may have four times that
 _KEYS = ("names", "classes", "class_names", "labels", "id2label")
 _NUMBER = re.compile(r"\d+")
 _SYNSET = re.compile(r"^n\d{8}\b")
 
 
-def with_classes(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a guard knows of classes.
+
+    Attributes:
+        folders: the label of each folder it was fitted on.
+        names: of all K classes in the order of the model's outputs; empty where it knows none.
+    """
+
+    folders: Mapping[str, int] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+
+def known_classes(manifest: Manifest) -> Known:
+    """Return what a guard knows of classes; nothing where it was fitted on arrays."""
+    data = manifest.provenance.get("data")
+    if not isinstance(data, Mapping):
+        return Known()
+    folders, names = data.get("classes"), data.get("names")
+    labelled = isinstance(folders, Mapping) and all(type(n) is int for n in folders.values())
+    named = isinstance(names, list) and all(type(name) is str for name in names)
+    return Known(
+        folders=dict(folders) if labelled and isinstance(folders, Mapping) else {},
+        names=tuple(names) if named and isinstance(names, list) else (),
+    )
+
+
+def names_kept(
     dataset: Dataset, production: Production, count: int, classes: Classes | None
+) -> tuple[str, ...]:
+    """Return the names of all classes for a guard to keep, none where they are not known.
+
+    Args:
+        dataset: images as `with_classes` gives them.
+        production: the model.
+        count: K, its classes.
+        classes: what the user says of them.
+    """
+    if classes is not None and classes not in ("alphabetical", "numbers"):
+        names = class_names(classes)
+    else:
+        names = _metadata_names(production, count)
+        if not names and len(dataset.folders) == count:
+            names = tuple(sorted(dataset.folders, key=dataset.folders.__getitem__))
+    return names if sum(map(len, names)) <= MOST_KEPT else ()
+
+
+def guard_data(data: Data, guard: Guard, classes: Classes | None = None) -> Dataset:
+    """Return labelled images for a guard's model, read and labelled as when it was fitted.
+
+    Args:
+        data: as `given_data` takes it.
+        guard: the guard.
+        classes: what the user says of the folders; by default what the guard knows.
+
+    Raises:
+        DataError: they can't be read, or there is no telling which class a folder is.
+    """
+    manifest = guard.artifact.manifest
+    dataset = given_data(data, Reading.of_guard(manifest))
+    if not dataset.folders and classes is None:
+        return dataset
+    seen = guard.inspect(guard.artifact.golden.images[:1]).outputs[guard.answer]
+    count = guard.class_scores(seen).shape[1]
+    return with_classes(dataset, None, count, classes, known=known_classes(manifest))
+
+
+def with_classes(
+    dataset: Dataset,
+    production: Production | None,
+    count: int | None,
+    classes: Classes | None,
+    known: Known | None = None,
 ) -> Dataset:
     """Return the images with labels that are places among the model's outputs.
 
     Only a folder per class has names to go by; labels of arrays stay as they are. Without word from
-    the user, the names in the model's own metadata are tried, then the alphabetical order where
-    there are as many folders as classes, then numbers that folder names begin with.
+    the user it is what the guard knows, then the names in the model's own metadata, then the
+    alphabetical order where there are as many folders as classes, then numbers that folder names
+    begin with.
 
     Args:
         dataset: N images.
-        production: the model.
-        count: K, its classes.
+        production: the model, for its metadata.
+        count: K, its classes, where they are known.
         classes: what the user says of them.
+        known: what the model's guard knows of them.
 
     Raises:
         DataError: there is no telling, or what the user says doesn't fit the folders.
@@ -51,7 +139,11 @@ def with_classes(
             raise DataError(f"expected a folder per class to name, {dataset.source} is none")
         return dataset
     folders = sorted(dataset.folders, key=dataset.folders.__getitem__)
-    labels, words = _labels(folders, production, count, classes)
+    known = known or Known()
+    if count is None:
+        count = len(known.names) or max([len(folders) - 1, *known.folders.values()]) + 1
+    names = known.names or (_metadata_names(production, count) if production else ())
+    labels, words = _labels(folders, names, known.folders, count, classes)
     by_place = np.array([labels[name] for name in folders], np.int64)
     place = {label: i for i, label in enumerate(dataset.folders[name] for name in folders)}
     rows = np.array([place[int(label)] for label in dataset.labels])
@@ -59,35 +151,65 @@ def with_classes(
 
 
 def _labels(
-    folders: Sequence[str], production: Production, count: int, classes: Classes | None
+    folders: Sequence[str],
+    names: Sequence[str],
+    fitted: Mapping[str, int],
+    count: int,
+    classes: Classes | None,
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """Return each folder's label, and words on what was assumed."""
     if classes is not None:
         return _told(folders, count, classes), ()
-    alphabetical = {name: place for place, name in enumerate(folders)}
-    own = _matched(folders, _metadata_names(production, count))
+    if set(folders) <= set(fitted):
+        return {name: fitted[name] for name in folders}, ()
+    own = _matched(folders, names)
     if len(own) == len(folders):
         return own, ()
-    if len(folders) == count:
-        return alphabetical, ()
     if len(folders) > count:
         raise DataError(
             f"expected at most {count} folders, one per class of the model, got {len(folders)}: "
             f"{_some(folders)}"
         )
     numbered = _numbered(folders, count)
-    if numbered is None:
+    if len(folders) == count and not fitted:
+        alphabetical = {name: place for place, name in enumerate(folders)}
+        if numbered is None or numbered == alphabetical:
+            return alphabetical, ()
+        moved = next(name for name in folders if numbered[name] != alphabetical[name])
         word = (
-            f"there are {len(folders)} folders and {count} classes: the folders are taken as the "
-            f"first {len(folders)} in alphabetical order; if they are others, give --classes"
+            "folders are taken in alphabetical order, as torchvision's ImageFolder labels them: "
+            f"{moved} is class {alphabetical[moved]}. If they are called by their class's number, "
+            "give --classes numbers"
         )
         return alphabetical, (word,)
+    if numbered is None:
+        raise DataError(_no_telling(folders, names, fitted, count))
     first = folders[0]
     word = (
         f"folders are taken by the number they begin with: {first} is class {numbered[first]} of "
         f"{count}"
     )
     return numbered, (word,)
+
+
+def _no_telling(
+    folders: Sequence[str], names: Sequence[str], fitted: Mapping[str, int], count: int
+) -> str:
+    """Return why nothing is guessed, and what to say."""
+    what = "folders"
+    knows = ""
+    if names or fitted:
+        matched = _matched(folders, names)
+        folders = [name for name in folders if name not in fitted and name not in matched]
+        knows = f", where it knows {_some(names or sorted(fitted))}"
+    elif all(_SYNSET.match(name) for name in folders):
+        what = "WordNet's numbers of the folders"
+    return (
+        f"expected to know which of the model's {count} classes the {what} are: "
+        f"{_some(folders)}{knows}. Give --classes FILE with the names of all {count} classes in "
+        "the order of the model's outputs, or --classes alphabetical where the folders are its "
+        "first classes in that order"
+    )
 
 
 def _told(folders: Sequence[str], count: int, classes: Classes) -> dict[str, int]:
@@ -104,7 +226,10 @@ def _told(folders: Sequence[str], count: int, classes: Classes) -> dict[str, int
         return numbered
     names = class_names(classes)
     if len(names) != count:
-        raise DataError(f"expected names of the model's {count} classes, got {len(names)}")
+        raise DataError(
+            f"expected names of all {count} classes of the model, in the order of its outputs, got "
+            f"{len(names)}"
+        )
     found = _matched(folders, names)
     missing = [name for name in folders if name not in found]
     if missing:

@@ -47,7 +47,7 @@ class Dataset:
         images: uint8, (N, H, W, C).
         labels: int64, (N,), not negative.
         source: where they came from, as the user named it.
-        folders: of a folder per class, the label of each.
+        folders: of a folder per class, the label of each; in alphabetical order as they are read.
         words: what people should know of how they were read.
 
     Raises:
@@ -174,15 +174,11 @@ def _load_npz(path: Path) -> Dataset:
 def _load_folder(root: Path, reading: Reading) -> Dataset:
     folder = Folder(root)
     images, words = read_folder(folder, reading)
-    known = reading.labels or {}
-    if not set(folder.names) <= set(known):
-        known = {name: place for place, name in enumerate(folder.names)}
-    labels = [known[folder.names[place]] for _, place in folder.files]
     return Dataset(
         images=images,
-        labels=np.array(labels, np.int64),
+        labels=np.array([place for _, place in folder.files], np.int64),
         source=str(root),
-        folders={name: known[name] for name in folder.names},
+        folders={name: place for place, name in enumerate(folder.names)},
         words=words,
     )
 

@@ -17,7 +17,7 @@ from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
-__all__ = ["Folder", "read_folder"]
+__all__ = ["Folder", "is_shown", "read_folder"]
 
 MAX_FILE_BYTES = 2**28
 RELEASED_FILES = 256
@@ -38,14 +38,16 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.names = tuple(
-            sorted(entry.name for entry in root.iterdir() if entry.is_dir() and _shown(entry.name))
+            sorted(
+                entry.name for entry in root.iterdir() if entry.is_dir() and is_shown(entry.name)
+            )
         )
         self.files = [
             (file, place)
             for place, name in enumerate(self.names)
             for file in sorted((root / name).rglob("*"))
             if file.suffix.lower() in _SUFFIXES
-            and all(map(_shown, file.relative_to(root).parts))
+            and all(map(is_shown, file.relative_to(root).parts))
             and file.is_file()
         ]
         if not self.files:
@@ -119,7 +121,7 @@ def _in_threads(work: Callable[[int], bool], rows: Sequence[int]) -> list[bool]:
         return list(pool.map(work, rows))
 
 
-def _shown(name: str) -> bool:
+def is_shown(name: str) -> bool:
     """Return whether a file or folder is meant to be seen: not .ipynb_checkpoints or __MACOSX."""
     return not name.startswith((".", "__"))
 

@@ -1,7 +1,6 @@
 """How the files of a data set become images: the same way as when they are served."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.images import InputSpec
@@ -20,13 +19,11 @@ class Reading:
         files: from a file to pixels; None stretches it to `size`, or leaves it where that is None.
         size: (H, W) that the model takes.
         channels: 3 or 1; None takes what the files have.
-        labels: of folders, by name; None numbers them in alphabetical order.
     """
 
     files: Pipeline | None = None
     size: tuple[int, int] | None = None
     channels: int | None = None
-    labels: Mapping[str, int] | None = field(default=None, compare=False)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -44,16 +41,8 @@ class Reading:
 
     @classmethod
     def of_guard(cls, manifest: Manifest) -> "Reading":
-        """Return how the images of a guard are read, its folders labelled as when it was fitted.
-
-        A guard that says nothing of folders, or in another way, has them in alphabetical order.
-        """
-        data = manifest.provenance.get("data")
-        found = data.get("classes") if isinstance(data, Mapping) else None
-        labels = None
-        if isinstance(found, Mapping) and all(type(label) is int for label in found.values()):
-            labels = {str(name): label for name, label in found.items()}
-        return replace(cls.of(manifest.input), labels=labels)
+        """Return how the images of a guard are read."""
+        return cls.of(manifest.input)
 
     @classmethod
     def for_model(cls, production: Production, how: Preprocessing) -> "Reading":

@@ -14,7 +14,7 @@ __all__ = ["About", "Evaluation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About(Plain):
-    """What was judged, and on what."""
+    """What was judged, and on what. `words` are what people should know of the images."""
 
     threat_model: str
     images: int
@@ -24,6 +24,7 @@ class About(Plain):
     data: str
     recipe: str | None
     seed: int
+    words: tuple[str, ...] = field(default=(), metadata=UNSAID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from reluguard.training.evaluation.conclusion import conclude
 from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages import evaluation_plots as plots
-from reluguard.training.pages.page import Section, page, paragraph, table, verdict
+from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table, verdict
 from reluguard.training.pages.words import answered_right, few_note, in_order, number
 
 __all__ = ["answer_table", "evaluation_page", "precision_table", "red_team_table"]
@@ -51,6 +51,8 @@ def evaluation_page(
         "happen on the pixels after resize and crop. Brackets are 95 % intervals. "
         "Someone who knows the guard gets past more often: see the red team's figures."
     )
+    if about.words:
+        lead += bullet_list(about.words)
     sections = [
         Section(title="Threat models", body=_threat_table(card)),
         Section(title="Attacks", body=plots.roc(groups) + _attack_table(card)),

@@ -47,7 +47,9 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
         "and so do harmless changes. Brackets are 95 % intervals. `reluguard evaluate` judges "
         "unseen attacks and the baselines too."
     )
+    known = [*(card.gates.lines if card.gates else ()), *card.words]
     sections = [
+        *([Section(title="What to know", body=bullet_list(known))] if known else []),
         Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),
         *(
             [Section(title="Attacked, then changed", body=_composed_table(card, fpr))]

@@ -12,9 +12,9 @@ from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.attacks import Attack, Victim, open_victim
-from reluguard.training.data.given import Data, given_data
+from reluguard.training.data.classes import Classes, guard_data
+from reluguard.training.data.given import Data
 from reluguard.training.data.holdout import unseen_rows
-from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 from reluguard.training.red_team.aware_attacks import Bank
 from reluguard.training.red_team.relaxed import RelaxedGuard
@@ -92,6 +92,7 @@ def open_target(
     *,
     seed: int,
     limit: int,
+    classes: Classes | None = None,
     threads: int | None = None,
     ask: Ask | None = None,
 ) -> Target:
@@ -103,6 +104,7 @@ def open_target(
         data: labelled images; of those the guard was fitted on, only its test split is used.
         seed: of every random choice.
         limit: how many images, of those the model answers right.
+        classes: which class each folder of images is; by default what the guard knows.
         threads: of ONNX Runtime.
         ask: what the black box asks, by default the guard in this process.
 
@@ -113,7 +115,7 @@ def open_target(
     """
     opened = Guard.open(model, guard, threads=threads)
     manifest, spec = opened.artifact.manifest, opened.spec
-    dataset = given_data(data, Reading.of_guard(manifest))
+    dataset = guard_data(data, opened, classes)
     unseen = np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))
     victim = open_victim(model, spec, output=manifest.answer, threads=threads)
     production = load_production(model, output=manifest.answer)

@@ -21,7 +21,11 @@ from reluguard.detector.captures import INDEX, Labelled, labelled, read_shard
 from reluguard.detector.errors import CapturesError
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import attack_named
-from reluguard.training.data.dataset import load_data
+from reluguard.training.data.case import read_rates
+from reluguard.training.data.classes import Classes, Known, with_classes
+from reluguard.training.data.dataset import Dataset, load_data
+from reluguard.training.data.folder import is_shown
+from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
@@ -76,21 +80,35 @@ class Fresh:
         )
 
 
-def read_attacked(path: Path, reader: Reader) -> list[Fresh]:
+def read_attacked(
+    path: Path, reader: Reader, known: Known | None = None, classes: Classes | None = None
+) -> list[Fresh]:
     """Return the readings of attacked images: one group per file, named after it.
 
     Args:
         path: an npz with `images` uint8 (N, H, W, C), `labels` int64 (N,), the true classes, and
-            optionally `sources` int64 (N,), what image each was made from; or a folder of such.
+            optionally `sources` int64 (N,), what image each was made from; a folder of such; or
+            a folder with one folder of images per true class.
         reader: of the model.
+        known: what the guard knows of classes.
+        classes: which class each folder of images is; by default what the guard knows.
 
     Raises:
-        DataError: no such file, a name that can't be used, or no image that fools the model.
+        DataError: no such file, a name that can't be used, no telling which class a folder is, or
+            no image that fools the model.
     """
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"expected .npz files of attacked images, or {INDEX}, in {path}")
-    return [_read_file(file, reader) for file in files]
+    if files:
+        return [_read_file(file, reader) for file in files]
+    if not any(entry.is_dir() and is_shown(entry.name) for entry in path.iterdir()):
+        raise DataError(
+            f"expected .npz files of attacked images, a folder of them per class, or {INDEX}, in "
+            f"{path}"
+        )
+    data = load_data(str(path), Reading.of(reader.spec))
+    rates, logits = read_rates(reader, data.images)
+    data = with_classes(data, None, logits.shape[1], classes, known)
+    return [_fooling(path, data, rates, logits, None)]
 
 
 def _read_file(file: Path, reader: Reader) -> Fresh:
@@ -108,6 +126,17 @@ def _read_file(file: Path, reader: Reader) -> Fresh:
     rates, logits = reader.read(data.images)
     if data.labels.max() >= logits.shape[1]:
         raise DataError(f"expected labels below {logits.shape[1]} in {file}")
+    return _fooling(file, data, rates, logits, sources)
+
+
+def _fooling(
+    file: Path,
+    data: Dataset,
+    rates: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    sources: NDArray[Any] | None,
+) -> Fresh:
+    """Return the rows that the model answers wrong."""
     fools = logits.argmax(axis=1) != data.labels
     if not fools.any():
         raise DataError(f"the model answers every image of {file} right: none is an attack")

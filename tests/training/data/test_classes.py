@@ -1,6 +1,7 @@
 """Folders become the model's classes: by what is said, by its metadata, by number or by order."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from reluguard.detector.model import Production, load_production
-from reluguard.training.data.classes import class_names, with_classes
+from reluguard.training.data.classes import Known, class_names, names_kept, with_classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
 
@@ -62,12 +63,61 @@ def test_fewer_folders_with_numbers_are_what_they_say(production: Production) ->
     assert "0482-tape is class 482 of 1000" in data.words[0]
 
 
-def test_fewer_folders_without_a_clue_get_a_word(production: Production) -> None:
-    """The first classes are assumed, and people are told."""
-    data = with_classes(folders(*ANIMALS), production, 5, None)
-    assert labelled(data) == [0, 1, 2]
-    assert "3 folders and 5 classes" in data.words[0]
-    assert with_classes(folders(*ANIMALS), production, 5, "alphabetical").words == ()
+def test_folders_that_nothing_names_are_refused(production: Production) -> None:
+    """Nothing is guessed: the message says what to give; who says so has the first classes."""
+    with pytest.raises(DataError, match="of the model's 5 classes the folders are: cat, dog, sea"):
+        with_classes(folders(*ANIMALS), production, 5, None)
+    told = with_classes(folders(*ANIMALS), production, 5, "alphabetical")
+    assert labelled(told) == [0, 1, 2]
+    assert told.words == ()
+
+
+def test_wordnet_numbers_need_a_file(production: Production) -> None:
+    """Folders of ImageNet as it is shipped: names of a file, with or without more words in it."""
+    data = folders("n01440764", "n02102040")
+    with pytest.raises(DataError, match=r"WordNet's numbers .*Give --classes FILE"):
+        with_classes(data, production, 4, None)
+    names = ("n01443537 goldfish", "n02102040", "n01440764, tench", "n03000684 chain saw")
+    assert labelled(with_classes(data, production, 4, names)) == [2, 1]
+
+
+def test_numbers_out_of_order_get_a_word(production: Production) -> None:
+    """Class 10 comes before 2 in alphabetical order: which was meant is said."""
+    names = [str(n) for n in range(11)]
+    data = with_classes(folders(*sorted(names)), production, 11, None)
+    assert "10 is class 2" in data.words[0]
+    assert with_classes(folders(*"012"), production, 3, None).words == ()
+    told = with_classes(folders(*sorted(names)), production, 11, "numbers")
+    assert labelled(told)[:4] == [0, 1, 10, 2]
+
+
+def test_what_a_guard_knows_decides() -> None:
+    """Its folders first, then its names; others are refused, and numbers are read."""
+    known = Known(folders={"cat": 3, "dog": 1, "sea lion": 4})
+    assert labelled(with_classes(folders("cat", "dog"), None, 5, None, known)) == [3, 1]
+    with pytest.raises(DataError, match=r"are: bird, where it knows cat, dog, sea lion\. Give"):
+        with_classes(folders("bird", "cat"), None, 5, None, known)
+    named = replace(known, names=("bird", "dog", "elk", "cat", "sea lion"))
+    assert labelled(with_classes(folders("bird", "Sea-Lion"), None, 5, None, named)) == [0, 4]
+    assert labelled(with_classes(folders("cat", "dog"), None, 5, "alphabetical", named)) == [0, 1]
+    numbered = Known(folders={"0000-tench": 0, "0217-dog": 217})
+    assert labelled(with_classes(folders("0217-dog", "0005-ray"), None, 1000, None, numbered)) == [
+        217,
+        5,
+    ]
+
+
+def test_a_guard_keeps_the_names(production: Production, tmp_path: Path) -> None:
+    """Of a file, or of as many folders as classes; numbers alone say nothing of the other names."""
+    data = with_classes(folders(*ANIMALS), production, 3, None)
+    assert names_kept(data, production, 3, None) == ANIMALS
+    (tmp_path / "names.txt").write_text("cat\ndog\nelk\nsea lion\n")
+    data = with_classes(folders(*ANIMALS), production, 4, tmp_path / "names.txt")
+    kept = names_kept(data, production, 4, tmp_path / "names.txt")
+    assert kept == ("cat", "dog", "elk", "sea lion")
+    numbered = with_classes(folders("007-x", "009-y"), production, 1000, None)
+    assert names_kept(numbered, production, 1000, None) == ()
+    assert names_kept(data, production, 4, ("a" * 2**20, "b", "c", "d")) == ()
 
 
 FILES: dict[str, Any] = {
@@ -91,7 +141,7 @@ def test_files_of_names_are_read(name: str, tmp_path: Path) -> None:
 ERRORS: dict[str, tuple[tuple[str, ...], int, Any, str]] = {
     "many": (("a", "b", "c"), 2, None, "expected at most 2 folders, .* got 3: a, b, c"),
     "numbers": (("a", "b"), 3, "numbers", "expected folders named by numbers below 3"),
-    "count": (("a", "b"), 3, ("a", "b"), "expected names of the model's 3 classes, got 2"),
+    "count": (("a", "b"), 3, ("a", "b"), "expected names of all 3 classes of the model, .* got 2"),
     "names": (("a", "b"), 3, ("a", "c", "d"), "among the 3 class names, not there: "),
     "file": (("a", "b"), 3, "missing.txt", "expected a file of class names"),
 }
