@@ -43,6 +43,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 Request = TypeVar("Request", bound=Message)
 Context = Any  # grpc.aio.ServicerContext is generic over messages that we parse ourselves
+Parts = Callable[[bytes, Context], tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +213,35 @@ class Edge:
             large: where the request's payload is; the method gets it as a third argument, None
                 where it stays in the request.
         """
+        parts = self._reader(request_class, large)
+        asked = _Method(parts, method, scope, reads=request_class is not None)
+        return grpc.stream_unary_rpc_method_handler(self._handler(path, asked))
+
+    def exchange(
+        self,
+        path: tuple[str, str],
+        method: Callable[..., Awaitable[bytes]],
+        *,
+        reads: bool,
+        scope: Scope | None = Scope.INFER,
+    ) -> Handler:
+        """Return the handler of one request, one answer, of a protocol that isn't gRPC.
+
+        Args:
+            path: service and method, as they are counted.
+            method: answers the call, its context and the body; what it returns is for the context
+                to send, and so is whatever it raises, by the table in `status`.
+            reads: whether there is a body to read; without one the method gets nothing of it.
+            scope: as `unary` has it.
+        """
+
+        def body(data: bytes, context: Context) -> tuple[Any, ...]:
+            return (context, data) if reads else (context,)
+
+        return self._handler(path, _Method(body, method, scope, reads=reads))
+
+    def _handler(self, path: tuple[str, str], asked: "_Method") -> Handler:
         counts = self._metrics.rpc.method("unary", *path)
-        asked = _Method(request_class, method, scope, large)
 
         async def handle(_: Any, context: Context) -> bytes:
             # what every call pays: plain statements, where a stream can afford context managers
@@ -237,7 +265,7 @@ class Edge:
                 await outcome.tell(context)
             return encoded
 
-        return grpc.stream_unary_rpc_method_handler(self._traced(path, handle))
+        return self._traced(path, handle)
 
     async def _answer(self, asked: "_Method", context: Context, counts: MethodMetrics) -> bytes:
         """Return one call's serialised answer: who asks comes first, then what."""
@@ -248,14 +276,14 @@ class Edge:
         intake = self.lobby if asked.scope is None else self.intake
         data, held = b"", 0
         try:
-            if asked.request_class is not None:
+            if asked.reads:
                 data = await intake.read(context)
                 counts.received.inc()
                 intake.hold(len(data))
                 held = len(data)
             self._enter()
             try:
-                answer = await asked.method(call, *self._parts(asked, data))
+                answer = await asked.method(call, *asked.parts(data, context))
             finally:
                 self._leave()
         finally:
@@ -287,7 +315,7 @@ class Edge:
             window: most messages of one stream being handled; reading stops beyond it.
         """
         counts = self._metrics.rpc.method("bidi_stream", *path)
-        asked = _Method(request_class, method, scope, large)
+        parts = self._reader(request_class, large)
 
         async def answer(context: Context, data: bytes) -> bytes:
             request = request_class()
@@ -297,7 +325,7 @@ class Edge:
                 held = len(data)
                 call = self.call(context, scope)
                 with self._within_quota(call), self.admitted():
-                    request, *payload = self._parts(asked, data)
+                    request, *payload = parts(data, context)
                     message = await method(call, request, *payload)
             except Exception as error:
                 status = _log_unexpected(status_of(error), error)
@@ -344,16 +372,19 @@ class Edge:
         finally:
             self._open_streams -= 1
 
-    def _parts(self, asked: "_Method", data: bytes) -> tuple[Any, ...]:
-        """Return the message, and its payload where one is looked for; nothing where none is."""
-        kind = asked.request_class
-        if kind is None:
-            return ()
-        check_parts(data, kind.DESCRIPTOR, most=self._room.max_fields)
-        if asked.large is None:
-            return (parse(kind, data),)
-        rest, payload = lift(data, asked.large)
-        return parse(kind, rest), payload
+    def _reader(self, kind: type[Message] | None, large: Fields | None) -> Parts:
+        """Return what makes a message of bytes, and its payload where one is looked for."""
+
+        def parts(data: bytes, _: Context) -> tuple[Any, ...]:
+            if kind is None:
+                return ()
+            check_parts(data, kind.DESCRIPTOR, most=self._room.max_fields)
+            if large is None:
+                return (parse(kind, data),)
+            rest, payload = lift(data, large)
+            return parse(kind, rest), payload
+
+        return parts
 
     def _traced(self, path: tuple[str, str], handle: Handler) -> Handler:
         return handle if self._tracing is None else self._tracing.rpc(path, handle)
@@ -406,12 +437,12 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class _Method:
-    """One of our methods: what comes, who answers, who may ask, and where the payload lies."""
+    """One of our methods: what is made of the bytes, who answers, who may ask, if any are read."""
 
-    request_class: type[Message] | None
+    parts: Parts
     method: Callable[..., Awaitable[Message | bytes]]
     scope: Scope | None
-    large: Fields | None
+    reads: bool = True
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +59,7 @@ from reluguard.service.protocols.wire import (
 )
 from reluguard.service.security import Scope
 
-__all__ = ["SERVICE", "OpenInferenceServicer", "RepositoryControl"]
+__all__ = ["SERVICE", "Answer", "OpenInferenceServicer", "RepositoryControl"]
 
 SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnx_onnxv1"
@@ -131,15 +132,15 @@ class OpenInferenceServicer:
     def handlers(self, edge: Edge) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server."""
         rows: list[tuple[str, Any, Any, Scope | None]] = [
-            ("ServerLive", None, self._server_live, None),
-            ("ServerReady", None, self._server_ready, None),
-            ("ModelReady", pb.ModelReadyRequest, self._model_ready, Scope.INFER),
-            ("ServerMetadata", pb.ServerMetadataRequest, self._server_metadata, Scope.INFER),
-            ("ModelMetadata", pb.ModelMetadataRequest, self._model_metadata, Scope.INFER),
-            ("ModelInfer", pb.ModelInferRequest, self._infer, Scope.INFER),
-            ("RepositoryIndex", pb.RepositoryIndexRequest, self._index, Scope.INFER),
-            ("RepositoryModelLoad", pb.RepositoryModelLoadRequest, self._load, Scope.INFER),
-            ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self._unload, Scope.INFER),
+            ("ServerLive", None, self.server_live, None),
+            ("ServerReady", None, self.server_ready, None),
+            ("ModelReady", pb.ModelReadyRequest, self.model_ready, Scope.INFER),
+            ("ServerMetadata", pb.ServerMetadataRequest, self.server_metadata, Scope.INFER),
+            ("ModelMetadata", pb.ModelMetadataRequest, self.model_metadata, Scope.INFER),
+            ("ModelInfer", pb.ModelInferRequest, self._infer_raw, Scope.INFER),
+            ("RepositoryIndex", pb.RepositoryIndexRequest, self.index, Scope.INFER),
+            ("RepositoryModelLoad", pb.RepositoryModelLoadRequest, self.load, Scope.INFER),
+            ("RepositoryModelUnload", pb.RepositoryModelUnloadRequest, self.unload, Scope.INFER),
         ]
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -155,29 +156,34 @@ class OpenInferenceServicer:
             },
         )
 
-    async def _server_live(self, _: Call) -> pb.ServerLiveResponse:
+    async def server_live(self, _: Call) -> pb.ServerLiveResponse:
+        """Answer that the server lives."""
         return pb.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, _: Call) -> pb.ServerReadyResponse:
+    async def server_ready(self, _: Call) -> pb.ServerReadyResponse:
+        """Answer whether the server is ready."""
         return pb.ServerReadyResponse(ready=self._health.is_serving)
 
-    async def _model_ready(self, _: Call, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+    async def model_ready(self, _: Call, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        """Answer whether a model is ready."""
         try:
             model = self._model(request.name, request.version)
         except NotFoundError:  # as Triton answers: not an error, just not ready
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=model.is_ready and self._health.is_serving)
 
-    async def _server_metadata(
+    async def server_metadata(
         self, _: Call, __: pb.ServerMetadataRequest
     ) -> pb.ServerMetadataResponse:
+        """Answer what the server is."""
         return pb.ServerMetadataResponse(
             name="reluguard", version=service.version(), extensions=["model_repository"]
         )
 
-    async def _model_metadata(
+    async def model_metadata(
         self, call: Call, request: pb.ModelMetadataRequest
     ) -> pb.ModelMetadataResponse:
+        """Answer what a model takes and gives."""
         model = self._model(request.name, request.version)
         guard = model.version.guard
         tensor = pb.ModelMetadataResponse.TensorMetadata
@@ -209,9 +215,10 @@ class OpenInferenceServicer:
             },
         )
 
-    async def _index(
+    async def index(
         self, _: Call, request: pb.RepositoryIndexRequest
     ) -> pb.RepositoryIndexResponse:
+        """Answer which models there are."""
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
@@ -225,18 +232,20 @@ class OpenInferenceServicer:
             ]
         )
 
-    async def _load(
+    async def load(
         self, call: Call, request: pb.RepositoryModelLoadRequest
     ) -> pb.RepositoryModelLoadResponse:
+        """Load a model, if an admin asks."""
         self._may_control(call)
         if request.parameters:
             raise RequestError("expected no parameters: files and settings don't come from callers")
         await self._control.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
-    async def _unload(
+    async def unload(
         self, call: Call, request: pb.RepositoryModelUnloadRequest
     ) -> pb.RepositoryModelUnloadResponse:
+        """Unload a model, if an admin asks."""
         self._may_control(call)
         await self._control.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
@@ -262,9 +271,19 @@ class OpenInferenceServicer:
     def _extras(call: Call, rules: Rules) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         return _EXTRAS[rules.detail(privileged=call.caller.may(Scope.PRIVILEGED))]
 
-    async def _infer(
+    async def _infer_raw(
         self, call: Call, request: pb.ModelInferRequest, payload: memoryview | None = None
     ) -> bytes:
+        answer = await self.infer(call, request, payload)
+        started = time.perf_counter()
+        response = _response(answer)
+        answer.model.metrics.stage("encode", time.perf_counter() - started)
+        return response
+
+    async def infer(
+        self, call: Call, request: pb.ModelInferRequest, payload: memoryview | None = None
+    ) -> "Answer":
+        """Return the answer to one request, whose data may lie beside it."""
         model = self._model(request.model_name, request.model_version)
         guard = model.version.guard
         rules = self._rules(request.parameters)
@@ -275,16 +294,13 @@ class OpenInferenceServicer:
         inspection = await self._inspector.inspect(
             model, _sooner(call, request.parameters), given, rules=rules
         )
-        started = time.perf_counter()
         view = inspection.view
         if view.withheld.any():
             rows = np.flatnonzero(view.withheld)
             some = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
             raise RejectedError(f"{len(rows)} of {len(view.withheld)} images look adversarial:"
                                 f" rows {some}")  # fmt: skip
-        response = _response(request, model, inspection, wanted or production)
-        model.metrics.stage("encode", time.perf_counter() - started)
-        return response
+        return _answer(request.id, model, inspection, wanted or production)
 
     def _wanted(
         self, call: Call, outputs: Iterable[Any], production: list[str], rules: Rules
@@ -440,14 +456,26 @@ def _refuse(parameters: Mapping[str, Any], what: str) -> None:
             raise RequestError(f"the parameter {key!r} of the {what} is not offered")
 
 
-def _response(
-    request: pb.ModelInferRequest, model: Model, inspection: Inspection, names: list[str]
-) -> bytes:
-    """Return the serialised answer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer, before it is written.
 
-    Serialised messages put one behind the other are one message, so what one kind of request always
-    gets is serialised once.
+    Attributes:
+        id: as the caller gave it.
+        model: who answered.
+        guard: the digest of the guard that judged.
+        parameters: of the answer, but for the guard's.
+        tensors: the outputs by name, in the order they were asked for.
     """
+
+    id: str
+    model: Model
+    guard: str
+    parameters: Mapping[str, int | str]
+    tensors: Mapping[str, NDArray[Any]]
+
+
+def _answer(name: str, model: Model, inspection: Inspection, wanted: list[str]) -> Answer:
     view = inspection.view
     verdicts = view.verdicts
     arrays: dict[str, NDArray[Any]] = {
@@ -459,28 +487,41 @@ def _response(
         "reluguard_p_value": verdicts.p_value,
         "reluguard_evidence": verdicts.evidence,
     }
-    chosen = [arrays[name] for name in names]
-    tensors = tuple(
-        (name, datatype_of(array.dtype), array.shape)
-        for name, array in zip(names, chosen, strict=True)
-    )
-    parameters = {}
+    parameters: dict[str, int | str] = {}
     if view.detail is not Detail.NONE:
-        adversarial, unscored = (
-            int(np.count_nonzero(flags)) for flags in (verdicts.is_adversarial, verdicts.unscored)
-        )
-        parameters = {
-            "reluguard_adversarial": pb.InferParameter(int64_param=adversarial),
-            "reluguard_unscored": pb.InferParameter(int64_param=unscored),
-        }
+        parameters["reluguard_adversarial"] = int(np.count_nonzero(verdicts.is_adversarial))
+        parameters["reluguard_unscored"] = int(np.count_nonzero(verdicts.unscored))
     if inspection.capture:
-        parameters["reluguard_capture"] = pb.InferParameter(string_param=inspection.capture)
-    own = pb.ModelInferResponse(
-        id=request.id,
+        parameters["reluguard_capture"] = inspection.capture
+    return Answer(
+        id=name,
+        model=model,
+        guard=inspection.version.digest,
         parameters=parameters,
-        raw_output_contents=[write_tensor(array) for array in chosen],
+        tensors={output: arrays[output] for output in wanted},
     )
-    return _frame(model.name, inspection.version.digest, tensors) + own.SerializeToString()
+
+
+def _response(answer: Answer) -> bytes:
+    """Return the serialised answer.
+
+    Serialised messages put one behind the other are one message, so what one kind of request always
+    gets is serialised once.
+    """
+    tensors = tuple(
+        (name, datatype_of(array.dtype), array.shape) for name, array in answer.tensors.items()
+    )
+    own = pb.ModelInferResponse(
+        id=answer.id,
+        parameters={
+            name: pb.InferParameter(int64_param=value)
+            if isinstance(value, int)
+            else pb.InferParameter(string_param=value)
+            for name, value in answer.parameters.items()
+        },
+        raw_output_contents=[write_tensor(array) for array in answer.tensors.values()],
+    )
+    return _frame(answer.model.name, answer.guard, tensors) + own.SerializeToString()
 
 
 @lru_cache(maxsize=_FRAMES)
