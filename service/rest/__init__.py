@@ -1,0 +1,1 @@
+"""The Open Inference Protocol by HTTP: v2 REST with its binary tensor extension."""
