@@ -33,6 +33,10 @@ def serve(
         int | None,
         typer.Option("--metrics-port", help="Metrics, status; none by --set. [default: 9464]"),
     ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option("--http-port", help="The open protocol by HTTP too. [default: none]"),
+    ] = None,
     threads: Threads = None,
     provider: Provider = None,
     policy: Annotated[
@@ -81,6 +85,7 @@ def serve(
         host=host,
         port=port,
         metrics_port=metrics_port,
+        http_port=http_port,
         threads=threads,
         providers=None if provider is None else tuple(provider),
         policy=policy,

@@ -22,6 +22,7 @@ class Running:
 
     address: str
     metrics_address: str | None
+    http_address: str | None
     server: Server
 
 
@@ -66,6 +67,11 @@ def running(what: Guard | Settings, **changes: Any) -> Iterator[Running]:
         server = Server(Settings(**(free | changes)), guard=what)
     on_loop(server.start())
     try:
-        yield Running(address=server.address, metrics_address=server.metrics_address, server=server)
+        yield Running(
+            address=server.address,
+            metrics_address=server.metrics_address,
+            http_address=server.http_address,
+            server=server,
+        )
     finally:
         on_loop(server.stop())

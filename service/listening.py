@@ -1,5 +1,6 @@
 """How a server listens: port, certificates, gRPC's own limits, and what reflection shows."""
 
+import socket
 from typing import Any
 
 import grpc
@@ -13,20 +14,38 @@ from reluguard.service.protocols.inspection import Limits
 from reluguard.service.security import Certificates
 from reluguard.service.settings import Settings
 
-__all__ = ["SERVICES", "bind", "bracketed", "certificates", "reflect", "server_options"]
+__all__ = [
+    "SERVICES",
+    "bind",
+    "bound_port",
+    "bracketed",
+    "certificate_files",
+    "certificates",
+    "reflect",
+    "server_options",
+]
 
 _HANDSHAKE_MS = 10_000  # gRPC's own two minutes let strangers hold connections
 
 SERVICES = (servicers.SERVICE, open_inference.SERVICE)
 
 
-def certificates(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return what TLS needs, None without TLS."""
+def certificate_files(settings: Settings) -> Certificates | None:
+    """Return the files that TLS needs, None without TLS."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    return Certificates(
-        settings.tls_certificate, settings.tls_key, settings.tls_client_ca
-    ).credentials()
+    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+
+def certificates(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return what TLS needs, None without TLS."""
+    files = certificate_files(settings)
+    return None if files is None else files.credentials()
+
+
+def bound_port(listener: socket.socket) -> int:
+    """Return the port that the system chose; 0 of a unix socket, which has none."""
+    return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
 
 
 def server_options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Where to listen: `127.0.0.1`, `::1`, `[::1]:50051` or `unix:/run/guard.sock`, as settings say it."""
+"""Where to listen: `127.0.0.1`, `::1`, `[::1]:50051` or `unix:/run/guard.sock`, in settings."""
 
 import errno
 import os
@@ -90,7 +90,7 @@ class Place:
         if not self.path:
             return
         try:
-            mode = os.stat(self.path).st_mode
+            mode = Path(self.path).stat().st_mode
         except FileNotFoundError:
             return
         except OSError as error:

@@ -16,6 +16,7 @@ _BESIDE_BYTES = _MIB  # for names, and for files that are larger than the pixels
 _AT_LEAST_BYTES = 16 * _MIB  # as far as the rows of one request need it
 _LOBBY_BYTES = 32 * _MIB  # of all who have not said who they are
 _CONNECTION_BYTES = 64 * 1024  # of a stream that nobody reads: gRPC's first window
+_HTTP_BYTES = 512 * 1024  # of a connection by HTTP: Python's TLS keeps half of that
 _MOST_LANES = 256
 _FIELDS, _FIELDS_PER_ROW = 256, 2
 
@@ -27,6 +28,7 @@ class Room:
     Attributes:
         max_message_bytes: of one request.
         max_connections: open at once.
+        max_http_connections: the same by HTTP, 0 without it.
         max_streams: calls of one connection.
         max_open_streams: InspectStream calls.
         max_in_flight: calls being handled.
@@ -38,6 +40,7 @@ class Room:
 
     max_message_bytes: int
     max_connections: int
+    max_http_connections: int
     max_streams: int
     max_open_streams: int
     max_in_flight: int
@@ -79,10 +82,12 @@ def room_of(settings: Settings, largest_row: int) -> Room:
     open_streams = settings.max_open_streams or min(max(8, part), _MOST_LANES)
     lobby = min(max(2, _LOBBY_BYTES // message), 32)
     whole = max(settings.max_bytes_in_flight // 2, message)
+    by_http = 0 if settings.http_port is None else settings.http_connections
     rows = settings.max_queue_rows + available_cores() * settings.max_rows
     return Room(
         max_message_bytes=message,
         max_connections=settings.max_connections,
+        max_http_connections=by_http,
         max_streams=settings.max_streams,
         max_open_streams=open_streams,
         max_in_flight=settings.max_in_flight,
@@ -94,5 +99,6 @@ def room_of(settings: Settings, largest_row: int) -> Room:
         memory_bytes=whole
         + (quick + slow + lobby + open_streams) * message
         + rows * largest_row
-        + settings.max_connections * _CONNECTION_BYTES,
+        + settings.max_connections * _CONNECTION_BYTES
+        + by_http * _HTTP_BYTES,
     )

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import logging
 import re
+import ssl
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -246,6 +247,40 @@ class Certificates:
             self._fetch,
             require_client_authentication=self.client_ca is not None,
         )
+
+    def context(self) -> ssl.SSLContext:
+        """Return the same for a port that Python's own TLS serves; it follows the files too."""
+        try:
+            self._seen = _fingerprint(self._paths)
+            self._read()
+            latest: list[Any] = [self._seen, self._context()]
+        except (OSError, ValueError) as error:
+            raise StartError(f"the TLS files can't be used: {error}") from error
+
+        def follow(connection: ssl.SSLObject, *_: object) -> None:
+            try:
+                seen = _fingerprint(self._paths)
+                if seen != latest[0]:
+                    latest[0] = seen
+                    self._read()
+                    latest[1] = self._context()
+            except (OSError, ValueError) as error:
+                _log.error("the TLS files can't be used, the last good ones stay: %s", error)
+            connection.context = latest[1]
+
+        first: ssl.SSLContext = latest[1]
+        first.sni_callback = follow
+        return first
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.certificate, self.key)
+        context.set_alpn_protocols(["http/1.1"])
+        if self.client_ca is not None:
+            context.load_verify_locations(self.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     @property
     def _paths(self) -> list[Path]:

@@ -26,7 +26,9 @@ from reluguard.service.errors import NotFoundError, ReloadError, StartError
 from reluguard.service.listening import (
     SERVICES,
     bind,
+    bound_port,
     bracketed,
+    certificate_files,
     certificates,
     reflect,
     server_options,
@@ -44,11 +46,14 @@ from reluguard.service.models.slots import Slots
 from reluguard.service.monitoring.decisions import DecisionLog
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.tracing import Tracing, open_tracing
+from reluguard.service.places import Place
 from reluguard.service.protocols import open_inference, servicers
 from reluguard.service.protocols.health import Health
 from reluguard.service.protocols.inspection import Inspector, Limits
 from reluguard.service.protocols.policy import Rules
 from reluguard.service.quotas import Quota, Quotas
+from reluguard.service.rest.listener import HttpServer
+from reluguard.service.rest.routes import Routes
 from reluguard.service.room import Room, room_of, row_bytes
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
@@ -86,6 +91,7 @@ class Server:
         # built on the loop, by start()
         self.address = ""
         self.metrics_address: str | None = None
+        self.http_address: str | None = None
         self._stack = contextlib.AsyncExitStack()
         self._stopped = False
         self._workers: ThreadPoolExecutor
@@ -95,6 +101,7 @@ class Server:
         self._edge: Edge
         self._health: Health
         self._grpc: Any
+        self._http: HttpServer | None = None
         self.repository: Repository
         self.room: Room
 
@@ -185,12 +192,13 @@ class Server:
         control = open_inference.RepositoryControl(
             self._load, self._unload, enabled=settings.repository_control
         )
+        servicer = open_inference.OpenInferenceServicer(
+            self.repository, inspector, self._health, control
+        )
         self._grpc.add_generic_rpc_handlers(
             (
                 servicers.GuardServicer(self.repository, inspector, self.room).handlers(self._edge),
-                open_inference.OpenInferenceServicer(
-                    self.repository, inspector, self._health, control
-                ).handlers(self._edge),
+                servicer.handlers(self._edge),
                 self._health.handlers(self._edge.lobby),
             )
         )
@@ -198,8 +206,11 @@ class Server:
             reflect(self._grpc)
         port = bind(self._grpc, settings, credentials)
         self.address = f"{bracketed(settings.host)}:{port}"
+        self._http = self._by_http(servicer, inspector)
         web = self._web()
         await self._grpc.start()
+        if self._http is not None:
+            self._http.start()
         if web is not None:
             web.start()
             self._stack.callback(web.close)
@@ -210,6 +221,8 @@ class Server:
         if settings.capture is not None:
             self._background(self._watch_captures())
         _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
+        if self.http_address is not None:
+            _log.info("serving by HTTP on %s", self.http_address)
         if settings.is_open and settings.host not in _LOOPBACK:
             _log.warning(
                 "anybody who reaches %s may ask and sees raw scores: set tokens or tls_client_ca",
@@ -338,6 +351,29 @@ class Server:
         host = settings.metrics_host or settings.host
         return WebServer(host, settings.metrics_port, self.metrics.registry, self.status)
 
+    def _by_http(
+        self, servicer: open_inference.OpenInferenceServicer, inspector: Inspector
+    ) -> HttpServer | None:
+        """Return what serves the open protocol by HTTP, None where nobody wants it."""
+        settings = self.settings
+        if settings.http_port is None:
+            return None
+        files = certificate_files(settings)
+        place = Place.of(settings.http_host or settings.host, settings.http_port)
+        listener = place.bound()
+        self._stack.callback(listener.close)
+        server = HttpServer(
+            listener,
+            Routes(self._edge, servicer, inspector, self.room).serve,
+            tls=None if files is None else files.context(),
+            max_connections=self.room.max_http_connections,
+            max_body=self.room.max_message_bytes,
+            idle_s=settings.max_connection_idle_s,
+        )
+        self._stack.push_async_callback(server.close, 0.0)
+        self.http_address = place.of_port(bound_port(listener))
+        return server
+
     def status(self) -> ServerStatus:
         """Return the picture of the server. Safe to call from any thread."""
         return ServerStatus(
@@ -441,6 +477,8 @@ class Server:
                 await self._edge.idle.wait()
         await self._settle()
         await self._health.close()
+        if self._http is not None:
+            await self._http.close(_LAST_GRACE_S)
         await self._grpc.stop(_LAST_GRACE_S)
         await self._stack.aclose()
         _log.info("stopped")

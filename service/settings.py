@@ -41,6 +41,10 @@ class Settings:
         metrics_port: HTTP port for /metrics and the status page; 0 for any, None for none
             (`--set metrics_port=none`).
         metrics_host: address of that port; `host` if None.
+        http_port: port of the Open Inference Protocol by HTTP, with the same certificates, tokens
+            and limits; 0 for any, None for none.
+        http_host: address of that port; `host` if None.
+        http_connections: most connections to it; beyond them the one that waited longest makes way.
         max_rows: most images in one request.
         max_batch: most images in one model run.
         max_delay_s: longest time the first request of a batch waits for company. 0 still merges
@@ -110,6 +114,9 @@ class Settings:
     port: int = 50051
     metrics_port: int | None = 9464
     metrics_host: str | None = None
+    http_port: int | None = None
+    http_host: str | None = None
+    http_connections: int = 512
     max_rows: int = 256
     max_batch: int = 32
     max_delay_s: float = 0.0
@@ -163,14 +170,14 @@ class Settings:
         self._check_sources()
         self._check_security()
         self._check_choices()
-        for name in ("port", "metrics_port"):
+        for name in ("port", "metrics_port", "http_port"):
             port = getattr(self, name)
             if port is not None and not 0 <= port <= 65535:
                 raise SettingsError(f"expected {name} in 0..65535, got {port}")
         for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
                      "threads", "max_message_bytes", "max_pixels", "max_streams",
                      "max_bytes_in_flight", "max_connections", "max_open_streams",
-                     "caller_calls", "capture_max_bytes", "decision_log_bytes",
+                     "http_connections", "caller_calls", "capture_max_bytes", "decision_log_bytes",
                      "decision_log_files"):  # fmt: skip
             number = getattr(self, name)
             if number is not None and number < 1:

@@ -9,17 +9,16 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Literal
 
-import grpc
 import h11
 
 from reluguard.service.errors import RequestError
+from reluguard.service.rest.exchange import BodyTooLargeError, Exchange, Head, Reply
 
-__all__ = ["Connection", "Exchange", "Head", "Reply", "State", "http_status"]
+__all__ = ["Connection", "State"]
 
 State = Literal["idle", "busy", "over"]
 _log = logging.getLogger(__name__)
@@ -31,124 +30,6 @@ _FREE_CHUNKS = 64  # a body may begin with as many small chunks as it likes
 _LEAST_CHUNK = 512  # bytes, on average, after that: each costs as much as a kilobyte
 _WRITE_S = 30.0
 _LINGER_S = 1.0
-_CODES = {
-    grpc.StatusCode.OK: HTTPStatus.OK,
-    grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    grpc.StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
-    grpc.StatusCode.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
-    grpc.StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.UNPROCESSABLE_ENTITY,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
-    grpc.StatusCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
-    grpc.StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
-}
-
-
-def http_status(code: grpc.StatusCode) -> HTTPStatus:
-    """Return what HTTP calls this."""
-    return _CODES.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """What comes before a body: method, target, and headers with their names in lower case."""
-
-    method: str
-    target: str
-    headers: Sequence[tuple[str, str]]
-
-    def all(self, name: str) -> list[str]:
-        """Return the values of all headers of this name."""
-        return [value for key, value in self.headers if key == name]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What is answered: a status, headers beside those of every answer, and the parts of a body."""
-
-    status: HTTPStatus
-    body: Sequence[bytes]
-    headers: Sequence[tuple[str, str]] = ()
-
-
-class Exchange:
-    """One request and its answer, in the words in which `Edge` speaks to gRPC.
-
-    Args:
-        head: of the request.
-        peer: where it comes from, as gRPC writes it.
-        body: reads the body.
-    """
-
-    def __init__(self, head: Head, peer: str, body: Callable[[], Awaitable[bytearray]]) -> None:
-        self.head = head
-        self.reply: Reply | None = None
-        self.failure: tuple[grpc.StatusCode, str] | None = None
-        self.is_too_large = False
-        self._peer, self._body = peer, body
-        self._trailing: tuple[tuple[str, str], ...] = ()
-        self._reading: asyncio.Task[bytearray] | None = None
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
-        """Return the headers."""
-        return self.head.headers
-
-    def peer(self) -> str:
-        """Return where the request comes from."""
-        return self._peer
-
-    def time_remaining(self) -> None:
-        """Return no deadline: HTTP has none but the `timeout` of the request itself."""
-
-    def code(self) -> grpc.StatusCode:
-        """Return how it ended."""
-        return grpc.StatusCode.OK if self.failure is None else self.failure[0]
-
-    def set_trailing_metadata(self, trailing: tuple[tuple[str, str], ...]) -> None:
-        """Keep headers of the answer."""
-        self._trailing = trailing
-
-    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return them."""
-        return self._trailing
-
-    async def read(self) -> bytearray:
-        """Return the body.
-
-        Raises:
-            grpc.aio.AbortError: the call was ended meanwhile.
-            RequestError: it is too large, or not what HTTP has.
-        """
-        self._reading = asyncio.ensure_future(self._body())
-        try:
-            return await self._reading
-        except asyncio.CancelledError:
-            if self.failure is None:
-                raise
-            raise grpc.aio.AbortError from None
-        except BodyTooLargeError:
-            self.is_too_large = True
-            raise
-
-    async def abort(
-        self, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, str], ...] = ()
-    ) -> None:
-        """End the call.
-
-        Raises:
-            grpc.aio.AbortError: always, as gRPC has it.
-        """
-        if self.failure is None:
-            self.failure = (code, message)
-            self._trailing = (*self._trailing, *trailing)
-            if self._reading is not None:
-                self._reading.cancel()
-        raise grpc.aio.AbortError(message)
-
-
-class BodyTooLargeError(RequestError):
-    """The body is larger than any request may be."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -233,6 +114,11 @@ class Connection(asyncio.BufferedProtocol):
         """Let no other request follow."""
         self._closing = True
 
+    def hang_up(self) -> None:
+        """End once what was answered is out."""
+        if self._transport is not None:
+            self._transport.close()
+
     def abort(self) -> None:
         """End now."""
         if self._transport is not None:
@@ -273,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
                 await self._send(refusal, last=True)
                 await self._linger()
             self._close()
-        except Exception:
+        except Exception:  # noqa: BLE001 - it ends one connection, not the server
             _log.exception("a connection failed")
             self.abort()
 
@@ -307,10 +193,14 @@ class Connection(asyncio.BufferedProtocol):
         event = self._http.next_event()
         if not isinstance(event, h11.Request):
             raise h11.RemoteProtocolError("no request came")
+        if event.http_version not in {b"1.0", b"1.1"}:
+            raise h11.RemoteProtocolError("another version came", error_status_hint=505)
         found = Head(
             method=event.method.decode("ascii"),
             target=event.target.decode("ascii"),
-            headers=[(key.decode("ascii"), value.decode("latin-1")) for key, value in event.headers],
+            headers=[
+                (key.decode("ascii"), value.decode("latin-1")) for key, value in event.headers
+            ],
         )
         if found.all("transfer-encoding") and found.all("content-length"):
             # of which a proxy in front may have gone by the other
@@ -343,6 +233,8 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _linger(self) -> None:
         """Let a caller who still sends read the answer: closing at once would take it away."""
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 self._unread.clear()
@@ -367,30 +259,31 @@ class Connection(asyncio.BufferedProtocol):
             told = h11.InformationalResponse(status_code=100, headers=[])
             self._transport.write(self._http.send(told))
         body, chunks = bytearray(), 0
-        while True:
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                raise RequestError(f"expected a body as HTTP has it: {error}") from None
-            if event is h11.NEED_DATA:
-                if self._unread:
+        while isinstance(event := await self._part(), h11.Data):
+            body += event.data
+            chunks += event.chunk_end
+            if len(body) > self._max_body:
+                raise self._too_large(len(body))
+            if chunks > _FREE_CHUNKS and len(body) < chunks * _LEAST_CHUNK:
+                raise RequestError(
+                    f"expected chunks of at least {_LEAST_CHUNK} bytes on average, got"
+                    f" {chunks} of {len(body)} together"
+                )
+        return body
+
+    async def _part(self) -> Any:
+        """Return a body's next part, or what ends it."""
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                if self._unread or await self._more():
                     self._http.receive_data(bytes(self._unread))
                     self._unread.clear()
                     self._go_on()  # so that one who hangs up is noticed
-                elif not await self._more():
+                else:
                     self._http.receive_data(b"")
-            elif isinstance(event, h11.Data):
-                body += event.data
-                chunks += event.chunk_end
-                if len(body) > self._max_body:
-                    raise self._too_large(len(body))
-                if chunks > _FREE_CHUNKS and len(body) < chunks * _LEAST_CHUNK:
-                    raise RequestError(
-                        f"expected chunks of at least {_LEAST_CHUNK} bytes on average, got"
-                        f" {chunks} of {len(body)} together"
-                    )
-            else:
-                return body
+        except h11.RemoteProtocolError as error:
+            raise RequestError(f"expected a body as HTTP has it: {error}") from None
+        return event
 
     def _too_large(self, size: int) -> BodyTooLargeError:
         return BodyTooLargeError(

@@ -1,8 +1,8 @@
 """JSON that strangers send, read at a cost that is known before.
 
-Python's JSON reader makes an object of every number and holds the interpreter while it does: 16 MB of
-numbers would keep everybody waiting for a second, and 16 MB of empty lists take twenty times that in
-memory. So arrays of numbers are cut out first, by searching for bytes, and read piece by piece; what
+Python's JSON reader makes an object of every number and holds the interpreter while it does: 16 MB
+of numbers would keep everybody waiting for a second, and 16 MB of empty lists take 20 times as much
+memory. So arrays of numbers are cut out first, by searching for bytes, and read in pieces, and what
 is left is counted before it is read.
 """
 
@@ -50,17 +50,20 @@ def cut_numbers(document: bytes | bytearray | memoryview) -> Cut:
     whole = memoryview(text)
     parts: list[bytes | memoryview] = []
     arrays: list[memoryview] = []
-    at = done = 0
+    at = done = tensors = 0
+    brace = -1
     while (found := _DATA.search(text, at)) is not None:
-        start = found.end() - 1
-        at = found.end()
+        tensors += 1
+        if tensors > _MOST_ARRAYS:
+            raise RequestError(f"expected at most {_MOST_ARRAYS} arrays of data, got more")
+        start, at = found.end() - 1, found.end()
         # inside of numbers there is neither a quote nor a brace
-        ends = [end for end in (text.find(b'"', at), text.find(b"}", at)) if end >= 0]
-        end = text.rfind(b"]", at, min(ends, default=len(text)))
+        if brace < at:
+            brace = text.find(b"}", at) % (len(text) + 1)  # its end where there is none
+        quote = text.find(b'"', at, brace)
+        end = text.rfind(b"]", at, brace if quote < 0 else quote)
         if end < 0:
             continue
-        if len(arrays) == _MOST_ARRAYS:
-            raise RequestError(f"expected at most {_MOST_ARRAYS} arrays of data, got more")
         parts += [whole[done:start], b"[%d]" % len(arrays)]
         arrays.append(whole[start : end + 1])
         at = done = end + 1
@@ -200,4 +203,4 @@ def _not_a_number(piece: Sequence[bytes], dtype: np.dtype[Any]) -> str:
         except (ValueError, OverflowError):
             got = word.strip()[:_MOST_DIGITS].decode(errors="replace")
             return f"expected {what} of at most {_MOST_DIGITS} digits as data, got {got!r}"
-    return f"expected {what} as data, got others"
+    return f"expected {what} that {dtype.name} holds as data, got others"

@@ -7,7 +7,8 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
-from reluguard.service.rest.connection import Connection, Exchange, Reply, State
+from reluguard.service.rest.connection import Connection, State
+from reluguard.service.rest.exchange import Exchange, Reply
 
 __all__ = ["HttpServer"]
 
@@ -47,9 +48,9 @@ class HttpServer:
         self._open: set[Connection] = set()
         # dictionaries keep the order they were filled in: the first waits longest
         self._idle: dict[Connection, None] = {}
+        self._empty, self._changed = asyncio.Event(), asyncio.Event()
         self._greeting: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._closing = False
 
     def start(self) -> None:
         """Begin to take connections."""
@@ -62,19 +63,19 @@ class HttpServer:
         Args:
             grace_s: longest time for that.
         """
-        self._closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._listener.close()
+        if not self._open:
+            self._empty.set()
         for connection in self._open:
             connection.close_soon()
         for connection in list(self._idle):
-            connection.abort()
+            connection.hang_up()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self._open:
-                    await asyncio.sleep(0.01)
+                await self._empty.wait()
         for task in self._greeting:
             task.cancel()
         for connection in list(self._open):
@@ -89,7 +90,7 @@ class HttpServer:
                 _log.error("no connection could be taken: %s", error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            if len(self._open) + len(self._greeting) >= self._most and not self._make_way():
+            if not await self._room():
                 accepted.close()
                 continue
             if accepted.family != socket.AF_UNIX:
@@ -97,6 +98,17 @@ class HttpServer:
             task = loop.create_task(self._greet(accepted, _peer(accepted.family, where)))
             self._greeting.add(task)
             task.add_done_callback(self._greeting.discard)
+
+    async def _room(self) -> bool:
+        """Return whether there is room for one more connection, or soon is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PAUSE_S):
+                while len(self._open) + len(self._greeting) >= self._most:
+                    if not self._make_way():
+                        self._changed.clear()
+                        await self._changed.wait()
+                return True
+        return False
 
     def _make_way(self) -> bool:
         """Hang up on who has waited longest, and return whether there was one."""
@@ -128,14 +140,16 @@ class HttpServer:
 
     def _told(self, connection: Connection, state: State) -> None:
         self._idle.pop(connection, None)
+        self._changed.set()
         if state == "over":
             self._open.discard(connection)
+            if not self._open:
+                self._empty.set()
             return
         self._open.add(connection)
+        self._empty.clear()
         if state == "idle":
             self._idle[connection] = None
-            if self._closing:
-                connection.abort()
 
 
 def _peer(family: int, where: "tuple[str, int] | str") -> str:

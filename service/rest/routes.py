@@ -17,8 +17,8 @@ from reluguard.service.errors import RequestError
 from reluguard.service.protocols.inspection import Inspector
 from reluguard.service.protocols.open_inference import OpenInferenceServicer
 from reluguard.service.protocols.pb import open_inference as pb
-from reluguard.service.rest.connection import Exchange, Head, Reply, http_status
 from reluguard.service.rest.documents import read_document
+from reluguard.service.rest.exchange import Exchange, Head, Reply, http_status
 from reluguard.service.rest.inference import read_infer, write_answer
 from reluguard.service.room import Room
 from reluguard.service.security import Scope
@@ -31,6 +31,13 @@ _JSON = ("Content-Type", "application/json")
 _MOST_SMALL = 64 * 1024  # bytes of a body that says no more than a name
 _INLINE_BYTES = 32 * 1024  # below this a hop to a thread costs more than the work
 _INLINE_NUMBERS = 1024
+_FIXED = {
+    ("v2",): "ServerMetadata",
+    ("v2", "health", "live"): "ServerLive",
+    ("v2", "health", "ready"): "ServerReady",
+    ("v2", "repository", "index"): "RepositoryIndex",
+}
+_OF_MODEL = {(): "ModelMetadata", ("ready",): "ModelReady", ("infer",): "ModelInfer"}
 _SHOWN = "/v2, /v2/health/live, /v2/health/ready, /v2/models/NAME, …/ready, …/infer"
 
 Method = Callable[..., Awaitable[bytes]]
@@ -211,40 +218,17 @@ class Routes:
 def _target(text: str) -> _Target | None:
     """Return what a request's target asks for, None for what isn't offered."""
     path = text.partition("?")[0]
-    if not path.startswith("/"):
-        return None
-    try:
-        parts = [unquote(part, errors="strict") for part in path.strip("/").split("/")]
-    except UnicodeDecodeError:
-        return None
+    # whatever isn't UTF-8 is no model's name either
+    parts = [unquote(part, errors="replace") for part in path.removeprefix("/").split("/")]
+    if tuple(parts) in _FIXED:
+        return _Target(_FIXED[tuple(parts)])
     match parts:
-        case ["v2"]:
-            return _Target("ServerMetadata")
-        case ["v2", "health", "live"]:
-            return _Target("ServerLive")
-        case ["v2", "health", "ready"]:
-            return _Target("ServerReady")
-        case ["v2", "repository", "index"]:
-            return _Target("RepositoryIndex")
-        case ["v2", "repository", "models", model, "load"]:
-            return _Target("RepositoryModelLoad", model)
-        case ["v2", "repository", "models", model, "unload"]:
-            return _Target("RepositoryModelUnload", model)
-        case ["v2", "models", model, "versions", version, *rest]:
-            return _of_model(model, version, rest)
-        case ["v2", "models", model, *rest]:
-            return _of_model(model, "", rest)
-    return None
-
-
-def _of_model(model: str, version: str, rest: Sequence[str]) -> _Target | None:
-    match rest:
-        case []:
-            return _Target("ModelMetadata", model, version)
-        case ["ready"]:
-            return _Target("ModelReady", model, version)
-        case ["infer"]:
-            return _Target("ModelInfer", model, version)
+        case ["v2", "repository", "models", model, ("load" | "unload") as what]:
+            return _Target(f"RepositoryModel{what.title()}", model)
+        case ["v2", "models", model, "versions", version, *rest] if tuple(rest) in _OF_MODEL:
+            return _Target(_OF_MODEL[tuple(rest)], model, version)
+        case ["v2", "models", model, *rest] if tuple(rest) in _OF_MODEL:
+            return _Target(_OF_MODEL[tuple(rest)], model)
     return None
 
 
@@ -278,9 +262,7 @@ def _small(body: bytes) -> Mapping[str, Any]:
 
 
 def _tensors(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": row.name, "datatype": row.datatype, "shape": list(row.shape)} for row in rows
-    ]
+    return [{"name": row.name, "datatype": row.datatype, "shape": list(row.shape)} for row in rows]
 
 
 def _readiness(ready: bool) -> HTTPStatus:
@@ -292,9 +274,7 @@ def _tell(exchange: Exchange, document: Any, status: HTTPStatus = HTTPStatus.OK)
     return b""
 
 
-def _error(
-    status: HTTPStatus, message: str, headers: Sequence[tuple[str, str]] = ()
-) -> Reply:
+def _error(status: HTTPStatus, message: str, headers: Sequence[tuple[str, str]] = ()) -> Reply:
     body = json.dumps({"error": message}).encode()
     return Reply(status=status, body=[body], headers=[_JSON, *headers])
 

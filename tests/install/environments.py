@@ -39,7 +39,7 @@ NOT_OURS = (
     ".*_cache",
 )
 IN_SDIST = ("docs/", "examples/", "deploy/", "tests/", "proto/", "benchmarks/", "reluguard/")
-TRITON = "tritonclient[grpc]>=2.73"
+TRITON = "tritonclient[grpc,http]>=2.73"
 EXTRAS = ("training", "otel", "ray")
 
 

@@ -104,7 +104,7 @@ def scores_and_exports(golden: Path) -> None:
 
 
 def serves(golden: Path) -> None:
-    """A server answers our client, `health` and tritonclient as `Guard` does in process."""
+    """A server answers our client, `health` and both of tritonclient's as `Guard` does in process."""
     import numpy as np
 
     from reluguard import Client, Guard
@@ -113,30 +113,34 @@ def serves(golden: Path) -> None:
     with np.load(golden / "images.npz") as arrays:
         images = arrays["images"]
     own = guard.inspect(images)
-    with served(golden) as address:
+    with served(golden) as (address, by_http):
         reluguard("health", "--address", address)
         with Client(address) as client:
             np.testing.assert_allclose(client.inspect(images).score, own.score, atol=1e-4)
         with contextlib.suppress(ModuleNotFoundError):
-            import tritonclient.grpc as triton
+            import tritonclient.grpc
+            import tritonclient.http
 
-            with triton.InferenceServerClient(address) as other:
+            with tritonclient.grpc.InferenceServerClient(address) as other:
                 (known,) = other.get_model_repository_index(as_json=True)["models"]
                 name = other.get_model_metadata(known["name"]).inputs[0].name
-                given = triton.InferInput(name, list(images.shape), "UINT8")
-                given.set_data_from_numpy(images)
-                wanted = [triton.InferRequestedOutput("reluguard_score")]
-                reply = other.infer(known["name"], [given], outputs=wanted)
+            for kind, place in ((tritonclient.grpc, address), (tritonclient.http, by_http)):
+                with kind.InferenceServerClient(place) as other:
+                    given = kind.InferInput(name, list(images.shape), "UINT8")
+                    given.set_data_from_numpy(images)
+                    wanted = [kind.InferRequestedOutput("reluguard_score")]
+                    reply = other.infer(known["name"], [given], outputs=wanted)
                 scores = reply.as_numpy("reluguard_score")
                 np.testing.assert_allclose(scores.ravel(), own.score, atol=1e-4)
 
 
 @contextlib.contextmanager
-def served(golden: Path) -> Iterator[str]:
-    """Run `reluguard serve` on a port of the system's choice, and give its address."""
+def served(golden: Path) -> Iterator[tuple[str, str]]:
+    """Run `reluguard serve` on ports of the system's choice, and give where gRPC and HTTP are."""
     both = ["--model", str(golden / "model.onnx"), "--guard", str(golden / "guard")]
     with subprocess.Popen(
-        [COMMAND, "serve", *both, "--threads", "1", "--port", "0", "--metrics-port", "0"],
+        [COMMAND, "serve", *both, "--threads", "1", "--port", "0", "--metrics-port", "0",
+         "--http-port", "0"],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."},
     ) as server:  # fmt: skip
         assert server.stderr is not None
@@ -144,8 +148,10 @@ def served(golden: Path) -> Iterator[str]:
             lines = []
             for line in server.stderr:
                 lines.append(line)
-                if found := re.search(r"serving on ([^,]+),", line):
-                    yield found[1]
+                if found := re.search(r'by HTTP on ([^"]+)"', line):
+                    first = re.search(r"serving on ([^,]+),", "".join(lines))
+                    assert first, lines
+                    yield first[1], found[1]
                     break
             else:
                 raise AssertionError("".join(lines))
