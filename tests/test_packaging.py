@@ -95,7 +95,7 @@ def test_every_requirement_has_a_floor_and_a_user() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = {"base": project["dependencies"], **project["optional-dependencies"]}
     for requirement in (entry for entries in lists.values() for entry in entries):
-        assert re.match(r"[\w-]+(\[\w+\])?(>=|==)\d", requirement), requirement
+        assert re.match(r"[\w-]+(\[[\w,]+\])?(>=|==)\d", requirement), requirement
     folders = ["detector", "training", "service", "commands"]
     sources = [file.read_text() for folder in folders for file in (ROOT / folder).rglob("*.py")]
     modules = {  # where the module's name is not the package's

@@ -104,7 +104,7 @@ def scores_and_exports(golden: Path) -> None:
 
 
 def serves(golden: Path) -> None:
-    """A server answers our client, `health` and both of tritonclient's as `Guard` does in process."""
+    """A server answers our client, `health` and both tritonclients as `Guard` does in process."""
     import numpy as np
 
     from reluguard import Client, Guard
