@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-kernels smoke lint format proto reference clean
+.PHONY: demo test test-slow test-kernels smoke lint format proto reference docs clean
 
 $(STAMP): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[training,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[training,test,docs]'
 	touch $@
 
 demo: $(STAMP)
@@ -43,5 +43,9 @@ proto: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python docs/reference/write_api.py
 
+# the site, in docs/_build; a page, link or picture that is not right is an error
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache

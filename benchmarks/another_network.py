@@ -3,7 +3,8 @@
     python benchmarks/another_network.py --data train.npz --out model.onnx
 
 Five 3 x 3 convolutions with batch norm, two max pools, two linear layers; no skip connection.
-README's figures for Fashion-MNIST are of such a network (four epochs, 55,000 images, seed 0) and of
+The figures of docs/measured.md for Fashion-MNIST are of such a network (four epochs, 55,000
+images, seed 0) and of
 
     reluguard fit --model model.onnx --data fit.npz --out guard
     reluguard evaluate --model model.onnx --guard guard --data fresh.npz --trained-on train.npz

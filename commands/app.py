@@ -9,6 +9,7 @@ from reluguard.commands.demo import demo
 from reluguard.commands.evaluation import evaluate
 from reluguard.commands.fit import fit
 from reluguard.commands.guard import bench, export, score
+from reluguard.commands.helping import Command, Group
 from reluguard.commands.label import label
 from reluguard.commands.network import analyze, explain, harden
 from reluguard.commands.red_team import redteam
@@ -23,6 +24,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="reluguard",
+    cls=Group,
     help="Tells, per request and in the same forward pass, how likely an image is adversarial.",
     no_args_is_help=True,
     add_completion=False,
@@ -76,7 +78,7 @@ _COMMANDS = (  # in the order of --help
     status,
 )
 for _command in _COMMANDS:
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 app.add_typer(label, name="label")
 
 

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import fail
+from reluguard.commands.helping import Command, Group
 from reluguard.commands.options import Json
 
 __all__ = ["label"]
 
 
 label = typer.Typer(
-    help="Say what captured images were: list, show, export, import, set.", no_args_is_help=True
+    help="Say what captured images were: list, show, export, import, set.",
+    no_args_is_help=True,
+    cls=Group,
 )
 
 Captures = Annotated[Path, typer.Option("--captures", help="The server's capture folder.")]
@@ -23,7 +26,7 @@ Labeller = Annotated[str, typer.Option("--labeller", help="Who says so, for the 
 Replace = Annotated[bool, typer.Option("--replace", help="Where another label was given before.")]
 
 
-@label.command("list")
+@label.command("list", cls=Command)
 def label_list(
     *,
     captures: Captures,
@@ -55,7 +58,7 @@ def label_list(
         )
 
 
-@label.command("show")
+@label.command("show", cls=Command)
 def label_show(
     name: Annotated[str, typer.Argument(metavar="ID", help="Of the captured image.")],
     *,
@@ -90,7 +93,7 @@ def label_show(
         typer.echo(f"{layer:<40} {value:+8.3f}  {shown.layer_rates[layer]:.3f} fired")
 
 
-@label.command("export")
+@label.command("export", cls=Command)
 def label_export(
     out: Annotated[Path, typer.Argument(help="The CSV to write.")], *, captures: Captures
 ) -> None:
@@ -102,7 +105,7 @@ def label_export(
     typer.echo(f"{count} captures written to {out}")
 
 
-@label.command("import")
+@label.command("import", cls=Command)
 def label_import(
     file: Annotated[Path, typer.Argument(help="A CSV with the columns id and label.")],
     *,
@@ -118,7 +121,7 @@ def label_import(
     typer.echo(f"{count} new labels")
 
 
-@label.command("set")
+@label.command("set", cls=Command)
 def label_set(
     name: Annotated[str, typer.Argument(metavar="ID", help="Of the captured image.")],
     value: Annotated[str, typer.Argument(metavar="LABEL", help="clean or attack:NAME.")],

@@ -3,8 +3,8 @@
 1. The sdist holds all that a packager wants and builds the wheel that the checkout builds.
 2. The wheel alone, base extra, on the Python that runs this.
 3. The same on the newest Python of this machine, with tritonclient beside it.
-4. The lowest versions that all extras but `test` allow, those of torch included: the demo, a fit,
-   an evaluation; then `mypy --strict` on a user's program against the installed wheel.
+4. The lowest versions that all extras but `docs` and `test` allow, those of torch included: the
+   demo, a fit, an evaluation; then `mypy --strict` on a user's program against the installed wheel.
 
 uv makes the environments; whatever it needs comes from where the machine takes its packages.
 """
@@ -34,6 +34,7 @@ NOT_OURS = (
     "dist",
     "out",
     "guards",
+    "_build",
     "*.egg-info",
     "__pycache__",
     ".*_cache",
