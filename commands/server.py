@@ -37,6 +37,10 @@ def serve(
         int | None,
         typer.Option("--http-port", help="The open protocol by HTTP too. [default: none]"),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", help="That answer on the port, and one to watch. [default: 1]"),
+    ] = None,
     threads: Threads = None,
     provider: Provider = None,
     policy: Annotated[
@@ -86,6 +90,7 @@ def serve(
         port=port,
         metrics_port=metrics_port,
         http_port=http_port,
+        processes=processes,
         threads=threads,
         providers=None if provider is None else tuple(provider),
         policy=policy,

@@ -243,8 +243,12 @@ def shards(folder: Path) -> dict[str, bool]:
     return {name: bool(has_label) for name, has_label in rows}
 
 
-def tidy(folder: Path) -> None:
+def tidy(folder: Path, *, writer: int | None = None) -> None:
     """Remove what a killed writer left: shards that the index promised and that have no rows.
+
+    Args:
+        folder: of captures.
+        writer: the number of the process, which ends the names of its shards; None for all.
 
     Raises:
         sqlite3.Error: the index is locked, damaged or none.
@@ -255,6 +259,8 @@ def tidy(folder: Path) -> None:
             "SELECT name FROM shards WHERE name NOT IN (SELECT shard FROM captures)"
         ).fetchall()
     for (name,) in promised:
+        if writer is not None and not name.endswith(f"-{writer}.npz"):
+            continue
         file = shard_file(folder, name)
         for aside in file.parent.glob(f".{file.name}.*"):
             aside.unlink(missing_ok=True)

@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold(folder: Path, *, name: str = LOCK, wait_s: float = 0.0) -> Iterator[None]:
+def hold(folder: Path, *, name: str = LOCK, wait_s: float = 0.0) -> Iterator[int]:
     """Hold a folder until the block ends; other processes and threads are refused meanwhile.
+
+    Gives the handle of the locked file: a process that inherits it holds the folder too.
 
     On a disk that knows no locks, a network disk perhaps, a warning is logged and nobody refused.
 
@@ -51,7 +53,7 @@ def hold(folder: Path, *, name: str = LOCK, wait_s: float = 0.0) -> Iterator[Non
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         stream.flush()
-        yield
+        yield stream.fileno()
 
 
 def _taken(stream: IO[str]) -> bool:

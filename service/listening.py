@@ -48,11 +48,13 @@ def bound_port(listener: socket.socket) -> int:
     return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
 
 
-def server_options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
-    """Return gRPC's own settings."""
+def server_options(
+    settings: Settings, limits: Limits, *, shared: bool = False
+) -> list[tuple[str, int]]:
+    """Return gRPC's own settings; `shared` lets other processes listen on the same port."""
     options = {
         # on by default on Linux: a second server would silently share the port
-        "grpc.so_reuseport": 0,
+        "grpc.so_reuseport": int(shared),
         "grpc.max_receive_message_length": limits.max_message_bytes,
         "grpc.max_send_message_length": -1,
         "grpc.max_concurrent_streams": settings.max_streams,

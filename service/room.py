@@ -25,6 +25,8 @@ _FIELDS, _FIELDS_PER_ROW = 256, 2
 class Room:
     """What callers may use of one server, all of them together.
 
+    Where a server has several processes, each has this room; the memory is that of all.
+
     Attributes:
         max_message_bytes: of one request.
         max_connections: open at once.
@@ -96,9 +98,12 @@ def room_of(settings: Settings, largest_row: int) -> Room:
         slow=slow,
         lobby=lobby,
         max_fields=_FIELDS + _FIELDS_PER_ROW * settings.max_rows,
-        memory_bytes=whole
-        + (quick + slow + lobby + open_streams) * message
-        + rows * largest_row
-        + settings.max_connections * _CONNECTION_BYTES
-        + by_http * _HTTP_BYTES,
+        memory_bytes=settings.processes
+        * (
+            whole
+            + (quick + slow + lobby + open_streams) * message
+            + rows * largest_row
+            + settings.max_connections * _CONNECTION_BYTES
+            + by_http * _HTTP_BYTES
+        ),
     )

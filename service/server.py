@@ -43,7 +43,7 @@ from reluguard.service.models.models import (
     sources_in,
 )
 from reluguard.service.models.slots import Slots
-from reluguard.service.monitoring.decisions import DecisionLog
+from reluguard.service.monitoring.decisions import DecisionFile, DecisionLog
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.tracing import Tracing, open_tracing
 from reluguard.service.places import Place
@@ -57,6 +57,7 @@ from reluguard.service.rest.routes import Routes
 from reluguard.service.room import Room, room_of, row_bytes
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
+from reluguard.service.share import ALONE, Share
 from reluguard.service.web.http import WebServer
 from reluguard.service.web.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
 
@@ -81,10 +82,12 @@ class Server:
         guard: Guard | None = None,
         registry: CollectorRegistry | None = None,
         tracing: Tracing | None = None,
+        share: Share = ALONE,
     ) -> None:
         self.settings = settings
+        self._share = share
         self._tracing = tracing
-        self.metrics = Metrics(registry or CollectorRegistry())
+        self.metrics = Metrics(registry or CollectorRegistry(), processes=share.of)
         self._given = guard
         self._drift: dict[str, Drift] = {}
         self._captured: dict[str, CaptureStatus] = {}
@@ -111,6 +114,11 @@ class Server:
         return self._edge.in_flight
 
     @property
+    def is_up(self) -> bool:
+        """Whether it has started."""
+        return bool(self.address)
+
+    @property
     def reading(self) -> int:
         """Return how many messages are on their way."""
         return self._edge.intake.reading + self._edge.lobby.reading
@@ -130,7 +138,7 @@ class Server:
     async def _start(self) -> None:
         settings = self.settings
         self._workers = self._pool("model", settings.workers)
-        self._decoder = self._pool("decode", available_cores())
+        self._decoder = self._pool("decode", self._cores)
         self._loader = self._pool("load", 1)
         self._slots = Slots(settings.workers)
         tokens = None if settings.tokens is None else Tokens(settings.tokens)
@@ -148,6 +156,7 @@ class Server:
                 rows_per_s=settings.caller_rows_per_s,
             ),
             self.metrics.call_refused,
+            self._share.uses,
         )
         decisions = self._decisions()
         self._edge = Edge(
@@ -166,7 +175,7 @@ class Server:
             max_pixels=settings.max_pixels,
         )
         decoders = Decoders(
-            size=max(_FEWEST_DECODERS, available_cores()),
+            size=max(_FEWEST_DECODERS, self._cores),
             decode_s=settings.decode_s,
             max_pixels=settings.max_pixels,
             starter=self._pool("starter", 1),
@@ -187,10 +196,12 @@ class Server:
             decisions=decisions,
             tracing=self._tracing,
         )
-        self._grpc = grpc.aio.server(options=server_options(settings, limits))
+        self._grpc = grpc.aio.server(
+            options=server_options(settings, limits, shared=not self._share.is_alone)
+        )
         self._stack.push_async_callback(self._grpc.stop, None)
         control = open_inference.RepositoryControl(
-            self._load, self._unload, enabled=settings.repository_control
+            self._asked_to_load, self._asked_to_unload, enabled=settings.repository_control
         )
         servicer = open_inference.OpenInferenceServicer(
             self.repository, inspector, self._health, control
@@ -204,6 +215,7 @@ class Server:
         )
         if settings.reflection:
             reflect(self._grpc)
+        await self._catch_up()
         port = bind(self._grpc, settings, credentials)
         self.address = f"{bracketed(settings.host)}:{port}"
         self._http = self._by_http(servicer, inspector)
@@ -216,10 +228,7 @@ class Server:
             self._stack.callback(web.close)
             self.metrics_address = web.address
         await self._show_health()
-        if settings.reload_s and any(model.source for model in self.repository):
-            self._background(self._follow())
-        if settings.capture is not None:
-            self._background(self._watch_captures())
+        self._watch()
         _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
         if self.http_address is not None:
             _log.info("serving by HTTP on %s", self.http_address)
@@ -229,16 +238,35 @@ class Server:
                 self.address,
             )
 
+    def _watch(self) -> None:
+        settings = self.settings
+        # one process tells the others when to look: all take a new guard at once
+        has_files = any(model.source for model in self.repository)
+        if settings.reload_s and has_files and self._share.is_alone:
+            self._background(self._follow())
+        if settings.capture is not None and self._share.leads:
+            self._background(self._watch_captures())
+
+    @property
+    def _cores(self) -> int:
+        """Return this process's part of the processors."""
+        return max(1, available_cores() // self._share.of)
+
     def _decisions(self) -> DecisionLog | None:
         settings = self.settings
-        if settings.decision_log is None:
-            return None
+        write = self._share.decide
+        if write is None:
+            if settings.decision_log is None:
+                return None
+            file = DecisionFile(
+                settings.decision_log,
+                max_bytes=settings.decision_log_bytes,
+                files=settings.decision_log_files,
+            )
+            self._stack.callback(file.close)
+            write = file.write
         log = DecisionLog(
-            settings.decision_log,
-            max_bytes=settings.decision_log_bytes,
-            files=settings.decision_log_files,
-            share=settings.decision_share,
-            dropped=self.metrics.decision_dropped,
+            write, share=settings.decision_share, dropped=self.metrics.decision_dropped
         )
         self._stack.callback(log.close)
         return log
@@ -258,6 +286,7 @@ class Server:
             dropped=self.metrics.capture_dropped,
             kept=self.metrics.capture_kept,
             damaged=self.metrics.capture_damaged,
+            alone=self._share.is_alone,
         )
         self._stack.callback(capture.close)
         return capture
@@ -298,7 +327,7 @@ class Server:
 
     def _sources(self) -> dict[str, Source]:
         settings = self.settings
-        threads = settings.threads or max(1, available_cores() // settings.workers)
+        threads = settings.threads or max(1, self._cores // settings.workers)
         if settings.models is not None:
             return sources_in(
                 settings.models,
@@ -360,7 +389,7 @@ class Server:
             return None
         files = certificate_files(settings)
         place = Place.of(settings.http_host or settings.host, settings.http_port)
-        listener = place.bound()
+        listener = place.bound(share=not self._share.is_alone)
         self._stack.callback(listener.close)
         server = HttpServer(
             listener,
@@ -402,12 +431,16 @@ class Server:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self.settings.reload_s)
-            for model in self.repository:
-                try:
-                    await model.follow(self._loader)
-                except Exception:  # noqa: BLE001 - one odd file must not end the watch
-                    _log.exception("looking for a new guard of %s failed", model.name)
-            await self._show_health()
+            await self.follow()
+
+    async def follow(self) -> None:
+        """Look whether any model's files changed, and take what did."""
+        for model in self.repository:
+            try:
+                await model.follow(self._loader)
+            except Exception:  # noqa: BLE001 - one odd file must not end the watch
+                _log.exception("looking for a new guard of %s failed", model.name)
+        await self._show_health()
 
     async def _watch_captures(self) -> None:
         while True:
@@ -440,6 +473,31 @@ class Server:
         for model in self.repository:
             await model.follow(self._loader, again=True)
         await self._show_health()
+
+    async def _asked_to_load(self, name: str) -> None:
+        await (self._load(name) if self._share.change is None else self._share.change("load", name))
+
+    async def _asked_to_unload(self, name: str) -> None:
+        if self._share.change is None:
+            await self._unload(name)
+        else:
+            await self._share.change("unload", name)
+
+    async def _catch_up(self) -> None:
+        """Load and unload what other processes were told to before this one started."""
+        for name in self._share.loaded:
+            await self._load(name)
+        for name in self._share.unloaded:
+            await self._unload(name)
+
+    async def change(self, what: str, name: str) -> None:
+        """Load ("load") or unload ("unload") a model in this process.
+
+        Raises:
+            NotFoundError: there is none of this name.
+            ReloadError: its files were refused.
+        """
+        await (self._load(name) if what == "load" else self._unload(name))
 
     async def _load(self, name: str) -> None:
         try:

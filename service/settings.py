@@ -52,8 +52,11 @@ class Settings:
         max_queue_rows: most images waiting per model.
         max_wait_s: a request that would wait longer than this, by the measured speed, is refused.
         max_in_flight: most calls being handled at once, over all models.
-        workers: model runs at the same time, per server.
-        threads: ONNX Runtime threads per run; None: the processors we may use over `workers`.
+        processes: that answer on the same port, each with a copy of the models, the limits below
+            and those above; quotas are of all together.
+        workers: model runs at the same time, per process.
+        threads: ONNX Runtime threads per run; None: the processors we may use over `processes`
+            and `workers`.
         providers: ONNX Runtime execution providers, in order; None for its default.
         max_message_bytes: largest request; None: as many tensors as `max_rows`, or as fit 16 MiB or
             `max_batch` if those are fewer, and 1 MiB.
@@ -123,6 +126,7 @@ class Settings:
     max_queue_rows: int = 1024
     max_wait_s: float = 0.5
     max_in_flight: int = 1024
+    processes: int = 1
     workers: int = 1
     threads: int | None = None
     providers: tuple[str, ...] | None = None
@@ -175,7 +179,7 @@ class Settings:
             if port is not None and not 0 <= port <= 65535:
                 raise SettingsError(f"expected {name} in 0..65535, got {port}")
         for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
-                     "threads", "max_message_bytes", "max_pixels", "max_streams",
+                     "processes", "threads", "max_message_bytes", "max_pixels", "max_streams",
                      "max_bytes_in_flight", "max_connections", "max_open_streams",
                      "http_connections", "caller_calls", "capture_max_bytes", "decision_log_bytes",
                      "decision_log_files"):  # fmt: skip
@@ -230,6 +234,23 @@ class Settings:
 
         if not 0 <= self.decision_share <= 1:
             raise SettingsError(f"expected decision_share in [0, 1], got {self.decision_share}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for `from_json`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Settings":
+        """Return the settings that `to_json` was asked of."""
+        hints = get_type_hints(cls)
+        values: dict[str, Any] = {
+            name: None if value is None else _checked(name, value, hints[name], Path("settings"))
+            for name, value in document.items()
+        }
+        return cls(**values)
 
     @property
     def is_open(self) -> bool:
@@ -286,9 +307,9 @@ def _read_config(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(name: str, value: Any, hint: Any, file: Path) -> Any:
     """Return a value of TOML as its setting's type."""
-    kinds = get_args(hint) if get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
-    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
-    if value == "none" and len(kinds) < len(get_args(hint)):
+    every = get_args(hint) if get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
+    kinds = tuple(kind for kind in every if kind is not types.NoneType)
+    if value == "none" and len(kinds) < len(every):
         return None  # TOML has no word for it
     (kind,) = kinds
     if kind is Path and isinstance(value, str):

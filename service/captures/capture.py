@@ -19,8 +19,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Readings, Verdicts
 from reluguard.service.errors import StartError
 
-__all__ = ["Capture", "DropReason", "content_of", "sample"]
+__all__ = ["Capture", "DropReason", "claimed", "content_of", "sample"]
 
 _log = logging.getLogger(__name__)
 DropReason = Literal["queue_full", "duplicate", "index", "disk", "full", "failed"]
@@ -132,6 +132,26 @@ def sample(
     return strata, np.where(strata != "uniform", 1.0, np.where(drawn, 1 / share, 0.0))
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[int]:
+    """Hold a capture folder against other servers, made and tidied, and give the lock's handle.
+
+    The lock lasts as long as any process has the handle open.
+
+    Raises:
+        StartError: the folder or its index can't be used, or another process writes there.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = held.enter_context(hold(folder, name=_LOCK))
+            prepare(folder)
+            tidy(folder)
+        except (sqlite3.Error, OSError, HeldError) as error:
+            raise StartError(f"the capture folder {folder} can't be used: {error}") from error
+        yield handle
+
+
 class Capture:
     """The writer of one capture folder: a bounded queue and one thread.
 
@@ -145,6 +165,7 @@ class Capture:
         kept: told how many rows were.
         damaged: told of each shard that can't be read, once.
         clock: seconds since the epoch.
+        alone: False for one of several writers, whose folder `claimed` holds.
 
     Raises:
         StartError: the folder or its index can't be used, or another process writes there.
@@ -162,6 +183,7 @@ class Capture:
         kept: Callable[[int], None] = lambda _: None,
         damaged: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
+        alone: bool = True,
     ) -> None:
         self.folder = folder
         self.with_images = with_images
@@ -176,13 +198,12 @@ class Capture:
         self._last = 0
         self._held = ExitStack()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(hold(folder, name=_LOCK))
+            if alone:
+                self._held.enter_context(claimed(folder))
             self._key = prepare(folder)
-            tidy(folder)
             names = [name.partition("-")[0] for name in shards(folder)]
             self._last = max((int(name) for name in names if name.isdigit()), default=0)
-        except (sqlite3.Error, OSError, HeldError) as error:
+        except (sqlite3.Error, OSError) as error:
             self._held.close()
             raise StartError(f"the capture folder {folder} can't be used: {error}") from error
         self._thread = threading.Thread(target=self._write_forever, name="capture", daemon=True)

@@ -20,7 +20,7 @@ from typing import Any
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import StartError
 
-__all__ = ["Decision", "DecisionLog"]
+__all__ = ["Decision", "DecisionFile", "DecisionLog"]
 
 _log = logging.getLogger(__name__)
 _QUEUE = 4096
@@ -45,35 +45,24 @@ class Decision:
 
 
 class DecisionLog:
-    """The writer of one file: a bounded queue and one thread.
+    """What makes lines of decisions: a bounded queue and one thread.
 
     Args:
-        path: of the newest file; older ones are PATH.1, PATH.2 and so on.
-        max_bytes: of one file.
-        files: kept besides the newest.
+        write: takes one line, and may raise OSError: `DecisionFile.write`, or what leads there.
         share: of images that are neither flagged nor unscored, in [0, 1].
         dropped: told of each decision or refusal that could not be written.
-
-    Raises:
-        StartError: the file can't be written.
     """
 
     def __init__(
         self,
-        path: Path,
+        write: Callable[[str], None],
         *,
-        max_bytes: int,
-        files: int,
         share: float,
         dropped: Callable[[], None],
     ) -> None:
         self._share, self._dropped = share, dropped
+        self._put_down = write
         self._queue: queue.Queue[Decision | dict[str, Any] | None] = queue.Queue(_QUEUE)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _File(path, maxBytes=max_bytes, backupCount=files, encoding="utf-8")
-        except OSError as error:
-            raise StartError(f"the decision log {path} can't be written: {error}") from error
         self._thread = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._thread.start()
 
@@ -106,8 +95,6 @@ class DecisionLog:
         except queue.Full:
             return
         self._thread.join(_CLOSE_S)
-        if not self._thread.is_alive():
-            self._file.close()
 
     def _put(self, what: Decision | dict[str, Any]) -> None:
         try:
@@ -119,7 +106,7 @@ class DecisionLog:
         while (what := self._queue.get()) is not None:
             try:
                 for line in [what] if isinstance(what, dict) else self._lines(what):
-                    self._file.write(json.dumps(line, ensure_ascii=False))
+                    self._put_down(json.dumps(line, ensure_ascii=False))
             except Exception as error:  # noqa: BLE001 - the next ones may well be written
                 self._dropped()
                 _log.error("a decision is lost: %s", error)
@@ -159,8 +146,24 @@ class DecisionLog:
         return lines
 
 
-class _File(logging.handlers.RotatingFileHandler):
-    """A rotated file that says when it can't be written."""
+class DecisionFile(logging.handlers.RotatingFileHandler):
+    """A rotated file that says when it can't be written. Safe to write from any thread.
+
+    Args:
+        path: of the newest file; older ones are PATH.1, PATH.2 and so on.
+        max_bytes: of one file.
+        files: kept besides the newest.
+
+    Raises:
+        StartError: the file can't be written.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, files: int) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(path, maxBytes=max_bytes, backupCount=files, encoding="utf-8")
+        except OSError as error:
+            raise StartError(f"the decision log {path} can't be written: {error}") from error
 
     def write(self, line: str) -> None:
         """Append a line.

@@ -43,9 +43,14 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """All metrics of one server."""
+    """All metrics of one server.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        registry: that they hang on.
+        processes: that the server should have.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, processes: int = 1) -> None:
         # `_created` gauges double the number of series and nobody reads them
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library left it bare
         self.registry = registry
@@ -81,6 +86,19 @@ class Metrics:
             ["reason"], registry=registry,
         )  # fmt: skip
         self.in_flight = Gauge("reluguard_in_flight", "Calls being handled.", registry=registry)
+        self._processes = Gauge(
+            "reluguard_processes", "Processes of the server that answer.", registry=registry
+        )
+        self._processes.set(1)
+        self._wanted = Gauge(
+            "reluguard_processes_wanted", "Processes that should.", registry=registry
+        )
+        self._wanted.set(processes)
+        self._restarts = Counter(
+            "reluguard_process_restarts_total",
+            "Processes of the server that were started again because they had ended or hung.",
+            registry=registry,
+        )
         self.draining = Gauge(
             "reluguard_draining", "1 while the server shuts down.", registry=registry
         )

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from reluguard.service.errors import StartError
+from reluguard.service.errors import NotReadyError, StartError
 from reluguard.service.web.page import page
 from reluguard.service.web.snapshot import ServerStatus
 
@@ -83,12 +83,21 @@ def _handler(
             path = self.path.partition("?")[0]
             if path == "/metrics":
                 self._send(generate_latest(registry), _METRICS)
-            elif path == "/":
-                self._send(page(status()).encode(), "text/html; charset=utf-8")
-            elif path == "/status.json":
-                self._send(json.dumps(status().to_json()).encode(), "application/json")
+            elif path in {"/", "/status.json"}:
+                self._show(path)
             else:
                 self._send(b"not found\n", "text/plain", HTTPStatus.NOT_FOUND)
+
+        def _show(self, path: str) -> None:
+            try:
+                shown = status()
+            except NotReadyError as error:
+                self._send(f"{error}\n".encode(), "text/plain", HTTPStatus.SERVICE_UNAVAILABLE)
+                return
+            if path == "/":
+                self._send(page(shown).encode(), "text/html; charset=utf-8")
+            else:
+                self._send(json.dumps(shown.to_json()).encode(), "application/json")
 
         def _send(self, body: bytes, kind: str, code: HTTPStatus = HTTPStatus.OK) -> None:
             self.send_response(code)

@@ -12,7 +12,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.service.background import running
 from reluguard.service.client.client import Client
 from reluguard.service.errors import CallError, StartError
-from reluguard.service.monitoring.decisions import DecisionLog
+from reluguard.service.monitoring.decisions import DecisionFile, DecisionLog
 from reluguard.service.security import Scope, token_entry
 
 
@@ -63,10 +63,12 @@ def test_clean_images_may_be_left_out(guard: Guard, mixed: Images, tmp_path: Pat
 def test_the_file_is_rotated(tmp_path: Path) -> None:
     """So many files of such a size, every line whole."""
     path = tmp_path / "decisions.jsonl"
-    log = DecisionLog(path, max_bytes=1000, files=2, share=1.0, dropped=lambda: None)
+    file = DecisionFile(path, max_bytes=1000, files=2)
+    log = DecisionLog(file.write, share=1.0, dropped=lambda: None)
     for i in range(100):
         log.refused(caller="1.2.3.4", request=f"r{i}", reason="unknown token")
     log.close()
+    file.close()
     files = sorted(tmp_path.iterdir())
     assert len(files) == 3
     assert all(file.stat().st_size <= 1000 for file in files)
@@ -77,13 +79,15 @@ def test_the_file_is_rotated(tmp_path: Path) -> None:
 def test_a_disk_that_fails_costs_lines_and_nothing_else(tmp_path: Path) -> None:
     """They are counted, and the next ones are written."""
     path, dropped = tmp_path / "log" / "decisions.jsonl", []
-    log = DecisionLog(path, max_bytes=10, files=1, share=1.0, dropped=lambda: dropped.append(1))
+    file = DecisionFile(path, max_bytes=10, files=1)
+    log = DecisionLog(file.write, share=1.0, dropped=lambda: dropped.append(1))
     log.refused(caller="a", request="first", reason="x")
     (path.parent / "decisions.jsonl.1").mkdir()  # nothing can be rotated there
     (path.parent / "decisions.jsonl.1" / "full").touch()
     for i in range(3):
         log.refused(caller="a", request=str(i), reason="x")
     log.close()
+    file.close()
     assert dropped
     with pytest.raises(StartError, match=r"the decision log .* can't be written"):
-        DecisionLog(path / "below", max_bytes=1, files=1, share=1.0, dropped=lambda: None)
+        DecisionFile(path / "below", max_bytes=1, files=1)

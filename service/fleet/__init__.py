@@ -1,0 +1,1 @@
+"""One server of several processes: a parent that watches, and children that answer."""
