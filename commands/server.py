@@ -27,7 +27,9 @@ def serve(
         Path | None,
         typer.Option("--models", help="Instead: a folder of NAME/model.onnx and NAME/guard."),
     ] = None,
-    host: Annotated[str | None, typer.Option("--host", help="[default: 127.0.0.1]")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Or unix:PATH. [default: 127.0.0.1]")
+    ] = None,
     port: Annotated[int | None, typer.Option("--port", help="0 for any. [default: 50051]")] = None,
     metrics_port: Annotated[
         int | None,

@@ -1,6 +1,5 @@
 """How a server listens: port, certificates, gRPC's own limits, and what reflection shows."""
 
-import socket
 from typing import Any
 
 import grpc
@@ -17,8 +16,6 @@ from reluguard.service.settings import Settings
 __all__ = [
     "SERVICES",
     "bind",
-    "bound_port",
-    "bracketed",
     "certificate_files",
     "certificates",
     "reflect",
@@ -41,11 +38,6 @@ def certificates(settings: Settings) -> grpc.ServerCredentials | None:
     """Return what TLS needs, None without TLS."""
     files = certificate_files(settings)
     return None if files is None else files.credentials()
-
-
-def bound_port(listener: socket.socket) -> int:
-    """Return the port that the system chose; 0 of a unix socket, which has none."""
-    return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
 
 
 def server_options(
@@ -82,7 +74,9 @@ def bind(server: Any, settings: Settings, credentials: grpc.ServerCredentials | 
     Raises:
         StartError: the port is in use, or the address is not this machine's.
     """
-    address = f"{bracketed(settings.host)}:{settings.port}"
+    place = settings.place
+    place.clear()
+    address = place.address
     try:
         port: int = (
             server.add_insecure_port(address)
@@ -90,15 +84,11 @@ def bind(server: Any, settings: Settings, credentials: grpc.ServerCredentials | 
             else server.add_secure_port(address, credentials)
         )
     except RuntimeError as error:
+        taken = "its folder can't be written" if place.path else "the port is in use"
         raise StartError(
-            f"can't listen on {address}: the port is in use, or the address is not this machine's"
+            f"can't listen on {address}: {taken}, or the address is not this machine's"
         ) from error
     return port
-
-
-def bracketed(host: str) -> str:
-    """Return a host as it stands before a port: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def reflect(server: Any) -> None:

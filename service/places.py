@@ -81,6 +81,20 @@ class Place:
             return f"{_UNIX}{self.path}"
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
+    def bound_address(self, listener: socket.socket) -> str:
+        """Return what clients are given of a socket that `bound` made."""
+        return self.of_port(0 if self.path else int(listener.getsockname()[1]))
+
+    def release(self, listener: socket.socket) -> None:
+        """Close a socket that `bound` made, and take its file away."""
+        self.remove()
+        listener.close()
+
+    def remove(self) -> None:
+        """Take the file of a unix socket away that was listened on."""
+        if self.path:
+            Path(self.path).unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Take away a unix socket that nobody listens on any more.
 

@@ -26,8 +26,6 @@ from reluguard.service.errors import NotFoundError, ReloadError, StartError
 from reluguard.service.listening import (
     SERVICES,
     bind,
-    bound_port,
-    bracketed,
     certificate_files,
     certificates,
     reflect,
@@ -46,7 +44,6 @@ from reluguard.service.models.slots import Slots
 from reluguard.service.monitoring.decisions import DecisionFile, DecisionLog
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.tracing import Tracing, open_tracing
-from reluguard.service.places import Place
 from reluguard.service.protocols import open_inference, servicers
 from reluguard.service.protocols.health import Health
 from reluguard.service.protocols.inspection import Inspector, Limits
@@ -69,7 +66,6 @@ _FEWEST_DECODERS = 2  # one caller may hold half of them
 _SETTLE_S = 0.02
 _WORKER_NICE = 10
 _LOWEST = 19
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 class Server:
@@ -216,8 +212,8 @@ class Server:
         if settings.reflection:
             reflect(self._grpc)
         await self._catch_up()
-        port = bind(self._grpc, settings, credentials)
-        self.address = f"{bracketed(settings.host)}:{port}"
+        self.address = settings.place.of_port(bind(self._grpc, settings, credentials))
+        self._stack.callback(settings.place.remove)
         self._http = self._by_http(servicer, inspector)
         web = self._web()
         await self._grpc.start()
@@ -232,7 +228,7 @@ class Server:
         _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
         if self.http_address is not None:
             _log.info("serving by HTTP on %s", self.http_address)
-        if settings.is_open and settings.host not in _LOOPBACK:
+        if settings.is_open and not settings.place.is_private:
             _log.warning(
                 "anybody who reaches %s may ask and sees raw scores: set tokens or tls_client_ca",
                 self.address,
@@ -374,23 +370,22 @@ class Server:
         )
 
     def _web(self) -> WebServer | None:
-        settings = self.settings
-        if settings.metrics_port is None:
+        place = self.settings.metrics_place
+        if place is None:
             return None
-        host = settings.metrics_host or settings.host
-        return WebServer(host, settings.metrics_port, self.metrics.registry, self.status)
+        return WebServer(place, self.metrics.registry, self.status)
 
     def _by_http(
         self, servicer: open_inference.OpenInferenceServicer, inspector: Inspector
     ) -> HttpServer | None:
         """Return what serves the open protocol by HTTP, None where nobody wants it."""
         settings = self.settings
-        if settings.http_port is None:
+        place = settings.http_place
+        if place is None:
             return None
         files = certificate_files(settings)
-        place = Place.of(settings.http_host or settings.host, settings.http_port)
         listener = place.bound(share=not self._share.is_alone)
-        self._stack.callback(listener.close)
+        self._stack.callback(place.release, listener)
         server = HttpServer(
             listener,
             Routes(self._edge, servicer, inspector, self.room).serve,
@@ -400,7 +395,7 @@ class Server:
             idle_s=settings.max_connection_idle_s,
         )
         self._stack.push_async_callback(server.close, 0.0)
-        self.http_address = place.of_port(bound_port(listener))
+        self.http_address = place.bound_address(listener)
         return server
 
     def status(self) -> ServerStatus:

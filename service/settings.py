@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reluguard.detector.errors import SettingsError
+from reluguard.service.places import Place
 
 __all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode"]
 
@@ -36,14 +37,15 @@ class Settings:
         name: what callers call the model; the ONNX file's stem if None.
         models: instead of `model` and `guard`, a folder with one `NAME/model.onnx` and `NAME/guard`
             for each model, and maybe `NAME/challenger`.
-        host: address to listen on.
+        host: address to listen on: a name, an IPv4 or IPv6 address, either with a port of its own
+            (`[::1]:50051`), or `unix:PATH` for a socket that those may use who may write to it.
         port: gRPC port; 0 lets the system choose.
         metrics_port: HTTP port for /metrics and the status page; 0 for any, None for none
             (`--set metrics_port=none`).
-        metrics_host: address of that port; `host` if None.
+        metrics_host: address of that port, as `host` has it; `host` if None.
         http_port: port of the Open Inference Protocol by HTTP, with the same certificates, tokens
             and limits; 0 for any, None for none.
-        http_host: address of that port; `host` if None.
+        http_host: address of that port, as `host` has it; `host` if None.
         http_connections: most connections to it; beyond them the one that waited longest makes way.
         max_rows: most images in one request.
         max_batch: most images in one model run.
@@ -172,6 +174,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_sources()
+        self._check_places()
         self._check_security()
         self._check_choices()
         for name in ("port", "metrics_port", "http_port"):
@@ -208,6 +211,14 @@ class Settings:
             raise SettingsError("expected challenger beside a guard: got it alone")
         if (self.model is None) != (self.guard is None):
             raise SettingsError("expected model and guard together: got only one of them")
+
+    def _check_places(self) -> None:
+        places = [self.place, self.metrics_place, self.http_place]
+        paths = [place.path for place in places if place is not None and place.path]
+        if len(set(paths)) < len(paths):
+            raise SettingsError(f"expected a unix socket for one port only, got {paths[0]} twice")
+        if self.http_host is not None and self.http_port is None:
+            raise SettingsError("expected http_port beside http_host (0 for a unix socket)")
 
     def _check_security(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -251,6 +262,29 @@ class Settings:
             for name, value in document.items()
         }
         return cls(**values)
+
+    @property
+    def place(self) -> Place:
+        """Where gRPC listens."""
+        return Place.of(self.host, self.port)
+
+    @property
+    def metrics_place(self) -> Place | None:
+        """Where the metrics and the status page are, None for nowhere."""
+        return self._beside(self.metrics_host, self.metrics_port)
+
+    @property
+    def http_place(self) -> Place | None:
+        """Where the open protocol is by HTTP, None for nowhere."""
+        return self._beside(self.http_host, self.http_port)
+
+    def _beside(self, host: str | None, port: int | None) -> Place | None:
+        if port is None:
+            return None
+        if host is not None:
+            return Place.of(host, port)
+        # beside a unix socket others are asked for by machines that can't reach it
+        return Place(host=self.place.host or "127.0.0.1", port=port)
 
     @property
     def is_open(self) -> bool:

@@ -7,6 +7,7 @@ be reached. A server of gRPC answers the first bytes of HTTP/2 with its settings
 
 import asyncio
 import socket
+import ssl
 
 import grpc
 
@@ -25,58 +26,68 @@ class Greeting:
 
     Args:
         address: as a client was given it.
-        secure: whether it is asked by TLS, whose handshake fails soon enough by itself.
+        secure: whether it is asked by TLS.
     """
 
     def __init__(self, address: str, *, secure: bool) -> None:
         host, _, port = address.rpartition(":")
         self._address = address
         self._place = (host.strip("[]"), int(port)) if port.isdigit() else ("", 0)
-        self._is_due = not secure and port.isdigit() and not address.startswith(_RESOLVED)
+        self._secure = secure
+        self._is_due = port.isdigit() and not address.startswith(_RESOLVED)
 
     def speak(self) -> None:
         """Raise CallError if what listens there is no gRPC server."""
         if not self._is_due:
             return
-        answer = b""
-        try:
-            with socket.create_connection(self._place, timeout=_PATIENCE_S) as spoken:
-                spoken.sendall(_PREFACE)
-                answer = spoken.recv(_FRAME_BYTES)
-        except OSError:
-            pass  # nobody there, or nobody in a hurry: gRPC knows how to wait
-        self._judge(answer)
+        answer = self._heard()
+        self._judge(answer, tls=answer == b"" and not self._secure and self._speaks_tls())
 
     async def speak_async(self) -> None:
         """Raise CallError if what listens there is no gRPC server."""
-        if not self._is_due:
-            return
-        answer = b""
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                reader, writer = await asyncio.open_connection(*self._place)
-                try:
-                    writer.write(_PREFACE)
-                    answer = await reader.read(_FRAME_BYTES)
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError):
-            pass
-        self._judge(answer)
+        if self._is_due:
+            await asyncio.to_thread(self.speak)
 
-    def _judge(self, answer: bytes) -> None:
-        if not answer:
-            return
+    def _heard(self) -> bytes | None:
+        """Return what is answered to a greeting in plain text, None where nobody does in time."""
+        try:
+            with socket.create_connection(self._place, timeout=_PATIENCE_S) as spoken:
+                spoken.sendall(_PREFACE)
+                return spoken.recv(_FRAME_BYTES)
+        except OSError:
+            return None  # nobody there, or nobody in a hurry: gRPC knows how to wait
+
+    def _speaks_tls(self) -> bool:
+        """Return whether TLS is answered with TLS; nothing is said by it, so nobody is checked."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        try:
+            with (
+                socket.create_connection(self._place, timeout=_PATIENCE_S) as plain,
+                context.wrap_socket(plain),
+            ):
+                return True
+        except (OSError, ValueError):
+            return False
+
+    def _judge(self, answer: bytes | None, *, tls: bool) -> None:
+        wrong = "speaks TLS: give `ca` (or `--ca`)" if tls else ""
+        if answer:
+            wrong = self._wrong(answer)
+            self._is_due = False
+        if wrong:
+            self._is_due = True
+            raise CallError(grpc.StatusCode.UNAVAILABLE, f"{self._address} {wrong}")
+
+    def _wrong(self, answer: bytes) -> str:
+        """Return what is wrong with whoever gives this answer to a greeting in plain text."""
         if answer[0] == _ALERT:
-            raise CallError(
-                grpc.StatusCode.UNAVAILABLE, f"{self._address} speaks TLS: give `ca` (or `--ca`)"
-            )
+            return "" if self._secure else "speaks TLS: give `ca` (or `--ca`)"
         if len(answer) < _FRAME_BYTES or answer[3] != _SETTINGS or any(answer[5:]):
-            raise CallError(
-                grpc.StatusCode.UNAVAILABLE,
-                f"{self._address} speaks no gRPC: is it the metrics port?",
-            )
-        self._is_due = False
+            return "speaks no gRPC: is it the metrics port?"
+        return "speaks no TLS: leave `ca` and `certificate` out" if self._secure else ""
 
 
 _RESOLVED = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:", "vsock:")

@@ -52,6 +52,8 @@ def is_healthy(
     if len(name) > _MOST_NAME:
         raise ValueError(f"expected a name of at most {_MOST_NAME} bytes, got {len(name)}")
     context = _context(ca, certificate, key)
+    if context is not None and port is None and server_name is None:
+        raise ValueError(f"expected server_name beside {address!r}: TLS needs a name to check")
     until = time.monotonic() + deadline_s
     try:
         with _connected(host, port, deadline_s) as plain:

@@ -33,7 +33,6 @@ from reluguard.service.fleet.ports import hold_port
 from reluguard.service.fleet.table import Table
 from reluguard.service.fleet.totals import Totals, families
 from reluguard.service.monitoring.decisions import DecisionFile
-from reluguard.service.places import Place
 from reluguard.service.settings import Settings
 from reluguard.service.web.http import WebServer
 from reluguard.service.web.snapshot import ServerStatus
@@ -137,11 +136,10 @@ class Fleet:
 
     async def _start(self) -> None:
         settings, self._loop = self.settings, asyncio.get_running_loop()
-        place = Place.of(settings.host, settings.port)
+        place, by_http = settings.place, settings.http_place
         held, self._port = hold_port(place)
         self._stack.enter_context(held)
-        if settings.http_port is not None:
-            by_http = Place.of(settings.http_host or settings.host, settings.http_port)
+        if by_http is not None:
             held, port = hold_port(by_http)
             self._stack.enter_context(held)
             self._http_port = port
@@ -281,8 +279,15 @@ class Fleet:
                 _log.error("what process %d left can't be removed: %s", pid, error)
 
     def _hello(self, child: _Child, decisions: int | None) -> dict[str, Any]:
+        place, by_http = self.settings.place, self.settings.http_place
         settings = replace(
-            self.settings, port=self._port, http_port=self._http_port, metrics_port=None
+            self.settings,
+            host=place.host,
+            port=self._port,
+            http_host=None if by_http is None else by_http.host,
+            http_port=self._http_port,
+            metrics_host=None,
+            metrics_port=None,
         )
         return {
             "settings": settings.to_json(),
@@ -389,13 +394,12 @@ class Fleet:
         return together(pictures)
 
     def _web(self) -> WebServer | None:
-        settings = self.settings
-        if settings.metrics_port is None:
+        place = self.settings.metrics_place
+        if place is None:
             return None
         registry = CollectorRegistry()
         registry.register(_Merged(self))
-        host = settings.metrics_host or settings.host
-        return WebServer(host, settings.metrics_port, registry, self.status)
+        return WebServer(place, registry, self.status)
 
     # ---- the end
 

@@ -1,6 +1,7 @@
 """The HTTP side: /metrics for Prometheus, the status page for people, its JSON for machines."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from reluguard.service.errors import NotReadyError, StartError
+from reluguard.service.places import Place
 from reluguard.service.web.page import page
 from reluguard.service.web.snapshot import ServerStatus
 
@@ -34,24 +36,24 @@ class WebServer:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        place: Place,
         registry: CollectorRegistry,
         status: Callable[[], ServerStatus],
     ) -> None:
+        self._place = place
         try:
-            self._server = _Server((host, port), _handler(registry, status))
-        except OSError as error:
-            raise StartError(f"the metrics port {host}:{port} can't be used: {error}") from error
+            listener = place.bound()
+        except StartError as error:
+            raise StartError(f"the metrics port {place.address} can't be used: {error}") from error
+        self._server = _Server(listener, _handler(registry, status))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True
         )
 
     @property
     def address(self) -> str:
-        """Where it listens, as host:port."""
-        host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
+        """Where it listens, as host:port or unix:PATH."""
+        return self._place.bound_address(self._server.socket)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -60,12 +62,19 @@ class WebServer:
     def close(self) -> None:
         """Stop answering."""
         self._server.shutdown()
+        self._place.release(self._server.socket)
         self._server.server_close()
         self._thread.join()
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("", 0), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = "reluguard", 0
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Pass over callers that went away; the base class prints a trace for each."""

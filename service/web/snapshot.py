@@ -3,10 +3,12 @@
 The status page draws it, `/status.json` and `reluguard status --server` hand it to machines.
 """
 
+import contextlib
 import dataclasses
+import http.client
 import json
 import math
-import urllib.request
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +25,7 @@ from reluguard.detector.shelf.shelf import ShelfError, history
 from reluguard.service.captures.drift import Drift
 from reluguard.service.models.models import Model
 from reluguard.service.monitoring.shadow import Agreement
+from reluguard.service.places import Place
 from reluguard.service.room import Room
 
 __all__ = [
@@ -272,10 +275,17 @@ def fetch_status(address: str, *, timeout_s: float = 5.0) -> dict[str, Any]:
 
     Raises:
         OSError: nobody answers there, or somebody else.
+        SettingsError: it is no address.
     """
+    place = Place.of(address, 0)
+    connection = _Connection(place, timeout=timeout_s)
     url = f"http://{address}/status.json"
-    with urllib.request.urlopen(url, timeout=timeout_s) as reply:
-        data = reply.read(_MAX_BYTES)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/status.json")
+            data = connection.getresponse().read(_MAX_BYTES)
+        except http.client.HTTPException as error:
+            raise OSError(f"expected a reluguard server's status at {url}, got no HTTP") from error
     try:
         document = json.loads(data)
     except ValueError as error:
@@ -283,6 +293,23 @@ def fetch_status(address: str, *, timeout_s: float = 5.0) -> dict[str, Any]:
     if not isinstance(document, dict) or not {"state", "models"} <= set(document):
         raise OSError(f"expected a reluguard server's status at {url}, got other JSON")
     return document
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP to a place, a unix socket too, and never by way of a proxy."""
+
+    def __init__(self, place: Place, *, timeout: float) -> None:
+        super().__init__(place.host or "localhost", place.port, timeout=timeout)
+        self._path = place.path
+
+    def connect(self) -> None:
+        """Connect."""
+        if not self._path:
+            super().connect()
+            return
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def in_words(document: Mapping[str, Any]) -> list[str]:
