@@ -60,6 +60,23 @@ def redteam(
         bool,
         typer.Option("--ladders/--no-ladders", help="Climb to the smallest budget of each image."),
     ] = True,
+    asking: Annotated[
+        int,
+        typer.Option(
+            "--asking",
+            min=0,
+            help="Images at most for attackers who see only answers and flags and ask more than a "
+            "thousand questions each; 0 leaves them out.",
+        ),
+    ] = 20,
+    attacker_guard: Annotated[
+        Path | None,
+        typer.Option(
+            "--attacker-guard",
+            help="A guard that the attacker fitted on other images, for one who does not have "
+            "yours: attacks are made on that one and tried on yours.",
+        ),
+    ] = None,
     server: Annotated[
         str, typer.Option("--server", help="A running server that the black box asks, host:port.")
     ] = "",
@@ -129,6 +146,8 @@ def redteam(
                 queries=queries,
                 limit=limit,
                 ladders=ladders,
+                asking=asking,
+                attacker_guard=attacker_guard,
                 ask=ask,
                 told=f"the server at {server}" if server else red.IN_PROCESS,
                 publish=publish,

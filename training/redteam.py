@@ -35,7 +35,8 @@ from reluguard.training.red_team.aware_attacks import (
     Selective,
 )
 from reluguard.training.red_team.convergence import Ladder, by_steps, checks, climb
-from reluguard.training.red_team.report import BEST, RedTeamReport, Row
+from reluguard.training.red_team.pairs import asking_only, smallest
+from reluguard.training.red_team.report import BEST, Pair, RedTeamReport, Row
 from reluguard.training.red_team.score_search import ScoreSearch
 from reluguard.training.red_team.target import Ask, Scores, Target, open_target
 from reluguard.training.red_team.tries import Tries
@@ -53,6 +54,8 @@ LADDERS: Mapping[Norm, tuple[float, ...]] = MappingProxyType(
     }
 )
 IN_PROCESS = "the guard in process"
+WHITE = "white box: model, guard and thresholds known"
+GREY = "model and method known, the guard's weights not: made on a guard of the attacker's own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ class Effort:
         restarts: runs of each gradient attack on an image that does not evade.
         queries: most questions of the black box for one image.
         ladder_steps: of each run up a ladder of budgets, which is many runs.
+        asking: most images of those who see answers and flags only, who ask more than a thousand
+            questions each; 0 leaves them out.
         everyone: whether each attack tries all images, so that attacks can be compared; otherwise
             all but the first of a budget try those that are left, which finds the same evasions.
     """
@@ -72,11 +77,14 @@ class Effort:
     restarts: int = 2
     queries: int = 1000
     ladder_steps: int = 100
+    asking: int = 20
     everyone: bool = True
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts, self.queries, self.ladder_steps) < 1:
             raise AttackError(f"expected steps, restarts and queries of 1 or more, got {self}")
+        if self.asking < 0:
+            raise AttackError(f"expected 0 or more images to ask about, got {self.asking}")
 
 
 # the least that counts as an honest try. Source: Carlini et al. 2019, arXiv 1902.06705
@@ -98,6 +106,8 @@ def redteam(
     limit: int = 100,
     ladders: bool | Mapping[Norm, Sequence[float]] = True,
     ladder_steps: int = 100,
+    asking: int = 20,
+    attacker_guard: Path | str | None = None,
     ask: Ask | None = None,
     told: str = IN_PROCESS,
     publish: bool = False,
@@ -129,6 +139,9 @@ def redteam(
         limit: how many images, of those the model answers right.
         ladders: whether to climb to each image's smallest budget, or by norm the budgets to climb.
         ladder_steps: of each run up a ladder of budgets, which is many runs.
+        asking: most images of attackers who see answers and flags only; 0 leaves them out.
+        attacker_guard: a guard of the same model that someone fitted who knows how guards are made
+            but does not have this one: attacks are made on that one and tried on yours.
         ask: what the black box asks, by default the guard in this process.
         told: what that is, in words.
         publish: whether to write the figures into the guard's manifest and report.
@@ -157,12 +170,21 @@ def redteam(
         restarts=least.restarts if restarts is None else restarts,
         queries=queries,
         ladder_steps=ladder_steps,
+        asking=asking,
         everyone=least.everyone if everyone is None else everyone,
     )
     if isinstance(ladders, bool):
         ladders = LADDERS if ladders else {}
     target = open_target(
-        model, guard, data, classes=classes, seed=seed, limit=limit, threads=threads, ask=ask
+        model,
+        guard,
+        data,
+        classes=classes,
+        seed=seed,
+        limit=limit,
+        threads=threads,
+        ask=ask,
+        attacker_guard=None if attacker_guard is None else Path(attacker_guard),
     )
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -195,12 +217,28 @@ def _attacked(
         )
         for norm, rungs in ladders.items()
     }
+    nearest: dict[str, Pair] = {
+        norm: smallest(
+            target,
+            tries,
+            norm,
+            steps=effort.ladder_steps,
+            restarts=effort.restarts,
+            progress=progress,
+        )
+        for norm in ladders
+    }
+    asking = (
+        asking_only(target, tries, images=effort.asking, queries=effort.queries, progress=progress)
+        if effort.asking
+        else {}
+    )
     report = RedTeamReport(
         budgets=found,
         ladders={norm: one.shares for norm, one in climbed.items()},
         median_budget={norm: one.medians for norm, one in climbed.items()},
         steps=by_steps(target, tries, min(budgets), effort.steps, progress),
-        threat_model="white box: model, guard and thresholds known; Linf; untargeted; success "
+        threat_model=f"{WHITE if not target.known else GREY}; Linf; untargeted; success "
         "is a wrong answer that the guard, hard bits on whole 8-bit pixels, does not flag",
         black_box=f"score-search sees answers and scores, as {told} gives them to a client that "
         "may see scores",
@@ -210,6 +248,8 @@ def _attacked(
         thresholds=dict(target.thresholds),
         seconds=perf_counter() - started,
         checks={},
+        smallest=nearest,
+        asking_only=asking,
     )
     report = replace(report, checks=checks(report))
     arrays: dict[str, NDArray[Any]] = {
@@ -301,7 +341,7 @@ def _with_questions(row: Row, asked: NDArray[np.int64], best: Scores, strictest:
 def _attacks(target: Target, size: float, effort: Effort) -> list[Attack]:
     common: dict[str, Any] = {
         "guard": target.relaxed,
-        "threshold": target.strictest,
+        "threshold": target.believed,
         "size": size,
         "steps": effort.steps,
     }

@@ -331,7 +331,7 @@ def test_a_damaged_try_of_the_red_team_is_named(
     data = ["--data", fit_settings.data, "--out", tmp_path / "out"]
     words = ["redteam", "--model", fit_settings.model, "--guard", fit_settings.out, *data]
     words += ["--limit", 6, "--threads", 1, "--steps", 2, "--restarts", 1, "--queries", 4]
-    words += ["--budget", 48, "--no-ladders"]
+    words += ["--budget", 48, "--no-ladders", "--asking", 0]
     monkeypatch.setattr(sys, "argv", ["reluguard", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
         reluguard.main()

@@ -37,7 +37,7 @@ from reluguard.training.redteam import redteam
 from reluguard.training.twin.twin import to_pixels
 from tests.training.fitting import Order
 
-EFFORT = {"steps": 6, "restarts": 2, "queries": 20, "ladder_steps": 6}
+EFFORT = {"steps": 6, "restarts": 2, "queries": 20, "ladder_steps": 6, "asking": 3}
 KINDS = (Selective, Orthogonal, CombinedLogit, Lagrangian, Mimicry)
 
 

@@ -7,6 +7,7 @@ from reluguard.detector.images import Images
 from reluguard.training.pages.evaluation_plots import before_and_after
 from reluguard.training.pages.page import Section, figure, page, paragraph, table
 from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
+from reluguard.training.pages.red_team_words import pair_sentences
 from reluguard.training.pages.words import number, sign
 from reluguard.training.red_team.report import RedTeamReport
 
@@ -42,6 +43,7 @@ def red_team_page(
     )
     sections = [
         Section(title="Attacks", body=_attacks(card, rates)),
+        Section(title="What the guard costs an attacker", body=_pairs(card)),
         Section(title="Budget", body=_ladders(card)),
         Section(title="Convergence", body=_convergence(card, rates)),
         Section(title="Examples", body=_examples(card, before, after, scores)),
@@ -74,6 +76,11 @@ def _attacks(card: RedTeamReport, rates: list[str]) -> str:
     head = ["Linf", "attack", "images", "answer wrong", *(f"evades at {r}" for r in rates)]
     note = f"Black box: {card.black_box}."
     return table([*head, "mean queries"], rows, text_columns=(0, 1)) + paragraph(note)
+
+
+def _pairs(card: RedTeamReport) -> str:
+    sentences = pair_sentences(card)
+    return "".join(paragraph(one) for one in sentences) or paragraph("Not tried.")
 
 
 def _ladders(card: RedTeamReport) -> str:

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from reluguard.training.pages.red_team_words import pair_sentences
 from reluguard.training.pages.words import sign
 from reluguard.training.red_team.report import BEST, SEARCH, RedTeamReport
 
@@ -28,6 +29,7 @@ def print_red_team(report: RedTeamReport) -> None:
             asked = "" if row.mean_queries is None else f"{row.mean_queries:.0f}"
             table.add_row(size, name, tried, *cells, after, asked, end_section=name == BEST)
     console.print(table)
+    _print_pairs(console, report)
     _print_convergence(console, report, rates)
 
 
@@ -47,6 +49,11 @@ def print_rounds(before: RedTeamReport, after: RedTeamReport) -> None:
     for norm, medians in before.median_budget.items():
         moved = (f"{k} {v} -> {after.median_budget[norm][k]}" for k, v in medians.items())
         console.print(f"median {norm} budget: " + ", ".join(moved))
+
+
+def _print_pairs(console: Console, report: RedTeamReport) -> None:
+    for sentence in pair_sentences(report):
+        console.print(sentence)
 
 
 def _print_convergence(console: Console, report: RedTeamReport, rates: list[str]) -> None:

@@ -16,6 +16,7 @@ from reluguard.training.progress import Progress
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
 from reluguard.training.red_team.report import BEST, SEARCH, RedTeamReport, Steps
+from reluguard.training.red_team.smallest import NO_GUARD
 from reluguard.training.red_team.target import Target
 from reluguard.training.red_team.tries import Tries
 from reluguard.training.statistics.metrics import rate_interval
@@ -23,7 +24,6 @@ from reluguard.training.statistics.metrics import rate_interval
 __all__ = ["BARE", "ENOUGH", "Climbed", "Ladder", "by_steps", "checks", "climb"]
 
 BARE = "bare model"
-NO_GUARD = 1e6  # a threshold above any score
 NOISE = 0.02  # a share of images that chance may take away
 ALL = 0.95
 ENOUGH = 10  # evasions
@@ -71,7 +71,7 @@ def climb(target: Target, tries: Tries, ladder: Ladder, progress: Progress) -> C
         bare = Selective(**common | {"restarts": 1}, threshold=NO_GUARD)
         _rung(target, tries, [bare], left, smallest, progress)
         guarded = np.max([smallest[rate] for rate in target.thresholds], axis=0)
-        pair = [kind(**common, threshold=target.strictest) for kind in (Selective, Orthogonal)]
+        pair = [kind(**common, threshold=target.believed) for kind in (Selective, Orthogonal)]
         _rung(target, tries, pair, np.flatnonzero(np.isinf(guarded)), smallest, progress)
         for name, budgets in smallest.items():
             reached = rate_interval(int(np.isfinite(budgets).sum()), len(budgets))
@@ -114,7 +114,7 @@ def by_steps(target: Target, tries: Tries, size: float, steps: int, progress: Pr
     progress.stage("more steps", len(counts) * len(everyone))
     curve = {}
     for count in counts:
-        attack = Selective(guard=target.relaxed, threshold=target.strictest, size=size, steps=count)
+        attack = Selective(guard=target.relaxed, threshold=target.believed, size=size, steps=count)
         scores, _, _ = tries.fool(attack, everyone)
         curve[f"{count}"] = {
             rate: rate_interval(int((scores <= np.float32(limit)).sum()), len(scores))

@@ -7,7 +7,7 @@ from typing import Any
 from reluguard.detector.metrics import BlackBox, Interval, Rates, RedTeamSummary
 from reluguard.detector.plain import UNSAID, Plain
 
-__all__ = ["BEST", "SEARCH", "RedTeamReport", "Row", "Steps"]
+__all__ = ["BEST", "SEARCH", "Pair", "RedTeamReport", "Row", "Steps"]
 
 BEST = "best per image"
 SEARCH = "score-search"
@@ -52,6 +52,38 @@ class Steps(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(Plain):
+    """One attacker with a guard in the way, beside the same one without.
+
+    Attributes:
+        rate: the false-positive rate at whose threshold an image must not be flagged.
+        images: attacked.
+        bare: share of them whose answer the attack on the bare model makes wrong.
+        guarded: share of them that evade.
+        bare_change: the median image's change, in 8-bit steps or L2; None where half never got
+            there, or where the attack looks for no smallest change.
+        guarded_change: likewise.
+        ratio: median of the images' ratios of the two, with a 95 % interval by bootstrap over
+            images. One that never evaded counts as far as pixels go.
+        unnoticed: of what the attack on the bare model made wrong, the share that is not flagged:
+            what someone reaches who doesn't know of the guard, or sees answers only.
+        questions: mean of the guarded attack, where it asks.
+        bare_questions: likewise.
+    """
+
+    rate: str
+    images: int
+    bare: Interval
+    guarded: Interval
+    bare_change: float | None = None
+    guarded_change: float | None = None
+    ratio: Interval | None = None
+    unnoticed: Interval | None = None
+    questions: float | None = field(default=None, metadata=UNSAID)
+    bare_questions: float | None = field(default=None, metadata=UNSAID)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedTeamReport(Plain):
     """What someone who knows the guard gets past it.
 
@@ -69,6 +101,8 @@ class RedTeamReport(Plain):
         seconds: it took.
         checks: signs that the attacks are not blinded: held, not held, or None where too few
             images evaded to tell.
+        smallest: by norm, how far the smallest change that evades is beside the bare model's.
+        asking_only: by attack, what someone reaches who sees answers and flags only.
     """
 
     budgets: Mapping[str, Mapping[str, Row]]
@@ -83,6 +117,8 @@ class RedTeamReport(Plain):
     thresholds: Mapping[str, float]
     seconds: float
     checks: Mapping[str, bool | None]
+    smallest: Mapping[str, Pair] = field(default_factory=dict)
+    asking_only: Mapping[str, Pair] = field(default_factory=dict)
 
     @property
     def best(self) -> dict[str, Row]:

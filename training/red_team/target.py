@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.errors import GuardError
+from reluguard.detector.head import threshold_at
 from reluguard.detector.images import Images
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard
@@ -35,7 +38,7 @@ class Target:
 
     Attributes:
         guard: the real one, which alone decides what evades.
-        relaxed: its copy with gradients.
+        relaxed: a copy with gradients: its own, or that of the guard that the attacker has.
         victim: the model.
         bank: clean images to copy, others than those under attack.
         images: uint8, (N, H, W, C), that no step of fitting saw and the model answers right.
@@ -44,6 +47,8 @@ class Target:
         ask: what the black box asks.
         data: digest of the data set.
         seed: of every random choice.
+        believed: the score to stay at or below, as far as the attacker knows.
+        known: digest of the guard that the attacker has, "" where it is the one attacked.
     """
 
     guard: Guard
@@ -56,6 +61,8 @@ class Target:
     ask: Ask
     data: str
     seed: int
+    believed: float
+    known: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,6 +102,7 @@ def open_target(
     classes: Classes | None = None,
     threads: int | None = None,
     ask: Ask | None = None,
+    attacker_guard: Path | None = None,
 ) -> Target:
     """Return the target.
 
@@ -107,11 +115,13 @@ def open_target(
         classes: which class each folder of images is; by default what the guard knows.
         threads: of ONNX Runtime.
         ask: what the black box asks, by default the guard in this process.
+        attacker_guard: a guard of the same model that the attacker fitted, who does not have this
+            one's weights; gradients and thresholds are then that one's.
 
     Raises:
         DataError: no image is left that the guard has not seen and the model answers right.
         TwinError: the model can't be run in torch.
-        GuardError: the guard can't be read or is not the model's.
+        GuardError: a guard can't be read or is not the model's, or the attacker's is this one.
     """
     opened = Guard.open(model, guard, threads=threads)
     manifest, spec = opened.artifact.manifest, opened.spec
@@ -119,7 +129,8 @@ def open_target(
     unseen = np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))
     victim = open_victim(model, spec, output=manifest.answer, threads=threads)
     production = load_production(model, output=manifest.answer)
-    relaxed = RelaxedGuard(production, opened.artifact, dataset.images[unseen])
+    known = opened.artifact if attacker_guard is None else _attackers(attacker_guard, opened)
+    relaxed = RelaxedGuard(production, known, dataset.images[unseen])
     twin = load_twin(model, spec, images=dataset.images[unseen], output=manifest.answer)
     answers = victim.predict(dataset.images[unseen]).argmax(axis=1)
     right = unseen[answers == dataset.labels[unseen]]
@@ -130,7 +141,7 @@ def open_target(
     chosen = right[:limit]
     # the attacker's own images to copy: others than those under attack, where there are any
     copied = right[limit : limit + BANK] if len(right) > limit else right
-    thresholds = {rate: at for rate, at in manifest.thresholds.items() if float(rate) >= LEAST_RATE}
+    thresholds = _limits(opened.artifact)
     return Target(
         guard=opened,
         relaxed=relaxed,
@@ -138,8 +149,34 @@ def open_target(
         bank=Bank.read(relaxed, dataset.images[copied]),
         images=dataset.images[chosen],
         labels=dataset.labels[chosen],
-        thresholds=thresholds or {f"{manifest.fpr:g}": opened.threshold},
+        thresholds=thresholds,
         ask=ask or opened.inspect,
         data=dataset.digest,
         seed=seed,
+        believed=min(_limits(known).values()),
+        known="" if attacker_guard is None else known.digest,
     )
+
+
+def _limits(artifact: GuardArtifact) -> dict[str, float]:
+    """Return the score limits that evasion is told for, by false-positive rate."""
+    manifest = artifact.manifest
+    found = {rate: at for rate, at in manifest.thresholds.items() if float(rate) >= LEAST_RATE}
+    return found or {f"{manifest.fpr:g}": threshold_at(manifest.fpr, artifact.head.clean_scores)}
+
+
+def _attackers(path: Path, guard: Guard) -> GuardArtifact:
+    """Return the guard that the attacker has, which must be another one of the same model."""
+    found, own = read_guard(path), guard.artifact
+    if found.manifest.model_sha256 != own.manifest.model_sha256:
+        raise GuardError(
+            f"expected the attacker's guard to be one of the same model, {path} belongs to "
+            f"{found.manifest.model_sha256[:16]}, the guard attacked to "
+            f"{own.manifest.model_sha256[:16]}"
+        )
+    if found.digest == own.digest:
+        raise GuardError(
+            f"expected a guard that the attacker fitted, {path} is the very guard that is "
+            "attacked: leave it out for an attacker who has that one"
+        )
+    return found

@@ -52,6 +52,8 @@ class Tries:
             "black box": told,
             "seed": target.seed,
         }
+        if target.known:
+            plan["the attacker's guard"] = target.known
         Workspace(folder, plan)
 
     def fool(

@@ -1,0 +1,57 @@
+"""What the red team's pairs come to, in sentences."""
+
+from reluguard.detector.metrics import Interval
+from reluguard.training.red_team.report import Pair, RedTeamReport
+
+__all__ = ["pair_sentences"]
+
+_UNITS = {"linf": "8-bit steps in Linf", "l2": "in L2"}
+
+
+def pair_sentences(report: RedTeamReport) -> list[str]:
+    """Return a sentence per attacker that was paired with the same one on the bare model."""
+    lines = [
+        f"Smallest change, the guard known: {_change(pair, norm)}"
+        for norm, pair in report.smallest.items()
+    ]
+    for name, pair in report.asking_only.items():
+        if not pair.images:
+            lines.append(f"{name}: no clean image was left unflagged to start from.")
+            continue
+        asked = "" if pair.questions is None else f" after {pair.questions:,.0f} questions"
+        bare = "" if pair.bare_questions is None else f" after {pair.bare_questions:,.0f}"
+        lines.append(
+            f"{name}, answers and flags only: {_share(pair.guarded)} of {pair.images} images "
+            f"evade{asked}, {_share(pair.bare)} are answered wrong without the guard{bare}. "
+            + (_change(pair, "l2") if pair.ratio is not None else _unnoticed(pair))
+        )
+    return lines
+
+
+def _change(pair: Pair, norm: str) -> str:
+    if pair.ratio is None:
+        return "nothing to compare."
+    ratio = pair.ratio
+    return (
+        f"{_length(pair.guarded_change)} {_UNITS[norm]} for half of the {pair.images} images, "
+        f"{_length(pair.bare_change)} on the bare model; {ratio.value:.2f} "
+        f"[{ratio.low:.2f}, {ratio.high:.2f}] times as far, image by image, at the {pair.rate} "
+        f"threshold. {_unnoticed(pair)}"
+    )
+
+
+def _unnoticed(pair: Pair) -> str:
+    if pair.unnoticed is None:
+        return "The bare model was not fooled."
+    return (
+        "Of the images made wrong by someone who does not know of the guard "
+        f"{_share(pair.unnoticed)} are not flagged."
+    )
+
+
+def _length(value: float | None) -> str:
+    return "never reached" if value is None else f"{value:.3g}"
+
+
+def _share(found: Interval) -> str:
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
