@@ -19,7 +19,7 @@ from reluguard.training.retraining.kept import open_kept
 from reluguard.training.rounds import refit_in_rounds
 from tests.training.fitting import Order
 
-EFFORT = ("--steps", 2, "--restarts", 1, "--queries", 4, "--budget", 48, "--no-ladders", "--asking", 0)
+EFFORT = tuple("--steps 2 --restarts 1 --queries 4 --budget 48 --no-ladders --asking 0".split())
 
 
 @pytest.fixture
