@@ -1,4 +1,7 @@
-"""A real `reluguard serve` process, and what the system says of it."""
+"""A real `reluguard serve` process, and what the system says of it.
+
+FAULTS_PROCESSES=N has every exercise served by N processes and the one that watches them.
+"""
 
 import json
 import os
@@ -10,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ _KIB = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a process holds: resident memory in MiB, open file descriptors, threads."""
+    """What processes hold: resident memory in MiB, open file descriptors, threads."""
 
     rss_mib: float
     files: int
@@ -55,22 +58,25 @@ class Process:
         return int(self.address.rpartition(":")[2])
 
     def usage(self) -> Usage:
-        """Return what the process holds now."""
-        proc = Path("/proc") / str(self.popen.pid)
-        status = dict(
-            line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
-        )
+        """Return what the server holds now: this process, or all where several answer."""
+        parts = [_usage(pid) for pid in self._pids()]
         return Usage(
-            rss_mib=int(status["VmRSS"].split()[0]) / _KIB,
-            files=len(list((proc / "fd").iterdir())),
-            threads=int(status["Threads"]),
+            rss_mib=sum(part.rss_mib for part in parts),
+            files=sum(part.files for part in parts),
+            threads=sum(part.threads for part in parts),
         )
+
+    def _pids(self) -> list[int]:
+        """Return this process, and those that it watches where it is not alone."""
+        return [self.popen.pid, *_watched(self.popen.pid)]
 
     def cpu_s(self) -> float:
         """Return the processor time it used, user and system, in seconds."""
-        fields = (Path("/proc") / str(self.popen.pid) / "stat").read_text().rpartition(")")[2]
-        user, system = fields.split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        ticks = 0
+        for pid in self._pids():
+            fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2]
+            ticks += sum(map(int, fields.split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def scrape(self) -> str:
         """Return the metrics page."""
@@ -88,8 +94,40 @@ class Process:
 
     def kill(self) -> None:
         """End it at once, as a machine that loses power would."""
-        self.popen.kill()
-        self.popen.wait(10)
+        _end(self.popen)
+
+
+def _processes() -> int:
+    return int(os.environ.get("FAULTS_PROCESSES", "1"))
+
+
+def _watched(parent: int) -> list[int]:
+    """Return the processes that answer where several do."""
+    if _processes() == 1:
+        return []
+    tasks = (Path("/proc") / str(parent) / "task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def _end(popen: "subprocess.Popen[bytes]") -> None:
+    pids = [] if popen.poll() is not None else _watched(popen.pid)
+    popen.kill()
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    popen.wait(10)
+
+
+def _usage(pid: int) -> Usage:
+    proc = Path("/proc") / str(pid)
+    status = dict(
+        line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
+    )
+    return Usage(
+        rss_mib=int(status["VmRSS"].split()[0]) / _KIB,
+        files=len(list((proc / "fd").iterdir())),
+        threads=int(status["Threads"]),
+    )
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
@@ -123,7 +161,8 @@ def served(
         RuntimeError: it did not come up.
     """
     named = {"model": pair.model, "guard": pair.guard, "name": "small", "port": 0,
-             "metrics_port": 0, "reload_s": 0} | dict(settings or {})  # fmt: skip
+             "metrics_port": 0, "reload_s": 0, "processes": _processes()
+             } | dict(settings or {})  # fmt: skip
     environ = {name: value for name, value in os.environ.items() if "RELUGUARD" not in name}
     environ |= {f"RELUGUARD_{name.upper()}": str(value) for name, value in named.items()}
     with tempfile.TemporaryDirectory(prefix="reluguard-log-") as folder:
@@ -140,14 +179,14 @@ def served(
             try:
                 yield _wait(popen, log, time.monotonic() + patience_s)
             finally:
-                popen.kill()
+                _end(popen)
 
 
 def _wait(popen: "subprocess.Popen[bytes]", log: Path, until: float) -> Process:
     while time.monotonic() < until:
         for line in _lines(log):
             message = line.get("message", "")
-            if message.startswith("serving on "):
+            if message.startswith("serving on ") and "process" not in line:
                 address, metrics = message.removeprefix("serving on ").split(", metrics on ")
                 return Process(popen=popen, address=address, metrics=metrics, log=log)
         if popen.poll() is not None:

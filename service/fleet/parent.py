@@ -170,12 +170,8 @@ class Fleet:
         self._background(self._look())
         if settings.reload_s:
             self._background(self._follow())
-        _log.info(
-            "%d processes serve on %s, metrics on %s",
-            settings.processes,
-            self.address,
-            self.metrics_address,
-        )
+        _log.info("%d processes are up", settings.processes)
+        _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
