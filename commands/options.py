@@ -62,7 +62,7 @@ Twin = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes. [default: the usable cores]"),
+    typer.Option("--workers", min=1, help="Processes. [default: as cores and memory allow]"),
 ]
 
 # How pixels become the model's input: said to `fit`, which writes it into the guard, and to what

@@ -1,6 +1,5 @@
-"""ONNX Runtime sessions, opened one way: no spinning, threads from the CPU affinity."""
+"""ONNX Runtime sessions, opened one way: no spinning, as many threads as we may use."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from reluguard.detector.allowance import available_cores
 from reluguard.detector.errors import ModelError, SettingsError
 
-__all__ = ["available_cores", "check_started", "open_session", "run_session"]
+__all__ = ["check_started", "open_session", "run_session"]
 
 _FAILURES = (
     ort_errors.EPFail,
@@ -23,11 +23,6 @@ _FAILURES = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_session(
@@ -42,7 +37,7 @@ def open_session(
     Args:
         model: the model, or its serialised bytes.
         providers: ONNX Runtime's names in order of preference; CPU by default.
-        threads: for one run; all cores of the CPU affinity by default.
+        threads: for one run; by default as many as this process may use, see `allowance`.
         optimise: whether ONNX Runtime may rewrite the graph.
 
     Raises:

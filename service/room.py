@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reluguard.detector.allowance import available_cores, available_memory
 from reluguard.detector.images import InputSpec
-from reluguard.detector.session import available_cores
 from reluguard.service.settings import Settings
 
 __all__ = ["Room", "room_of", "row_bytes"]
@@ -18,6 +18,7 @@ _LOBBY_BYTES = 32 * _MIB  # of all who have not said who they are
 _CONNECTION_BYTES = 64 * 1024  # of a stream that nobody reads: gRPC's first window
 _HTTP_BYTES = 512 * 1024  # of a connection by HTTP: Python's TLS keeps half of that
 _MOST_LANES = 256
+_MOST_HELD = 512 * _MIB
 _FIELDS, _FIELDS_PER_ROW = 256, 2
 
 
@@ -71,6 +72,12 @@ def _message_bytes(settings: Settings, largest_row: int) -> int:
     return min(whole, 2**31 - 1)
 
 
+def _held(processes: int) -> int:
+    """Return how many bytes of requests each process may hold where no setting says it."""
+    memory = available_memory()
+    return _MOST_HELD if memory is None else min(_MOST_HELD, memory // 4 // processes)
+
+
 def room_of(settings: Settings, largest_row: int) -> Room:
     """Return what callers may use of a server with these settings.
 
@@ -78,12 +85,13 @@ def room_of(settings: Settings, largest_row: int) -> Room:
     message half here for as long as they last, and a quarter for all other messages on their way.
     """
     message = _message_bytes(settings, largest_row)
-    part = max(1, settings.max_bytes_in_flight // 4 // message)
+    most = settings.max_bytes_in_flight or _held(settings.processes)
+    part = max(1, most // 4 // message)
     quick = min(max(4, part // 2), _MOST_LANES)
     slow = min(max(4, part - part // 2), _MOST_LANES)
     open_streams = settings.max_open_streams or min(max(8, part), _MOST_LANES)
     lobby = min(max(2, _LOBBY_BYTES // message), 32)
-    whole = max(settings.max_bytes_in_flight // 2, message)
+    whole = max(most // 2, message)
     by_http = 0 if settings.http_port is None else settings.http_connections
     rows = settings.max_queue_rows + available_cores() * settings.max_rows
     return Room(

@@ -15,9 +15,9 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from reluguard import service
+from reluguard.detector.allowance import available_cores
 from reluguard.detector.errors import DetectorError
 from reluguard.detector.runtime import Guard
-from reluguard.detector.session import available_cores
 from reluguard.service.captures.capture import Capture
 from reluguard.service.captures.drift import Drift, read_drift
 from reluguard.service.decoding.decoders import Decoders

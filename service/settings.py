@@ -62,7 +62,8 @@ class Settings:
         providers: ONNX Runtime execution providers, in order; None for its default.
         max_message_bytes: largest request; None: as many tensors as `max_rows`, or as fit 16 MiB or
             `max_batch` if those are fewer, and 1 MiB.
-        max_bytes_in_flight: bytes of requests held at once, whole ones and half ones; Describe and
+        max_bytes_in_flight: bytes of requests held at once, whole ones and half ones; None: 512 MiB
+            or a quarter of this process's part of the memory, whichever is less; Describe and
             the status page say how much memory that and the other limits come to.
         max_connections: most connections; what is beyond is hung up on.
         max_open_streams: most InspectStream calls; None: as fit a quarter of `max_bytes_in_flight`.
@@ -133,7 +134,7 @@ class Settings:
     threads: int | None = None
     providers: tuple[str, ...] | None = None
     max_message_bytes: int | None = None
-    max_bytes_in_flight: int = 536_870_912
+    max_bytes_in_flight: int | None = None
     max_connections: int = 4096
     max_open_streams: int | None = None
     receive_s: float = 30.0

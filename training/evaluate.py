@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.allowance import available_workers
 from reluguard.detector.artifact import Manifest, write_file
 from reluguard.detector.images import InputSpec
 from reluguard.detector.lock import hold
 from reluguard.detector.metrics import red_team_of
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
-from reluguard.detector.session import available_cores
 from reluguard.training.attacks import Attack, attack_named
 from reluguard.training.changes import Change, benign_named, controls
 from reluguard.training.composed import SEPARATOR, composed_name, is_composed
@@ -199,7 +199,7 @@ def evaluate(
     orders.workspace.mkdir(parents=True, exist_ok=True)
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
-        harvest_told(every, orders, workers=workers or available_cores(), progress=progress)
+        harvest_told(every, orders, workers=workers or available_workers(), progress=progress)
         jobs |= composed_jobs(every)
         groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}

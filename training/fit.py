@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.allowance import available_workers
 from reluguard.detector.artifact import Golden, GuardArtifact, Manifest, check_place, write_guard
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.head import Head
 from reluguard.detector.lock import hold
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
-from reluguard.detector.session import available_cores
 from reluguard.training.composed import composed_name
 from reluguard.training.data.case import Case, open_case
 from reluguard.training.data.classes import Classes
@@ -104,7 +104,7 @@ def fit(
         prevalence: the share of attacks that the likelihood assumes.
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process; by default the usable cores.
-        workers: processes; by default the usable cores.
+        workers: processes; by default as many as the usable cores and memory allow.
         max_overhead: read only as many taps as keep guarded / plain time under this, like 1.05,
             where the model takes 2 ms or more; 0 or None reads all.
         work: where harvested shards are kept; by default `out` with `.work` behind it.
@@ -150,7 +150,7 @@ def fit(
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(case, recipe, orders))
         resumed = any(workspace.folder.glob("*/*.npz"))
-        jobs = _harvest(case, recipe, orders, workers or available_cores(), engine, progress)
+        jobs = _harvest(case, recipe, orders, workers or available_workers(), engine, progress)
         head = _head(case, recipe, jobs, workspace, seed, progress)
         if max_overhead is not None:
             progress.stage("choose taps", 1)

@@ -1,6 +1,5 @@
 """Sessions: opened one way, and every failure of ONNX Runtime is one of ours."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from onnx import helper
 
 from reluguard.detector.errors import ModelError, SettingsError
-from reluguard.detector.session import available_cores, check_started, open_session, run_session
+from reluguard.detector.session import check_started, open_session, run_session
 
 Network = Callable[..., onnx.ModelProto]
 
@@ -23,11 +22,6 @@ def test_bytes_and_models_give_the_same_session(make_network: Network) -> None:
         for form in (model, model.SerializeToString())
     )
     np.testing.assert_array_equal(a, b)
-
-
-def test_threads_follow_the_affinity() -> None:
-    """By default a run uses the cores this process may use, no more."""
-    assert available_cores() == len(os.sched_getaffinity(0))
 
 
 def test_a_provider_that_is_not_there_is_named(make_network: Network) -> None:

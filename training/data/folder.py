@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reluguard.detector.allowance import available_cores
 from reluguard.detector.arrays import DAMAGE
 from reluguard.detector.errors import ImageError
 from reluguard.detector.images import Images
 from reluguard.detector.pixels.decoding import OFFLINE
-from reluguard.detector.session import available_cores
 from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from reluguard.detector.allowance import available_cores
 from reluguard.detector.images import Images
-from reluguard.detector.session import available_cores
 from reluguard.training.attacks import FGSM, PGD, Attack, Passes, Victim
 from reluguard.training.data.case import chunk_of
 from reluguard.training.data.dataset import Dataset

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reluguard.detector.allowance import available_cores
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import infer_spec, load_production
-from reluguard.detector.session import available_cores
 from reluguard.detector.taps import find_taps
 from reluguard.training.attacks import ATTACKS, PGD, Attack, Passes, Square, Victim
 from reluguard.training.changes import GaussianNoise
