@@ -32,7 +32,21 @@ def small(settings: Order, guard: Path, out: Path) -> list[object]:
     return [*where, "--limit", 8, "--threads", 1]
 
 
-EFFORT = tuple("--steps 2 --restarts 1 --queries 4 --budget 48 --no-ladders --asking 0".split())
+EFFORT = tuple(
+    [
+        "--steps",
+        "2",
+        "--restarts",
+        "1",
+        "--queries",
+        "4",
+        "--budget",
+        "48",
+        "--no-ladders",
+        "--asking",
+        "0",
+    ]
+)
 
 
 def test_published_figures_are_what_status_and_evaluate_show(

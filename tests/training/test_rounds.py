@@ -19,7 +19,21 @@ from reluguard.training.retraining.kept import open_kept
 from reluguard.training.rounds import refit_in_rounds
 from tests.training.fitting import Order
 
-EFFORT = tuple("--steps 2 --restarts 1 --queries 4 --budget 48 --no-ladders --asking 0".split())
+EFFORT = tuple(
+    [
+        "--steps",
+        "2",
+        "--restarts",
+        "1",
+        "--queries",
+        "4",
+        "--budget",
+        "48",
+        "--no-ladders",
+        "--asking",
+        "0",
+    ]
+)
 
 
 @pytest.fixture
