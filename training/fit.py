@@ -385,7 +385,7 @@ def _manifest(
     fpr: float,
     prevalence: float,
 ) -> Manifest:
-    packages = ("numpy", "onnxruntime", "torch", "adversarial-robustness-toolbox")
+    packages = ("numpy", "onnxruntime", "pillow", "torch", "adversarial-robustness-toolbox")
     return Manifest(
         model_sha256=case.production.sha256,
         input=case.spec,

@@ -194,6 +194,7 @@ class Pipeline:
             channels=channels,
             orientation=self.orientation,
             background=self.background,
+            library="pillow" if self.resize is None else self.resize.library,
             max_pixels=max_pixels,
             formats=formats,
         )

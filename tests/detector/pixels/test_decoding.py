@@ -1,6 +1,7 @@
 """A file's pixels, whatever its colours, depth, alpha or orientation."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,24 @@ def test_cmyk_becomes_rgb() -> None:
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.mode == "CMYK"
         np.testing.assert_array_equal(pixels(data), np.asarray(opened.convert("RGB")))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_opencv_reads_files_so(golden_pixels: Path, channels: int) -> None:
+    """Equal in every pixel: grey of colour, CMYK, alpha, 16 bits and turns by its own rules."""
+    with np.load(golden_pixels / "imread.npz") as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    names = [name.removesuffix("/file") for name in found if name.endswith("/file")]
+    assert len(names) == 13
+    for name in names:
+        data = found[f"{name}/file"].tobytes()
+        asked: dict[str, Any] = {"channels": channels, "orientation": True, "formats": OFFLINE}
+        ours = pixels(data, library="opencv", **asked)
+        np.testing.assert_array_equal(ours, found[f"{name}/{channels}"], name)
+        if "grey" in name or "deep" in name:
+            assert (ours == ours[:, :, :1]).all()
+    own = pixels(found["cmyk jpeg/file"].tobytes())
+    assert (own != found["cmyk jpeg/3"]).any()
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

@@ -51,6 +51,44 @@ def opencv() -> dict[str, NDArray[Any]]:
     }
 
 
+def imread() -> dict[str, NDArray[Any]]:
+    """Return files and what `cv2.imdecode` makes of them, in colour (RGB) and in grey: uint8."""
+    import io
+
+    import cv2
+    from PIL import Image
+
+    image = pictures()[0]
+    inks = np.concatenate([image, image[::-1, :, :1]], axis=2)
+    colour, grey = Image.fromarray(image), Image.fromarray(image[..., 0])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "png": (colour, "PNG", {}),
+        "grey png": (grey, "PNG", {}),
+        "deep png": (Image.fromarray(image[..., 0].astype(np.uint16) * 257), "PNG", {}),
+        "clear png": (Image.fromarray(inks), "PNG", {}),
+        "clear grey png": (Image.fromarray(inks[..., 2:].copy()), "PNG", {}),
+        "palette png": (colour.quantize(32), "PNG", {}),
+        "jpeg": (colour, "JPEG", {"quality": 85}),
+        "fine jpeg": (colour, "JPEG", {"quality": 95, "subsampling": 0}),
+        "grey jpeg": (grey, "JPEG", {}),
+        "turned jpeg": (colour, "JPEG", {"exif": turned}),
+        "cmyk jpeg": (Image.fromarray(inks, "CMYK"), "JPEG", {"quality": 95}),
+        "webp": (colour, "WEBP", {"lossless": True}),
+        "bmp": (colour, "BMP", {}),
+    }
+    made = {}
+    for name, (picture, kind, options) in files.items():
+        stream = io.BytesIO()
+        picture.save(stream, kind, **options)
+        data = np.frombuffer(stream.getvalue(), np.uint8)
+        made[f"{name}/file"] = data
+        made[f"{name}/3"] = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+        made[f"{name}/1"] = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)[..., None]
+    return made
+
+
 def tensorflow() -> dict[str, NDArray[Any]]:
     """Return resizes by every method, with and without antialiasing: float32."""
     import tensorflow as tf
@@ -151,6 +189,7 @@ def shown() -> dict[str, NDArray[Any]]:
 MAKERS: dict[str, Callable[[], dict[str, NDArray[Any]]]] = {
     "pictures": shown,
     "opencv": opencv,
+    "imread": imread,
     "tensorflow": tensorflow,
     "keras": keras,
     "timm": timm,
