@@ -101,6 +101,14 @@ def test_every_block_runs_or_says_why_not(page: Path) -> None:
         assert block.language in allowed[block.kind], f"{block.mark}\n{block.text}"
 
 
+def test_files_are_named_where_a_reader_sees_it() -> None:
+    """The comment above a file's block can't be seen: the line before says the name."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for found in re.finditer(r"([^\n]*)\n\n<!-- file: (\S+) -->", text):
+            assert f"`{found[2]}`" in found[1], name_of(page)
+
+
 def test_pages_that_run_are_run() -> None:
     """A page with a block to run is one that a test below runs."""
     tried = {"README.md", "docs/tutorial.md", *DIGITS, *EMPTY}
