@@ -50,7 +50,7 @@ def _options(
             "--version",
             callback=lambda wanted: _print_version(wanted=wanted),
             is_eager=True,
-            help="Print the version.",
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:

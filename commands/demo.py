@@ -23,9 +23,9 @@ __all__ = ["demo"]
 def demo(
     *,
     as_json: Json = False,
-    out: Annotated[Path, typer.Option("--out", help="Where pictures and files go.")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder that pictures and files go to.")
+    ] = Path("out/demo"),
     seed: Seed = 0,
 ) -> None:
     """Run the whole main job on handwritten digits: train, attack, fit, serve, ask."""

@@ -28,20 +28,30 @@ def evaluate(
     guard: GuardFolder,
     data: Data,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for evaluation.json and evaluation.html.")
+        Path, typer.Option("--out", help="The folder for evaluation.json and evaluation.html.")
     ],
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            "--attack", help="By name or module:Class; may be repeated. [two dozen of each kind]"
+            "--attack",
+            help="An attack to judge on, by name or as module:Class of yours; may be given"
+            " again. [default: two dozen of each kind]",
         ),
     ] = None,
     benign: Annotated[
         list[str] | None,
-        typer.Option("--benign", help="Harmless change by name; may be repeated. [all]"),
+        typer.Option(
+            "--benign",
+            help="A harmless change to judge on, by name; may be given again. [default: all]",
+        ),
     ] = None,
     work: Annotated[
-        Path | None, typer.Option("--work", help="Where shards are kept. [default: OUT/work]")
+        Path | None,
+        typer.Option(
+            "--work",
+            help="The folder that keeps attacked images, so that a killed run goes on. "
+            "[default: OUT/work]",
+        ),
     ] = None,
     fit_work: Annotated[
         Path | None,
@@ -55,27 +65,37 @@ def evaluate(
     surrogate: Annotated[
         list[Path] | None,
         typer.Option(
-            "--surrogate", help="ONNX file of another model of the task, whose attacks are tried."
+            "--surrogate",
+            help="The ONNX file of another model of the same task; attacks on it are tried"
+            " on yours.",
         ),
     ] = None,
     trained_on: Annotated[
         str | None,
         typer.Option(
-            "--trained-on", help="Images the model was trained on: refuses to judge on any of them."
+            "--trained-on",
+            help="Images that the model was trained on: the command refuses to judge on "
+            "any of them.",
         ),
     ] = None,
     leave_out: Annotated[
-        str, typer.Option("--leave-out", help="family or attack: what heads are fitted without.")
+        str,
+        typer.Option(
+            "--leave-out",
+            help="Heads are fitted without one family, or one attack, at a time, to see "
+            "how they do on what they never saw.",
+        ),
     ] = "family",
     matrix_rows: Annotated[
         int | None,
         typer.Option(
             "--matrix-rows",
-            help="Rows of each group those heads are fitted on; 0 for no such heads.",
+            help="How many images of each group those heads are fitted on; 0 fits no such heads.",
         ),
     ] = 1500,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Unseen images at most. [default: all]")
+        int | None,
+        typer.Option("--limit", help="Judge on so many unseen images at most. [default: all]"),
     ] = None,
     classes: Classes = None,
     seed: Seed = 0,

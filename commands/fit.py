@@ -32,11 +32,13 @@ def fit(
     *,
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The guard's folder to write.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write the guard to.")],
     recipe: Annotated[
         str,
         typer.Option(
-            "--recipe", help="What to attack with: default, quick, digits, or module:name of yours."
+            "--recipe",
+            help="What to attack with: default (thorough), quick (minutes), digits (tiny "
+            "images), or module:name of yours.",
         ),
     ] = "default",
     twin: Twin = "auto",
@@ -50,15 +52,19 @@ def fit(
         bool,
         typer.Option(
             "--preprocessing-as-given",
-            help="Go on where the model answers clearly more images right with another one.",
+            help="Go on although the model answers clearly more images right with another "
+            "preprocessing.",
         ),
     ] = False,
     classes: Classes = None,
     target_fpr: Annotated[
-        float, typer.Option("--target-fpr", help="Share of clean images that may be flagged.")
+        float, typer.Option("--target-fpr", help="The share of clean images that may be flagged.")
     ] = 0.05,
     prevalence: Annotated[
-        float, typer.Option("--prevalence", help="Share of attacks the likelihood assumes.")
+        float,
+        typer.Option(
+            "--prevalence", help="The share of attacks among requests that the likelihood assumes."
+        ),
     ] = 0.5,
     seed: Seed = 0,
     threads: Threads = None,
@@ -73,7 +79,11 @@ def fit(
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option("--work", help="Where harvested shards are kept. [default: OUT.work]"),
+        typer.Option(
+            "--work",
+            help="The folder that keeps attacked images, so that a killed fit goes on. "
+            "[default: OUT.work]",
+        ),
     ] = None,
     engine: Annotated[
         str,

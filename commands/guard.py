@@ -43,7 +43,11 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The guarded ONNX file to write.")],
     target_fpr: Annotated[
         float | None,
-        typer.Option("--target-fpr", help="Rate of reluguard_is_adversarial. [the guard's own]"),
+        typer.Option(
+            "--target-fpr",
+            help="The share of clean images that reluguard_is_adversarial flags. [default:"
+            " the guard's own]",
+        ),
     ] = None,
 ) -> None:
     """Write one self-contained guarded ONNX file, for any ONNX runtime."""
@@ -61,16 +65,24 @@ def bench(
     model: Model,
     guard: GuardFolder,
     challenger: Annotated[
-        Path | None, typer.Option("--challenger", help="Also with this guard in shadow.")
+        Path | None,
+        typer.Option("--challenger", help="Time it with this second guard in shadow too."),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="Batch size; may be repeated. [1, 8, 32]"),
+        typer.Option(
+            "--batch", min=1, help="A batch size to time; may be given again. [default: 1, 8, 32]"
+        ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Timed pairs per batch size.")
+        int,
+        typer.Option(
+            "--rounds", min=1, help="How many pairs of runs are timed for each batch size."
+        ),
     ] = 200,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per run.")] = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, help="How many threads a run has.")
+    ] = 1,
     provider: Provider = None,
     as_json: Json = False,
 ) -> None:

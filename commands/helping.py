@@ -42,7 +42,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "--bgr",
     ),
     "How strict it is": ("--target-fpr", "--prevalence", "--policy", "--max-overhead"),
-    "Where it listens": ("--host", "--port", "--metrics-port", "--reflection"),
+    "Where it listens": ("--host", "--port", "--metrics-port", "--http-port", "--reflection"),
     "Who may ask": (
         "--tls-certificate", "--tls-key", "--tls-client-ca", "--tokens", "--ca", "--certificate",
         "--server-name",
@@ -52,7 +52,8 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "--publish", "--unlabelled", "--source", "--request",
     ),
     "How it runs": (
-        "--seed", "--threads", "--workers", "--provider", "--engine", "--work", "--fit-work",
+        "--seed", "--threads", "--workers", "--processes", "--provider", "--engine", "--work",
+        "--fit-work",
         "--config", "--check-config", "--set", "--json", "--version", "--help",
     ),
 }  # fmt: skip

@@ -22,21 +22,25 @@ label = typer.Typer(
 )
 
 Captures = Annotated[Path, typer.Option("--captures", help="The server's capture folder.")]
-Labeller = Annotated[str, typer.Option("--labeller", help="Who says so, for the record.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Where another label was given before.")]
+Labeller = Annotated[
+    str, typer.Option("--labeller", help="Who says so; it is kept with the label.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace a label that was given before.")]
 
 
 @label.command("list", cls=Command)
 def label_list(
     *,
     captures: Captures,
-    limit: Annotated[int, typer.Option("--limit", help="Images, at most.")] = 50,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Only what waits.")] = False,
+    limit: Annotated[int, typer.Option("--limit", help="List so many images at most.")] = 50,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="List only what has no label yet.")
+    ] = False,
     source: Annotated[
-        str | None, typer.Option("--source", help="Only what this caller sent.")
+        str | None, typer.Option("--source", help="List only what this caller sent.")
     ] = None,
     request: Annotated[
-        str | None, typer.Option("--request", help="Only what came with this x-request-id.")
+        str | None, typer.Option("--request", help="List only what came with this x-request-id.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -60,15 +64,16 @@ def label_list(
 
 @label.command("show", cls=Command)
 def label_show(
-    name: Annotated[str, typer.Argument(metavar="ID", help="Of the captured image.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="The id of the captured image.")],
     *,
     captures: Captures,
     guard: Annotated[
         Path | None,
-        typer.Option("--guard", help="A guard's folder or a shelf: shows each layer's evidence."),
+        typer.Option("--guard", help="A guard's folder or a shelf, to show each layer's evidence."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A .png to draw the pixels to, if they were kept.")
+        Path | None,
+        typer.Option("--out", help="A .png file to draw the pixels to, if they were kept."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -95,7 +100,7 @@ def label_show(
 
 @label.command("export", cls=Command)
 def label_export(
-    out: Annotated[Path, typer.Argument(help="The CSV to write.")], *, captures: Captures
+    out: Annotated[Path, typer.Argument(help="The CSV file to write.")], *, captures: Captures
 ) -> None:
     """Write the captures as CSV, for its column `label` to be filled in."""
     from reluguard.service.captures.label import export_csv
@@ -107,7 +112,7 @@ def label_export(
 
 @label.command("import", cls=Command)
 def label_import(
-    file: Annotated[Path, typer.Argument(help="A CSV with the columns id and label.")],
+    file: Annotated[Path, typer.Argument(help="A CSV file with the columns id and label.")],
     *,
     captures: Captures,
     labeller: Labeller = "cli",
@@ -123,8 +128,10 @@ def label_import(
 
 @label.command("set", cls=Command)
 def label_set(
-    name: Annotated[str, typer.Argument(metavar="ID", help="Of the captured image.")],
-    value: Annotated[str, typer.Argument(metavar="LABEL", help="clean or attack:NAME.")],
+    name: Annotated[str, typer.Argument(metavar="ID", help="The id of the captured image.")],
+    value: Annotated[
+        str, typer.Argument(metavar="LABEL", help="The label: clean, or attack:NAME.")
+    ],
     *,
     captures: Captures,
     labeller: Labeller = "cli",

@@ -32,7 +32,7 @@ def analyze(
     *,
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The folder of the report.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write the report to.")],
     guard: Annotated[
         Path | None,
         typer.Option(
@@ -42,11 +42,12 @@ def analyze(
         ),
     ] = None,
     other: Annotated[
-        Path | None, typer.Option("--other", help="Another ONNX model, to compare layers with.")
+        Path | None,
+        typer.Option("--other", help="Another ONNX model, to compare its layers with this one's."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Images read, at most.")] = 2000,
+    limit: Annotated[int, typer.Option("--limit", help="Read so many images at most.")] = 2000,
     pairwise: Annotated[
-        int, typer.Option("--pairwise", help="Images compared with one another, at most.")
+        int, typer.Option("--pairwise", help="Compare so many images with one another at most.")
     ] = 1000,
     attack: Annotated[
         list[str] | None,
@@ -58,7 +59,10 @@ def analyze(
     ] = None,
     twin: Twin = "auto",
     papers: Annotated[
-        bool, typer.Option("--papers", help="Also train what the papers' claims need.")
+        bool,
+        typer.Option(
+            "--papers", help="Also train the networks that the source papers' claims need."
+        ),
     ] = False,
     output: Output = None,
     scale: Scale = None,
@@ -98,14 +102,16 @@ def analyze(
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP.")],
+    image: Annotated[
+        Path, typer.Argument(help="The picture to explain: a JPEG, PNG or WebP file.")
+    ],
     *,
     model: Model,
     guard: GuardFolder,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The picture: .png, .svg or .pdf.")] = Path(
-        "explanation.png"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="The picture to draw: a .png, .svg or .pdf file.")
+    ] = Path("explanation.png"),
     classes: Classes = None,
     threads: Threads = None,
 ) -> None:
@@ -124,15 +130,18 @@ def harden(
     *,
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The folder of the hardened model.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write the hardened model to.")],
     held_out: Annotated[
-        str | None, typer.Option("--held-out", help="Images to measure on. [a fifth of --data]")
+        str | None,
+        typer.Option(
+            "--held-out", help="Labelled images to measure on. [default: a fifth of --data]"
+        ),
     ] = None,
     guard: Annotated[
         Path | None,
-        typer.Option("--guard", help="A guard of the model, to take from it how pixels go in."),
+        typer.Option("--guard", help="A guard of the model, which says how pixels go in."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Images to train on, at most.")] = 4000,
+    limit: Annotated[int, typer.Option("--limit", help="Train on so many images at most.")] = 4000,
     output: Output = None,
     scale: Scale = None,
     mean: Mean = None,

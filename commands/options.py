@@ -40,7 +40,9 @@ Data = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads per run; by default the usable cores."),
+    typer.Option(
+        "--threads", min=1, help="How many threads a run has. [default: the usable cores]"
+    ),
 ]
 Provider = Annotated[
     list[str] | None,
@@ -51,7 +53,14 @@ Provider = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        min=0,
+        help="The seed of every random choice: the same seed gives the same result.",
+    ),
+]
 Twin = Annotated[
     str,
     typer.Option(
@@ -62,27 +71,39 @@ Twin = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes. [default: as cores and memory allow]"),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="How many processes share the work. [default: as cores and memory allow]",
+    ),
 ]
 
 # How pixels become the model's input: said to `fit`, which writes it into the guard, and to what
 # works without a guard. A command that is given a guard takes all of it from there.
 Output = Annotated[
-    str | None, typer.Option("--output", help="The model output with the class scores.")
+    str | None,
+    typer.Option(
+        "--output",
+        help="The name of the model's output with the class scores, where it has several.",
+    ),
 ]
 Scale = Annotated[
     float | None,
-    typer.Option("--scale", help="Factor from pixels to the model's range. [default: 1/255]"),
+    typer.Option("--scale", help="What pixels of 0 to 255 are multiplied by. [default: 1/255]"),
 ]
 Mean = Annotated[
     str | None,
     typer.Option(
-        "--mean", help="Subtracted after scaling: one value or one per channel. [default: 0]"
+        "--mean",
+        help="What is subtracted after scaling: one value, or one per channel with "
+        "commas. [default: 0]",
     ),
 ]
 Std = Annotated[
     str | None,
-    typer.Option("--std", help="Divided by after that: one value or one per channel. [default: 1]"),
+    typer.Option(
+        "--std", help="What is divided by after that: one value, or one per channel. [default: 1]"
+    ),
 ]
 Pixels = Annotated[
     str | None,
@@ -102,7 +123,9 @@ Classes = Annotated[
         "found out without one]",
     ),
 ]
-Bgr = Annotated[bool, typer.Option("--bgr", help="The model wants blue first.")]
+Bgr = Annotated[
+    bool, typer.Option("--bgr", help="Give the model blue first, as OpenCV reads pictures.")
+]
 
 
 def preprocessing_of(

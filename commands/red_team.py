@@ -32,11 +32,16 @@ def redteam(
     guard: GuardFolder,
     data: Data,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for red_team.json, red_team.html, evasions.npz.")
+        Path,
+        typer.Option("--out", help="The folder for red_team.json, red_team.html and evasions.npz."),
     ],
     budget: Annotated[
         list[float] | None,
-        typer.Option("--budget", help="Linf, in 8-bit steps; may be repeated. [2.55, 4, 8]"),
+        typer.Option(
+            "--budget",
+            help="How far a pixel may move, in 8-bit steps; may be given again. [default: "
+            "2.55, 4, 8]",
+        ),
     ] = None,
     standard: Annotated[
         bool,
@@ -47,18 +52,24 @@ def redteam(
         ),
     ] = False,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Of each run of an attack. [100]")
+        int | None,
+        typer.Option("--steps", help="How many steps a run of an attack takes. [default: 100]"),
     ] = None,
     restarts: Annotated[
-        int | None, typer.Option("--restarts", help="Runs of each attack. [2]")
+        int | None,
+        typer.Option(
+            "--restarts", help="How many runs each attack has, from other starts. [default: 2]"
+        ),
     ] = None,
     queries: Annotated[
-        int, typer.Option("--queries", help="Questions of the black box per image.")
+        int, typer.Option("--queries", help="How often the black box may ask about an image.")
     ] = 1000,
-    limit: Annotated[int, typer.Option("--limit", help="Images to attack at most.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", help="Attack so many images at most.")] = 100,
     ladders: Annotated[
         bool,
-        typer.Option("--ladders/--no-ladders", help="Climb to the smallest budget of each image."),
+        typer.Option(
+            "--ladders/--no-ladders", help="Look for the smallest change of each image that evades."
+        ),
     ] = True,
     asking: Annotated[
         int,
@@ -78,10 +89,11 @@ def redteam(
         ),
     ] = None,
     server: Annotated[
-        str, typer.Option("--server", help="A running server that the black box asks, host:port.")
+        str,
+        typer.Option("--server", help="A running server that the black box asks, as host:port."),
     ] = "",
     token: Annotated[
-        str, typer.Option("--token", envvar="RELUGUARD_TOKEN", help="For that server.")
+        str, typer.Option("--token", envvar="RELUGUARD_TOKEN", help="The token for that server.")
     ] = "",
     publish: Annotated[
         bool,
@@ -89,7 +101,9 @@ def redteam(
     ] = False,
     key: Annotated[
         Path | None,
-        typer.Option("--key", help="PEM, an Ed25519 private key: signs what was published."),
+        typer.Option(
+            "--key", help="A PEM file with an Ed25519 private key, which signs what was published."
+        ),
     ] = None,
     rounds: Annotated[
         int,
@@ -102,7 +116,8 @@ def redteam(
         ),
     ] = 0,
     refitted: Annotated[
-        Path | None, typer.Option("--refitted", help="The new guard's folder, with --rounds.")
+        Path | None,
+        typer.Option("--refitted", help="With --rounds: the folder to write the new guard to."),
     ] = None,
     harden: Annotated[int, typer.Option("--harden", min=0, hidden=True)] = 0,
     hardened: Annotated[Path | None, typer.Option("--hardened", hidden=True)] = None,
@@ -112,7 +127,10 @@ def redteam(
     ] = None,
     fit_work: Annotated[
         Path | None,
-        typer.Option("--fit-work", help="With --rounds: the harvest. [what the guard names]"),
+        typer.Option(
+            "--fit-work",
+            help="With --rounds: the work folder of the fit. [default: what the guard names]",
+        ),
     ] = None,
     classes: Classes = None,
     seed: Seed = 0,

@@ -17,7 +17,7 @@ def retrain(
     *,
     guard: GuardFolder,
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="The new guard's folder to write.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write the new guard to.")],
     new: Annotated[
         list[Path] | None,
         typer.Option(
@@ -28,10 +28,17 @@ def retrain(
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option("--attack", help="An attack to run, by name or module:Class; repeatable."),
+        typer.Option(
+            "--attack",
+            help="An attack to run on the original images, by name or as module:Class of "
+            "yours; may be given again.",
+        ),
     ] = None,
     work: Annotated[
-        Path | None, typer.Option("--work", help="The harvest. [what the guard names]")
+        Path | None,
+        typer.Option(
+            "--work", help="The work folder of the first fit. [default: what the guard names]"
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="The images of the first fit, if they moved.")
@@ -39,19 +46,26 @@ def retrain(
     classes: Classes = None,
     share: Annotated[
         float,
-        typer.Option("--share", help="With --refit: of all attacks' weight, for the new ones."),
+        typer.Option(
+            "--share", help="With --refit: the share of all attacks' weight that new ones get."
+        ),
     ] = 0.2,
     sources: Annotated[
-        int, typer.Option("--sources", help="Images per --attack to fit on, at most.")
+        int, typer.Option("--sources", help="Fit on so many images of each --attack at most.")
     ] = 400,
     most_per_source: Annotated[
         int,
         typer.Option(
-            "--most-per-source", min=1, help="Captures of one caller under one label, at most."
+            "--most-per-source",
+            min=1,
+            help="Take so many captures of one caller under one label at most.",
         ),
     ] = 250,
     margin: Annotated[
-        float, typer.Option("--margin", help="AUROC that an old attack may lose.")
+        float,
+        typer.Option(
+            "--margin", help="How much AUROC an old attack may lose before the gate refuses."
+        ),
     ] = 0.01,
     most_contradicted: Annotated[
         float,
@@ -59,11 +73,15 @@ def retrain(
             "--most-contradicted",
             min=0,
             max=1,
-            help="Share of labels that may contradict the rest.",
+            help="The share of labels that may contradict the rest before the gate refuses.",
         ),
     ] = 0.25,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Fit the head anew; else each attack gets a unit.")
+        bool,
+        typer.Option(
+            "--refit",
+            help="Fit the whole head anew; otherwise each new attack gets a unit of its own.",
+        ),
     ] = False,
     seed: Seed = 0,
     threads: Threads = None,

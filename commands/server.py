@@ -14,63 +14,116 @@ __all__ = ["health", "serve"]
 
 def serve(
     *,
-    model: Annotated[Path | None, typer.Option("--model", help="The production model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The production model, an ONNX file.")
+    ] = None,
     guard: Annotated[
         Path | None,
         typer.Option("--guard", help="The guard's folder, or one whose CURRENT file names it."),
     ] = None,
     challenger: Annotated[
         Path | None,
-        typer.Option("--challenger", help="A second guard, scored in the same pass, only counted."),
+        typer.Option(
+            "--challenger",
+            help="A second guard's folder: it scores in the same pass and is only counted.",
+        ),
     ] = None,
     models: Annotated[
         Path | None,
-        typer.Option("--models", help="Instead: a folder of NAME/model.onnx and NAME/guard."),
+        typer.Option(
+            "--models",
+            help="In place of --model and --guard: a folder of NAME/model.onnx and NAME/guard.",
+        ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Or unix:PATH. [default: 127.0.0.1]")
+        str | None,
+        typer.Option("--host", help="The address to listen on, or unix:PATH. [default: 127.0.0.1]"),
     ] = None,
-    port: Annotated[int | None, typer.Option("--port", help="0 for any. [default: 50051]")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", help="The gRPC port; 0 takes a free one. [default: 50051]"),
+    ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option("--metrics-port", help="Metrics, status; none by --set. [default: 9464]"),
+        typer.Option(
+            "--metrics-port",
+            help="The port of /metrics and the status page; `--set metrics_port=none` for "
+            "none. [default: 9464]",
+        ),
     ] = None,
     http_port: Annotated[
         int | None,
-        typer.Option("--http-port", help="The open protocol by HTTP too. [default: none]"),
+        typer.Option(
+            "--http-port",
+            help="A port for the Open Inference Protocol by HTTP too. [default: none]",
+        ),
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option("--processes", help="That answer on the port, and one to watch. [default: 1]"),
+        typer.Option(
+            "--processes",
+            help="How many processes answer on the port; with more than one, another one "
+            "watches them. [default: 1]",
+        ),
     ] = None,
     threads: Threads = None,
     provider: Provider = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="annotate, reject or shadow.")
+        str | None,
+        typer.Option(
+            "--policy",
+            help="What callers get of flagged images: annotate (answer and verdict), "
+            "reject (no answer) or shadow (the answer; verdicts are only counted). "
+            "[default: annotate]",
+        ),
     ] = None,
     tls_certificate: Annotated[
-        Path | None, typer.Option("--tls-certificate", help="PEM; read again when it changes.")
+        Path | None,
+        typer.Option(
+            "--tls-certificate",
+            help="A PEM file with the server's certificates; it is read again when it changes.",
+        ),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM private key.")] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option("--tls-key", help="A PEM file with the certificate's private key."),
+    ] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option("--tls-client-ca", help="PEM; demands client certificates.")
+        Path | None,
+        typer.Option(
+            "--tls-client-ca",
+            help="A PEM file of authorities: callers must show a certificate of theirs.",
+        ),
     ] = None,
     tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="TOML file of bearer tokens and their scopes.")
+        Path | None,
+        typer.Option(
+            "--tokens",
+            help="A TOML file of bearer tokens and what each may see. Without it every "
+            "caller sees all.",
+        ),
     ] = None,
     reflection: Annotated[
-        bool, typer.Option("--reflection", help="Serve gRPC reflection.")
+        bool,
+        typer.Option("--reflection", help="Let callers list the services, by gRPC reflection."),
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="TOML with any settings by name; what is given here wins."),
+        typer.Option(
+            "--config", help="A TOML file of settings by name; what is given here wins over it."
+        ),
     ] = None,
     check_config: Annotated[
-        bool, typer.Option("--check-config", help="Only say whether all settings are right.")
+        bool,
+        typer.Option("--check-config", help="Only say whether all settings are right, and exit."),
     ] = False,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other setting as NAME=VALUE; RELUGUARD_NAME works too."),
+        typer.Option(
+            "--set",
+            help="Any other setting as NAME=VALUE; may be given again. The variable "
+            "RELUGUARD_NAME does the same.",
+        ),
     ] = None,
 ) -> None:
     """Serve the guarded model by gRPC: our own protocol and the Open Inference Protocol."""
@@ -122,17 +175,33 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def health(
     *,
-    address: Annotated[str, typer.Option("--address", help="host:port or unix:PATH.")] = (
-        DEFAULT_ADDRESS
-    ),
-    name: Annotated[str, typer.Option("--service", help="A model's name; empty for all.")] = "",
-    ca: Annotated[Path | None, typer.Option("--ca", help="PEM of the server's authority.")] = None,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="PEM, where the server demands one.")
+    address: Annotated[
+        str, typer.Option("--address", help="The server, as host:port or unix:PATH.")
+    ] = (DEFAULT_ADDRESS),
+    name: Annotated[
+        str,
+        typer.Option("--service", help="The name of the model to ask about; all of them if empty."),
+    ] = "",
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", help="A PEM file with the authority of the server's certificate."),
     ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="PEM private key of that.")] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate",
+            help="A PEM file with a certificate to show, where the server demands one.",
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="A PEM file with that certificate's private key.")
+    ] = None,
     server_name: Annotated[
-        str | None, typer.Option("--server-name", help="In the certificate, if not the address.")
+        str | None,
+        typer.Option(
+            "--server-name",
+            help="The name in the server's certificate, where it is not the address.",
+        ),
     ] = None,
 ) -> None:
     """Ask a server whether it is SERVING: exit code 0 if so, 1 if not."""

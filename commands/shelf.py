@@ -16,10 +16,15 @@ __all__ = ["promote", "rollback", "shadow"]
 Shelf = Annotated[
     Path, typer.Option("--shelf", help="The folder of versions that `serve --guard` follows.")
 ]
-Why = Annotated[str, typer.Option("--why", help="Goes into the history.")]
-Who = Annotated[str, typer.Option("--who", help="Goes into the history. [the user's name]")]
+Why = Annotated[str, typer.Option("--why", help="The reason; it goes into the shelf's history.")]
+Who = Annotated[
+    str,
+    typer.Option(
+        "--who", help="Who does this; it goes into the history. [default: the user's name]"
+    ),
+]
 Key = Annotated[
-    Path | None, typer.Option("--key", help="PEM, an Ed25519 private key to sign with.")
+    Path | None, typer.Option("--key", help="A PEM file with an Ed25519 private key to sign with.")
 ]
 
 
@@ -28,15 +33,22 @@ def promote(
     shelf: Shelf,
     guard: Annotated[
         Path | None,
-        typer.Option("--guard", help="The guard's folder. [the challenger in shadow]"),
+        typer.Option("--guard", help="The guard's folder. [default: the challenger in shadow]"),
     ] = None,
     why: Why,
     who: Who = "",
     in_shadow: Annotated[
-        bool, typer.Option("--shadow", help="As challenger: scored beside the current one.")
+        bool,
+        typer.Option(
+            "--shadow",
+            help="Put it in shadow: it scores beside the current one and is only counted.",
+        ),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Against the gate's word; the version says so.")
+        bool,
+        typer.Option(
+            "--force", help="Promote although the gate refused it; the version says so for good."
+        ),
     ] = False,
     key: Key = None,
     as_json: Json = False,
@@ -63,10 +75,12 @@ def shadow(
     *,
     shelf: Shelf,
     guard: Annotated[
-        Path | None, typer.Option("--guard", help="The guard's folder, to score in shadow.")
+        Path | None,
+        typer.Option("--guard", help="The folder of the guard that is to score in shadow."),
     ] = None,
     clear: Annotated[
-        bool, typer.Option("--clear", help="Instead: take the challenger out of shadow.")
+        bool,
+        typer.Option("--clear", help="Take the challenger out of shadow, in place of --guard."),
     ] = False,
     why: Why,
     who: Who = "",

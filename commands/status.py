@@ -24,7 +24,7 @@ def status(
         Path | None, typer.Option("--captures", help="A server's capture folder.")
     ] = None,
     server: Annotated[
-        str, typer.Option("--server", help="A running server's metrics port, host:port.")
+        str, typer.Option("--server", help="The metrics port of a running server, as host:port.")
     ] = "",
     as_json: Json = False,
 ) -> None:
