@@ -128,6 +128,8 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
         model, held_out, out=place, recipe="digits", seed=seed, workers=1, progress=progress
     )
     clean, attacked = _unseen(guard.artifact)
+    unseen = {"clean": clean.images, "attacked": attacked.images}
+    write_file(out / "unseen.npz", npz=unseen)  # what deploy/compose sends to a server
     progress.stage("serve and ask", 1)
     served, page = ask(guard, [clean.images, attacked.images])
     metrics = _telling(page)

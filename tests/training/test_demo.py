@@ -57,6 +57,9 @@ def test_the_demo_goes_all_the_way(
     assert said["false_positive_rate"] < 0.12
     assert said["logits_identical"] is True
     assert said["served_equals_offline"] is True
+    with np.load(out / "unseen.npz") as unseen:
+        assert len(unseen["clean"]) == said["clean_images"]
+        assert len(unseen["attacked"]) == said["attacked_images"]
     assert said["seconds"] > 0
     assert said["attacked_images"] > 300
     with Image.open(said["picture"]) as picture:
