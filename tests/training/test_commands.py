@@ -32,20 +32,18 @@ def small(settings: Order, guard: Path, out: Path) -> list[object]:
     return [*where, "--limit", 8, "--threads", 1]
 
 
-EFFORT = tuple(
-    [
-        "--steps",
-        "2",
-        "--restarts",
-        "1",
-        "--queries",
-        "4",
-        "--budget",
-        "48",
-        "--no-ladders",
-        "--asking",
-        "0",
-    ]
+EFFORT = (
+    "--steps",
+    "2",
+    "--restarts",
+    "1",
+    "--queries",
+    "4",
+    "--budget",
+    "48",
+    "--no-ladders",
+    "--asking",
+    "0",
 )
 
 
