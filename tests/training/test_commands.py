@@ -33,17 +33,8 @@ def small(settings: Order, guard: Path, out: Path) -> list[object]:
 
 
 EFFORT = (
-    "--steps",
-    "2",
-    "--restarts",
-    "1",
-    "--queries",
-    "4",
-    "--budget",
-    "48",
-    "--no-ladders",
-    "--asking",
-    "0",
+    *("--steps", 2, "--restarts", 1, "--queries", 4),
+    *("--budget", 48, "--no-ladders", "--asking", 0),
 )
 
 
