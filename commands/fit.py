@@ -42,6 +42,15 @@ def fit(
         ),
     ] = "default",
     twin: Twin = "auto",
+    second: Annotated[
+        str,
+        typer.Option(
+            "--second",
+            help="Who looks again at what looks suspicious: auto, the model at a view that it "
+            "agrees with itself on; mirror, shift, smaller or blur, that view; FILE.onnx, another "
+            "network of the same classes and input; none.",
+        ),
+    ] = "auto",
     output: Output = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -107,6 +116,7 @@ def fit(
             out=out,
             recipe=recipe,
             twin=twin,
+            second=second,
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             preprocessing_as_given=preprocessing_as_given,

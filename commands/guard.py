@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import Classes, Data, GuardFolder, Json, Model, Provider, Threads
+from reluguard.commands.options import (
+    Classes,
+    Data,
+    GuardFolder,
+    Json,
+    LooksWanted,
+    Model,
+    Provider,
+    SecondModel,
+    Threads,
+    looks_given,
+)
 
 __all__ = ["bench", "export", "score"]
 
@@ -19,6 +30,8 @@ def score(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The .npz file of verdicts to write.")],
     classes: Classes = None,
+    looks: LooksWanted = None,
+    second_model: SecondModel = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +40,15 @@ def score(
 
     with show_progress() as progress:
         summary = score_data(
-            model, guard, data, out, classes=classes, threads=threads, progress=progress
+            model,
+            guard,
+            data,
+            out,
+            classes=classes,
+            looks=looks_given(looks),
+            second_model=second_model,
+            threads=threads,
+            progress=progress,
         )
     if as_json:
         typer.echo(json.dumps(summary))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from reluguard.detector.looks.judging import Looks
     from reluguard.training.data.preprocessing import Preprocessing
 
 __all__ = [
@@ -14,17 +15,20 @@ __all__ = [
     "Data",
     "GuardFolder",
     "Json",
+    "LooksWanted",
     "Mean",
     "Model",
     "Output",
     "Pixels",
     "Provider",
     "Scale",
+    "SecondModel",
     "Seed",
     "Std",
     "Threads",
     "Twin",
     "Workers",
+    "looks_given",
     "preprocessing_of",
 ]
 
@@ -77,6 +81,22 @@ Workers = Annotated[
         help="How many processes share the work. [default: as cores and memory allow]",
     ),
 ]
+LooksWanted = Annotated[
+    str | None,
+    typer.Option(
+        "--looks",
+        help="When the guard looks a second time: first (never), suspicious, or always, which "
+        "alone helps against an attacker who knows of the first look. [suspicious, if it can]",
+    ),
+]
+SecondModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--second-model",
+        help="The ONNX file of the network that looks again, of a guard fitted with one. [the file "
+        "of its name beside model or guard]",
+    ),
+]
 
 # How pixels become the model's input: said to `fit`, which writes it into the guard, and to what
 # works without a guard. A command that is given a guard takes all of it from there.
@@ -126,6 +146,13 @@ Classes = Annotated[
 Bgr = Annotated[
     bool, typer.Option("--bgr", help="Give the model blue first, as OpenCV reads pictures.")
 ]
+
+
+def looks_given(text: str | None) -> "Looks | None":
+    """Return what `--looks` says, None where it is not given."""
+    from reluguard.detector.looks.judging import looks_named
+
+    return None if text is None else looks_named(text)
 
 
 def preprocessing_of(

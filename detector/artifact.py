@@ -6,6 +6,8 @@ The format, version 1:
                     its size, SHA-256 and, for an npz, the dtype and shape of each array
     head.npz        Head.to_arrays()
     golden.npz      a few inputs with what the guard must say of them
+    second.npz      SecondLook.to_arrays(), if the guard looks twice; `second` in the manifest says
+                    at what. Who knows nothing of it reads the first look, which stays as it is
     report.json, report.html    the report card, for people; not read back
     manifest.sig    a signature of manifest.json, if it is signed
 
@@ -41,10 +43,13 @@ from reluguard.detector.errors import (
 )
 from reluguard.detector.head import Head
 from reluguard.detector.images import Images, InputSpec
+from reluguard.detector.looks.second import FILE as SECOND
+from reluguard.detector.looks.second import Look, SecondLook
 from reluguard.detector.taps import Tap
 
 __all__ = [
     "FORMAT",
+    "OWN_FILES",
     "SIGNATURE",
     "Golden",
     "GuardArtifact",
@@ -65,6 +70,7 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 Vouch = Callable[[str, bytes | None], None]
 _ARRAYS = ("head.npz", "golden.npz")
+OWN_FILES = (*_ARRAYS, SECOND)  # all others are reports
 _MAX_MANIFEST_BYTES = 4 * 2**20
 _MAX_SIGNATURE_BYTES = 1024
 _MAX_FILE_BYTES = 64 * 2**20
@@ -131,6 +137,7 @@ class GuardArtifact:
     manifest: Manifest
     head: Head
     golden: Golden
+    second: SecondLook | None = None
 
 
 def write_guard(
@@ -139,6 +146,7 @@ def write_guard(
     manifest: Manifest,
     head: Head,
     golden: Golden,
+    second: SecondLook | None = None,
     reports: Mapping[str, bytes] | None = None,
 ) -> GuardArtifact:
     """Write a guard folder, whole or not at all, replacing one that is there.
@@ -148,6 +156,7 @@ def write_guard(
         manifest: goes into manifest.json.
         head: goes into head.npz.
         golden: goes into golden.npz.
+        second: goes into second.npz, if the guard looks twice.
         reports: further files by name, kept beside and hashed.
 
     Raises:
@@ -157,6 +166,10 @@ def write_guard(
     path = Path(path)
     check_place(path)
     arrays = {"head.npz": head.to_arrays(), "golden.npz": asdict(golden)}
+    looks = {}
+    if second is not None:
+        arrays[SECOND] = second.to_arrays()
+        looks["second"] = second.look.to_json()
     contents = {name: _npz(values) for name, values in arrays.items()} | dict(reports or {})
     files: dict[str, dict[str, Any]] = {}
     for name, data in contents.items():
@@ -166,7 +179,7 @@ def write_guard(
                 key: {"dtype": value.dtype.name, "shape": list(value.shape)}
                 for key, value in arrays[name].items()
             }
-    document = {"format": FORMAT, **_manifest_json(manifest), "files": files}
+    document = {"format": FORMAT, **_manifest_json(manifest), **looks, "files": files}
     try:
         text = json.dumps(document, indent=2, allow_nan=False, sort_keys=True).encode()
     except (TypeError, ValueError) as error:
@@ -344,13 +357,33 @@ def open_files(read: GuardFiles) -> GuardArtifact:
     head = Head.from_arrays(_arrays(read.files["head.npz"], files["head.npz"], path / "head.npz"))
     golden = _arrays(read.files["golden.npz"], files["golden.npz"], path / "golden.npz")
     _check_head(head, manifest)
+    checked = _golden(golden, manifest, path / "golden.npz")
     return GuardArtifact(
         path=path,
         digest=read.digest,
         manifest=manifest,
         head=head,
-        golden=_golden(golden, manifest, path / "golden.npz"),
+        golden=checked,
+        second=_second(document, read, manifest, len(checked.score)),
     )
+
+
+def _second(
+    document: Mapping[str, Any], read: GuardFiles, manifest: Manifest, golden: int
+) -> SecondLook | None:
+    """Return the second look, None where neither manifest nor files have one."""
+    stored, file = document.get("second"), read.path / SECOND
+    if stored is None and SECOND not in read.files:
+        return None
+    if stored is None or SECOND not in read.files:
+        raise GuardError(
+            f"expected {SECOND} and `second` in {read.path / MANIFEST} together, one is missing"
+        )
+    arrays = _arrays(read.files[SECOND], document["files"][SECOND], file)
+    try:
+        return SecondLook.from_arrays(Look.from_json(stored), arrays, manifest.taps, golden)
+    except (KeyError, TypeError, AttributeError, SettingsError) as error:
+        raise GuardError(f"{file} is damaged: {error}") from error
 
 
 def _document(manifest: bytes, path: Path) -> dict[str, Any]:

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.compile.guarded import CHALLENGER_SCORE, EVIDENCE, LIKELIHOOD, SCORE
+from reluguard.detector.compile.guarded import (
+    CHALLENGER_SCORE,
+    EVIDENCE,
+    LIKELIHOOD,
+    LOGITS,
+    RATES,
+    SCORE,
+)
 from reluguard.detector.model import OUTPUT_PREFIX
 from reluguard.detector.runtime import Guard, RawOutputs
-from reluguard.detector.verdict import Verdicts
+from reluguard.detector.verdict import Readings, Verdicts
 
 __all__ = ["GuardedSession"]
 
@@ -65,7 +72,8 @@ class GuardedSession:
         """Return the named outputs, all of the production model's for None.
 
         `reluguard_score`, `reluguard_likelihood`, `reluguard_is_adversarial` and
-        `reluguard_evidence` may be named too.
+        `reluguard_evidence` may be named too: they are the first look's. What both looks say
+        together stands in the verdicts alone.
         """
         return self.run_with_verdicts(output_names, input_feed, run_options)[0]
 
@@ -81,20 +89,26 @@ class GuardedSession:
         if self.guard.challenger is not None:
             own.append(CHALLENGER_SCORE)
         answer = self.guard.answer
+        if self.guard.again is not None:
+            own += [RATES, LOGITS]
         fetch = list(dict.fromkeys([*names, answer, *own]))
         values = dict(
             zip(fetch, self._session.run(fetch, dict(input_feed), run_options), strict=True)
         )
-        verdicts = self.guard.verdicts(
+        first = self.guard.verdicts(
             RawOutputs(
                 outputs={n: v for n, v in values.items() if not n.startswith(OUTPUT_PREFIX)},
                 prediction=self.guard.classes(np.asarray(values[answer])),
                 score=values[SCORE],
                 likelihood=values[LIKELIHOOD],
                 evidence=values[EVIDENCE],
+                readings=Readings(rates=values[RATES], logits=values[LOGITS])
+                if RATES in fetch
+                else None,
                 challenger_score=values.get(CHALLENGER_SCORE),
             )
         )
+        verdicts = self.guard.look_again(np.asarray(input_feed[self.guard.spec.name]), first)
         self._last.verdicts = verdicts
         if self._on_verdicts is not None:
             self._on_verdicts(verdicts)

@@ -21,18 +21,18 @@ from reluguard.detector.compile.guarded import (
     compile_guard,
     compile_reader,
 )
-from reluguard.detector.errors import GuardError, ImageError, ModelError
+from reluguard.detector.errors import GuardError, ImageError
 from reluguard.detector.head import conformal_p_values, is_scored, threshold_at
 from reluguard.detector.images import Images, InputSpec, check_images, decode_image
+from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import Production, TensorInfo, load_production
 from reluguard.detector.probe import check_golden
-from reluguard.detector.session import open_session, run_session
+from reluguard.detector.second_look import LookAgain, find_network, looks_of
+from reluguard.detector.session import in_batches, open_session
 from reluguard.detector.taps import Tap
 from reluguard.detector.verdict import Challenge, Readings, Verdicts
 
 __all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
-
-_LARGEST_RUN = 256  # rows: what one run of a network needs grows with them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +78,12 @@ class Guard:
         optimise: bool = True,
         readings: bool = False,
         challenger: GuardArtifact | None = None,
+        looks: Looks | None = None,
+        second: Production | None = None,
     ) -> None:
         check_model(artifact, production.sha256)
         self.artifact = artifact
+        self.looks = looks_of(artifact, looks)
         self.fpr = artifact.manifest.fpr if fpr is None else fpr
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
         self.challenger = challenger
@@ -99,18 +102,31 @@ class Guard:
             artifact.manifest.taps,
             artifact.head,
             fpr=self.fpr,
-            readings=readings,
+            readings=readings or self.looks != "first",
             challenger=other,
         )
-        self._readings = [RATES, LOGITS] if readings else []
+        self._shows_readings = readings
+        self._readings = [RATES, LOGITS] if readings or self.looks != "first" else []
         self._challenger = [] if challenger is None else [CHALLENGER_SCORE]
         self._session = open_session(
             self.compiled, providers=providers, threads=threads, optimise=optimise
         )
         self._names = [info.name for info in production.outputs]
-        self.largest_golden_difference = check_golden(
-            artifact.golden, self.inspect(artifact.golden.images)
-        )
+        self.again: LookAgain | None = None
+        if self.looks != "first":
+            self.again = LookAgain(
+                artifact,
+                second or production,
+                looks=self.looks,
+                fpr=self.fpr,
+                providers=providers,
+                threads=threads,
+                optimise=optimise,
+            )
+        golden = self._look_once(artifact.golden.images)
+        self.largest_golden_difference = check_golden(artifact.golden, golden)
+        if self.again is not None:
+            self.again.check_golden(self.spec.to_tensor(artifact.golden.images), golden)
         if challenger is not None:
             self._check_challenger_golden(challenger)
 
@@ -126,6 +142,8 @@ class Guard:
         readings: bool = False,
         challenger: Path | str | None = None,
         public_key: Path | str | None = None,
+        looks: Looks | None = None,
+        second_model: Path | str | None = None,
     ) -> "Guard":
         """Return the guarded model, verified: hashes, model binding and golden replay.
 
@@ -139,17 +157,26 @@ class Guard:
             challenger: the folder of a second guard that scores in the same pass, in shadow: its
                 verdicts stand in `Verdicts.challenge` and change nothing else.
             public_key: PEM, an Ed25519 public key: both guards must be signed by its owner.
+            looks: "first" looks once, "suspicious" looks again at what the first look finds
+                suspicious, "always" at every image, which alone helps against an attacker who knows
+                of the first look. By default "suspicious" where the guard has a second look.
+            second_model: the ONNX file of the network that looks again, of a guard that was fitted
+                with one; by default the file of the same name beside the model or the guard.
 
         Raises:
-            ModelError: the model can't be read or run.
+            ModelError: a model can't be read or run.
             GuardError: a guard is damaged, of another format, not signed as it must be, or fails
                 its golden replay.
-            ModelMismatchError: a guard was fitted to another model.
-            SettingsError: a guard has too few calibration images for this rate, or the key is none.
+            ModelMismatchError: a guard was fitted to another model, or with another second one.
+            SettingsError: a guard has too few calibration images for this rate, the key is none, or
+                there is no second look, or no network for it.
         """
         artifact = _read_signed(guard, public_key)
         other = None if challenger is None else _read_signed(challenger, public_key)
         production = load_production(model, output=artifact.manifest.answer)
+        second = None
+        if looks_of(artifact, looks) != "first":
+            second = find_network(artifact, Path(model), second_model)
         return cls(
             production,
             artifact,
@@ -158,12 +185,14 @@ class Guard:
             fpr=fpr,
             readings=readings,
             challenger=other,
+            looks=looks,
+            second=second,
         )
 
     @property
     def has_readings(self) -> bool:
         """Whether verdicts carry what the head read."""
-        return bool(self._readings)
+        return self._shows_readings
 
     @property
     def session(self) -> ort.InferenceSession:
@@ -230,7 +259,7 @@ class Guard:
         )
 
     def verdicts(self, raw: RawOutputs) -> Verdicts:
-        """Return verdicts with their p-values on what `run` gave.
+        """Return verdicts of the first look, with their p-values, on what `run` gave.
 
         A row that overflowed inside the network, which its class scores show, has no score and is
         called adversarial: whatever it is, nothing says that it is clean.
@@ -255,13 +284,49 @@ class Guard:
         )
 
     def _check_challenger_golden(self, challenger: GuardArtifact) -> None:
-        verdicts = self.inspect(challenger.golden.images)
+        verdicts = self._look_once(challenger.golden.images)
         if verdicts.challenge is None:
             raise GuardError("expected a challenger's scores, the compiled model gave none")
         try:
             check_golden(challenger.golden, replace(verdicts, score=verdicts.challenge.score))
         except GuardError as error:
             raise GuardError(f"the challenger's {error}") from error
+
+    def look_again(self, tensor: NDArray[Any], first: Verdicts) -> Verdicts:
+        """Return verdicts after the second look, taken where it is wanted.
+
+        Args:
+            tensor: the model's own input tensor.
+            first: verdicts of the first look at it, in the same order.
+
+        Raises:
+            ModelError: the run failed.
+        """
+        if self.again is None:
+            return first
+        rows = np.flatnonzero(self.again.is_wanted(first))
+        scores = np.zeros(0, np.float32)
+        if len(rows):
+            scores = self.again.scores(tensor[rows], self.again.read(first, rows))
+        return self.judged(first, rows, scores)
+
+    def judged(
+        self, first: Verdicts, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> Verdicts:
+        """Return the verdicts of both looks together.
+
+        Args:
+            first: verdicts of the first look.
+            rows: int64, (M,). The rows a second look was taken at: those that are wanted.
+            scores: float32, (M,). Their second scores.
+        """
+        if self.again is None:
+            return first
+        both = self.again.judged(first, rows, scores)
+        return both if self._shows_readings else replace(both, readings=None)
+
+    def _look_once(self, images: Images) -> Verdicts:
+        return self.verdicts(self.run(self.spec.to_tensor(images)))
 
     def inspect(self, images: Images) -> Verdicts:
         """Return verdicts on uint8 images of shape (N, H, W, C).
@@ -277,7 +342,7 @@ class Guard:
         Raises:
             ImageError: wrong dtype or shape, not finite, or empty.
         """
-        return self.verdicts(self.run(tensor))
+        return self.look_again(tensor, self.verdicts(self.run(tensor)))
 
     def inspect_encoded(self, images: Sequence[bytes]) -> Verdicts:
         """Return verdicts on encoded images, brought to the model's size as the guard says.
@@ -357,28 +422,3 @@ class Reader:
         tensor = self.spec.to_tensor(images)
         rates, logits = in_batches(self._session, self.spec, tensor, [RATES, LOGITS])
         return rates, logits
-
-
-def in_batches(
-    session: ort.InferenceSession, spec: InputSpec, tensor: NDArray[Any], fetch: Sequence[str]
-) -> list[NDArray[Any]]:
-    """Return a session's outputs on any number of rows, whatever batch the model fixes.
-
-    Raises:
-        ModelError: the run failed, or an output does not have one row per image.
-    """
-    rows = spec.batch or _LARGEST_RUN
-    parts = []
-    for start in range(0, len(tensor), rows):
-        part = tensor[start : start + rows]
-        missing = spec.batch - len(part) if spec.batch else 0
-        if missing:
-            part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-        values = run_session(session, {spec.name: part}, fetch)
-        for name, value in zip(fetch, values, strict=True):
-            if value.ndim == 0 or len(value) != len(part):
-                raise ModelError(f"expected {len(part)} rows in {name}, got shape {value.shape}")
-        parts.append([value[: len(part) - missing] for value in values])
-    if len(parts) == 1:
-        return parts[0]
-    return [np.concatenate(values) for values in zip(*parts, strict=True)]

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions, opened one way: no spinning, as many threads as we may use."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from reluguard.detector.allowance import available_cores
 from reluguard.detector.errors import ModelError, SettingsError
+from reluguard.detector.images import InputSpec
 
-__all__ = ["check_started", "open_session", "run_session"]
+__all__ = ["check_started", "in_batches", "open_session", "run_session"]
+
+_LARGEST_RUN = 256  # rows: what one run of a network needs grows with them
 
 _FAILURES = (
     ort_errors.EPFail,
@@ -102,3 +106,43 @@ def run_session(
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def in_batches(
+    session: ort.InferenceSession,
+    spec: InputSpec,
+    tensor: NDArray[Any],
+    fetch: Sequence[str],
+    beside: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+) -> list[NDArray[Any]]:
+    """Return a session's outputs on any number of rows, whatever batch the model fixes.
+
+    Args:
+        session: of the model, or of one with more inputs.
+        spec: how images go into it.
+        tensor: its input tensor.
+        fetch: names of the outputs.
+        beside: further inputs by name, a row per row of the tensor.
+
+    Raises:
+        ModelError: the run failed, or an output does not have one row per image.
+    """
+    rows = spec.batch or _LARGEST_RUN
+    parts = []
+    for start in range(0, len(tensor), rows):
+        feeds = {name: value[start : start + rows] for name, value in beside.items()}
+        feeds[spec.name] = part = tensor[start : start + rows]
+        missing = spec.batch - len(part) if spec.batch else 0
+        if missing:
+            feeds = {
+                n: np.concatenate([v, v[-1:].repeat(missing, axis=0)]) for n, v in feeds.items()
+            }
+            part = feeds[spec.name]
+        values = run_session(session, feeds, fetch)
+        for name, value in zip(fetch, values, strict=True):
+            if value.ndim == 0 or len(value) != len(part):
+                raise ModelError(f"expected {len(part)} rows in {name}, got shape {value.shape}")
+        parts.append([value[: len(part) - missing] for value in values])
+    if len(parts) == 1:
+        return parts[0]
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from reluguard.detector.head import is_scored
 
-__all__ = ["Challenge", "Readings", "Verdict", "Verdicts"]
+__all__ = ["Challenge", "FirstLook", "Readings", "Verdict", "Verdicts"]
 
 _FROM_SCORES = np.zeros(0, np.bool_)
+_ALL_FIRST = np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class Verdict:
     the guard's stated prevalence. `p_value` is the share of clean images that look at least as
     adversarial: among clean inputs, P(p_value <= a) <= a. `evidence` is each tap's own log-odds,
     first tap first. `is_unscored` says that the pass overflowed: then the numbers mean nothing.
+    `look` is 2 where a second look decided, then score and likelihood are its own; evidence is
+    always the first one's.
     """
 
     prediction: int
@@ -31,6 +34,7 @@ class Verdict:
     is_adversarial: bool
     evidence: tuple[float, ...]
     is_unscored: bool = False
+    look: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,19 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLook:
+    """What the first look alone said, where a second one may have decided.
+
+    `score` and `likelihood` are float32, `p_value` float64, `is_adversarial` bool, each (N,).
+    """
+
+    score: NDArray[np.float32]
+    likelihood: NDArray[np.float32]
+    p_value: NDArray[np.float64]
+    is_adversarial: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     """Verdicts on a batch as arrays, one row per image in the order they came.
 
@@ -68,6 +85,8 @@ class Verdicts:
         challenge: what the challenger says, if there is one.
         unscored: bool, (N,). Rows whose pass overflowed: their numbers mean nothing. Read from the
             scores if it isn't given.
+        look: uint8, (N,). Which look decided: 2 where a second one did. All 1 if it isn't given.
+        first: what the first look alone said, of a guard that may look again.
     """
 
     prediction: NDArray[np.int64]
@@ -80,10 +99,14 @@ class Verdicts:
     readings: Readings | None = None
     challenge: Challenge | None = None
     unscored: NDArray[np.bool_] = field(default_factory=lambda: _FROM_SCORES)
+    look: NDArray[np.uint8] = field(default_factory=lambda: _ALL_FIRST)
+    first: FirstLook | None = None
 
     def __post_init__(self) -> None:
         if self.unscored is _FROM_SCORES:
             object.__setattr__(self, "unscored", ~is_scored(self.score))
+        if self.look is _ALL_FIRST:
+            object.__setattr__(self, "look", np.ones(len(self.score), np.uint8))
 
     def __len__(self) -> int:
         return len(self.score)
@@ -98,6 +121,7 @@ class Verdicts:
             is_adversarial=bool(self.is_adversarial[index]),
             evidence=tuple(map(float, self.evidence[index])),
             is_unscored=bool(self.unscored[index]),
+            look=int(self.look[index]),
         )
 
     def __iter__(self) -> Iterator[Verdict]:

@@ -125,7 +125,14 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
     place = out / "guard"
     _forget(work_folder(place))
     guard = fit(
-        model, held_out, out=place, recipe="digits", seed=seed, workers=1, progress=progress
+        model,
+        held_out,
+        out=place,
+        recipe="digits",
+        second="none",  # what it shows is the first look, in a minute
+        seed=seed,
+        workers=1,
+        progress=progress,
     )
     clean, attacked = _unseen(guard.artifact)
     unseen = {"clean": clean.images, "attacked": attacked.images}

@@ -4,7 +4,7 @@ import datetime as dt
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,10 +17,13 @@ from reluguard.detector.artifact import Golden, GuardArtifact, Manifest, check_p
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.head import Head
 from reluguard.detector.lock import hold
+from reluguard.detector.looks.joint import Joint
+from reluguard.detector.looks.second import SecondLook
+from reluguard.detector.model import load_production
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.composed import composed_name
-from reluguard.training.data.case import Case, open_case
+from reluguard.training.data.case import Case, open_case, predict, read_rates
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
 from reluguard.training.data.preprocessing import HowPixels
@@ -40,12 +43,21 @@ from reluguard.training.harvest.orders import (
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
 from reluguard.training.head.economy import Economy, check_overhead, choose_taps
-from reluguard.training.head.fit import calibrate, fit_head
+from reluguard.training.head.fit import Fitted, Reading, calibrate, fit_judged
 from reluguard.training.head.probes import column_taps
+from reluguard.training.head.second import (
+    BothReadings,
+    calibrate_second,
+    fit_second,
+    joint_readings,
+)
+from reluguard.training.looks.both import AtBoth
+from reluguard.training.looks.choice import Second, choose_second
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import FittedOn, FittedWith, Provenance
 from reluguard.training.recipes import Portion, Recipe, recipe_named
+from reluguard.training.recipes.both import with_both
 
 __all__ = ["fit"]
 
@@ -62,6 +74,7 @@ def fit(
     out: Path | str,
     recipe: str | Recipe = "default",
     twin: str = "auto",
+    second: str = "auto",
     output: str | None = None,
     preprocessing: HowPixels | None = None,
     preprocessing_as_given: bool = False,
@@ -91,6 +104,10 @@ def fit(
             yours, or a `Recipe`.
         twin: where gradients come from: "auto" converts the ONNX file, "package.module:function"
             gives your torch module, "none" leaves only black-box attacks.
+        second: who looks again at what the first look finds suspicious: "auto" the model itself, at
+            the first of the views "mirror", "shift", "smaller" and "blur" on which it agrees with
+            itself; a view by its name; the ONNX file of another network of the same classes and
+            the same input; "none" nobody.
         output: the model's output with the class scores, where it has several.
         preprocessing: from files to pixels to the model's input; the guard keeps it, so that it is
             said once. The name of a preset ("torchvision", "timm", "keras-tf", "keras-caffe",
@@ -143,23 +160,29 @@ def fit(
     )
     for word in case.words:
         progress.say(word)
+    again, word = choose_second(second, case, reader, levels=recipe.levels, threads=threads)
+    case = replace(case, words=(*case.words, *([word] if word else [])))
+    progress.say(word or "no second look: none was asked for")
     recipe = recipe.for_images(case.spec.height, case.spec.width, case.spec.channels)
-    orders = _orders(case, recipe, twin, Path(work) if work else work_folder(out), seed, threads)
+    if again is not None and twin != "none":
+        recipe = with_both(recipe)
+    folder = Path(work) if work else work_folder(out)
+    orders = _orders(case, recipe, twin, folder, seed, threads, again)
     progress.advance(1)
     orders.workspace.mkdir(parents=True, exist_ok=True)
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(case, recipe, orders))
         resumed = any(workspace.folder.glob("*/*.npz"))
         jobs = _harvest(case, recipe, orders, workers or available_workers(), engine, progress)
-        head = _head(case, recipe, jobs, workspace, seed, progress)
+        fitted = _head(case, recipe, jobs, workspace, seed, progress)
         if max_overhead is not None:
             progress.stage("choose taps", 1)
-            case, reader = _cheaper(case, head, workspace, max_overhead, threads)
+            case, reader = _cheaper(case, fitted.head, workspace, max_overhead, threads)
             progress.say(case.words[-1])
             progress.advance(1)
-            head = _head(case, recipe, jobs, workspace, seed, progress)
+            fitted = _head(case, recipe, jobs, workspace, seed, progress)
         clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
-        head = calibrate(head, clean, rates=[target_fpr], prevalence=prevalence)
+        head = calibrate(fitted.head, clean, rates=[target_fpr], prevalence=prevalence)
         draft = GuardArtifact(
             path=out,
             digest="",
@@ -169,9 +192,20 @@ def fit(
             head=head,
             golden=_golden(case, head, reader, jobs, workspace),
         )
+        if again is not None:
+            looked = _second_look(
+                again.read_of(case.taps),
+                replace(draft, head=head),
+                fitted,
+                clean,
+                _Harvested(case, recipe, jobs, workspace, seed),
+                prevalence,
+                progress,
+            )
+            draft = replace(draft, second=looked)
         progress.stage("report card", 1)
         card = report_card(
-            Guard(case.production, draft, threads=threads),
+            Guard(case.production, draft, threads=threads, looks="first"),
             workspace,
             {slug: _of_split(made, "test") for slug, made in jobs.items()},
             thresholds=draft.manifest.thresholds,
@@ -191,12 +225,71 @@ def fit(
             manifest=replace(draft.manifest, metrics=card.to_json()),
             head=head,
             golden=draft.golden,
+            second=draft.second,
             reports={
                 "report.json": json.dumps(card.to_json(), indent=2).encode(),
                 "report.html": report_page(card, draft.manifest).encode(),
             },
         )
-    return Guard(case.production, written, threads=threads)
+    other = again is not None and again.look.is_other
+    network = load_production(again.file, output=again.output) if again and other else None
+    return Guard(case.production, written, threads=threads, second=network)
+
+
+@dataclass(frozen=True, slots=True)
+class _Harvested:
+    """What was harvested, and from what."""
+
+    case: Case
+    recipe: Recipe
+    jobs: Mapping[str, Sequence[Job]]
+    workspace: Workspace
+    seed: int
+
+
+def _second_look(
+    second: Second,
+    draft: GuardArtifact,
+    fitted: Fitted,
+    clean: Readings,
+    harvested: _Harvested,
+    prevalence: float,
+    progress: Progress,
+) -> SecondLook:
+    """Return the second look of a guard, fitted on what both looks read and calibrated."""
+    case, workspace, recipe = harvested.case, harvested.workspace, harvested.recipe
+    joint = Joint(case.taps, second.taps)
+    columns = None if second.look.is_other else workspace.columns
+    groups = [
+        replace(
+            joint_readings(workspace, _of_split(made, "fit"), joint, columns),
+            weight=recipe.weights.get(slug, 1.0),
+        )
+        for slug, made in harvested.jobs.items()
+    ]
+    progress.stage("second head", 100)
+    head = fit_second(
+        groups,
+        joint,
+        settings=recipe.head,
+        seed=harvested.seed,
+        progress=progress.so_far(100),
+    )
+    reader = second.reader(case.spec, threads=None)
+    again = read_rates(reader, case.dataset.images, case.splits["calibrate"])
+    golden = draft.golden
+    logits = predict(Reader(case.production, case.spec, case.taps), golden.images)
+    read = replace(clean, rates=golden.rates, logits=logits)
+    return calibrate_second(
+        (draft.head, fitted),
+        head,
+        BothReadings(clean, *again),
+        BothReadings(read, *read_rates(reader, golden.images)),
+        second,
+        joint,
+        rates=[draft.manifest.fpr],
+        prevalence=prevalence,
+    )
 
 
 def _check(prevalence: float, seed: int, workers: int | None, engine: str) -> None:
@@ -217,6 +310,7 @@ def _plan(case: Case, recipe: Recipe, orders: Orders) -> dict[str, Any]:
     return {
         **({"strides": strided} if strided else {}),
         **({"shard": size} if size != SHARD_IMAGES else {}),
+        **({} if orders.second is None else {"second look": orders.second.look.to_json()}),
         "model": case.production.sha256,
         "data": case.dataset.digest,
         "input": case.spec.to_json(),
@@ -230,7 +324,13 @@ def _plan(case: Case, recipe: Recipe, orders: Orders) -> dict[str, Any]:
 
 
 def _orders(
-    case: Case, recipe: Recipe, twin: str, folder: Path, seed: int, threads: int | None
+    case: Case,
+    recipe: Recipe,
+    twin: str,
+    folder: Path,
+    seed: int,
+    threads: int | None,
+    second: Second | None,
 ) -> Orders:
     return Orders(
         model=case.path,
@@ -250,6 +350,7 @@ def _orders(
         workspace=folder,
         seed=seed,
         threads=threads,
+        second=second,
     )
 
 
@@ -286,7 +387,8 @@ def _harvest(
             continue
         some = _portion(right, portion, recipe.least, orders.seed + ATTACK_SEEDS + index)
         made = plan_jobs(portion.change.name, "attack", some, size=size)
-        jobs[portion.change.name] = with_changes(made, then, seed=orders.seed)
+        alone = isinstance(portion.change, AtBoth)  # the same attack is composed without it
+        jobs[portion.change.name] = made if alone else with_changes(made, then, seed=orders.seed)
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
     every = [job for made in jobs.values() for job in made]
@@ -317,14 +419,18 @@ def _head(
     workspace: Workspace,
     seed: int,
     progress: Progress,
-) -> Head:
+) -> Fitted:
     groups = [
         replace(workspace.readings(_of_split(made, "fit")), weight=recipe.weights.get(slug, 1.0))
         for slug, made in jobs.items()
     ]
     progress.stage("head", 100)
-    return fit_head(
-        groups, taps=case.taps, settings=recipe.head, seed=seed, progress=progress.so_far(100)
+    return fit_judged(
+        groups,
+        reading=Reading(taps=case.taps),
+        settings=recipe.head,
+        seed=seed,
+        progress=progress.so_far(100),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reluguard.detector.artifact import (
+    OWN_FILES,
     GuardArtifact,
     GuardFiles,
     open_files,
@@ -37,7 +38,6 @@ __all__ = [
 CURRENT = "CURRENT"
 CHALLENGER = "CHALLENGER"
 NAME = 16
-_ARRAYS = ("head.npz", "golden.npz")
 
 
 def pointed(shelf: Path, pointer: str) -> Path | None:
@@ -122,7 +122,8 @@ def put_forced(shelf: Path, read: GuardFiles, forced: Mapping[str, str]) -> Guar
             manifest=replace(artifact.manifest, provenance=provenance),
             head=artifact.head,
             golden=artifact.golden,
-            reports={name: data for name, data in read.files.items() if name not in _ARRAYS},
+            second=artifact.second,
+            reports={name: data for name, data in read.files.items() if name not in OWN_FILES},
         )
         return put(shelf, read_files(aside))
     finally:

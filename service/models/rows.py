@@ -1,10 +1,11 @@
 """Rows of verdicts: cut out of a merged run, and put together again. N images."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
-from reluguard.detector.verdict import Challenge, Readings, Verdicts
+from reluguard.detector.verdict import Challenge, FirstLook, Readings, Verdicts
 
 __all__ = ["join", "take"]
 
@@ -28,12 +29,19 @@ def take(verdicts: Verdicts, start: int, stop: int) -> Verdicts:
         if challenge is None
         else Challenge(score=challenge.score[rows], is_adversarial=challenge.is_adversarial[rows]),
         unscored=verdicts.unscored[rows],
+        look=verdicts.look[rows],
+        first=None if verdicts.first is None else _first(verdicts.first, rows),
     )
+
+
+def _first(first: FirstLook, rows: slice) -> FirstLook:
+    return FirstLook(**{item.name: getattr(first, item.name)[rows] for item in fields(first)})
 
 
 def join(parts: Sequence[Verdicts]) -> Verdicts:
     """Return the verdicts of several parts as one, in order. Undoes `take`."""
     read = [part.readings for part in parts if part.readings is not None]
+    firsts = [part.first for part in parts if part.first is not None]
     challenges = [part.challenge for part in parts if part.challenge is not None]
     return Verdicts(
         prediction=np.concatenate([part.prediction for part in parts]),
@@ -59,4 +67,13 @@ def join(parts: Sequence[Verdicts]) -> Verdicts:
         if challenges
         else None,
         unscored=np.concatenate([part.unscored for part in parts]),
+        look=np.concatenate([part.look for part in parts]),
+        first=FirstLook(
+            **{
+                item.name: np.concatenate([getattr(one, item.name) for one in firsts])
+                for item in fields(FirstLook)
+            }
+        )
+        if firsts
+        else None,
     )

@@ -20,6 +20,7 @@ class Order:
     out: Path
     recipe: str | Recipe = "default"
     twin: str = "auto"
+    second: str = "none"
     preprocessing: Preprocessing | None = None
     target_fpr: float = 0.05
     prevalence: float = 0.5

@@ -29,11 +29,13 @@ class Victim:
             attack reaches is judged by this alone.
         twin: its differentiable copy, if there is one.
         surrogates: other models, for attackers who lack this one.
+        both: a twin whose scores are the mean of both looks', of a guard that looks again.
     """
 
     predict: Callable[[Images], NDArray[np.float32]]
     twin: Twin | None = None
     surrogates: tuple[Twin, ...] = ()
+    both: Twin | None = None
 
     @property
     def differentiable(self) -> Twin:

@@ -86,8 +86,11 @@ class Matrix(Plain):
 
 
 def family(slug: str) -> str:
-    """Return the family of an attack, composed or not: one of its own where it is like no other."""
-    attack = attack_of(slug)
+    """Return the family of an attack, composed or led by both looks or not.
+
+    It is one of its own where it is like no other.
+    """
+    attack = attack_of(slug).removeprefix("both-")
     known = (name for prefix, name in _FAMILIES.items() if attack.startswith(prefix))
     return next(known, attack.split("-", maxsplit=1)[0])
 

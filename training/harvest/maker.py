@@ -15,7 +15,8 @@ from reluguard.training.composed import is_composed
 from reluguard.training.data.case import read_rates, source_images
 from reluguard.training.harvest.orders import Job, Orders
 from reluguard.training.harvest.rates import places, stored
-from reluguard.training.harvest.workspace import read_shard
+from reluguard.training.harvest.workspace import SECOND, read_shard
+from reluguard.training.looks.both import both_twin
 from reluguard.training.twin.twin import load_twin
 
 __all__ = ["Maker"]
@@ -61,10 +62,18 @@ class Maker:
             load_twin(other, orders.spec, images=orders.dataset.images[:TWIN_SAMPLE])
             for other in orders.surrogates
         )
+        second, both = orders.second, None
+        self._second: Reader | None = None
+        if second is not None:
+            self._second = second.reader(orders.spec, threads=orders.threads)
+            self._second_places = places(second.taps)
+            if self.twin is not None:
+                both = both_twin(self.twin, second, orders.dataset.images[:TWIN_SAMPLE])
         self.victim = Victim(
             predict=lambda x: self._latest.read(x)[1],
             twin=self.twin,
             surrogates=tuple(other for other in others if other is not None),
+            both=both,
         )
 
     def make(self, job: Job) -> None:
@@ -137,6 +146,10 @@ class Maker:
             "logits": logits,
         }
         arrays |= stored(rates, self._places)
+        if self._second is not None:
+            again, scores = read_rates(self._second, made.images)
+            kept = stored(again, self._second_places) | {"logits": scores}
+            arrays |= {f"{SECOND}{name}": values for name, values in kept.items()}
         if made.images[0].nbytes <= KEPT_IMAGE_BYTES:
             arrays["images"] = made.images
         elif job.number == 0:

@@ -14,6 +14,7 @@ from reluguard.training.changes import Change
 from reluguard.training.composed import composed_name
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.harvest.readings import Kind
+from reluguard.training.looks.choice import Second
 
 __all__ = [
     "SHARD_IMAGES",
@@ -70,6 +71,7 @@ class Orders:
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process.
         surrogates: other models of the same task and input, for attacks that transfer.
+        second: who looks again; every image is read a second time.
     """
 
     model: Path
@@ -83,6 +85,7 @@ class Orders:
     seed: int
     threads: int | None = None
     surrogates: tuple[Path, ...] = ()
+    second: Second | None = None
 
 
 def shard_images(shape: Sequence[int]) -> int:

@@ -19,6 +19,7 @@ from reluguard.training.harvest.readings import Readings
 
 __all__ = [
     "PLAN",
+    "SECOND",
     "Shard",
     "Workspace",
     "column_runs",
@@ -28,8 +29,9 @@ __all__ = [
 ]
 
 PLAN = "plan.json"
+SECOND = "second_"  # what arrays of a second look's readings begin with
 _OF_ROWS = ("sources", "labels", "success", "logits")
-_APART = {"steps", "sample"}  # have no row per image
+_APART = {"steps", "sample", f"{SECOND}steps"}  # have no row per image
 _KINDS = {
     "images": "u",
     "sample": "u",
@@ -39,6 +41,7 @@ _KINDS = {
     "logits": "f",
 }
 _KINDS |= {"rates": "uf", "steps": "u"}
+_KINDS |= {f"{SECOND}{name}": _KINDS[name] for name in ("rates", "steps", "logits")}
 _AXES = {
     "images": 4,
     "sample": 4,
@@ -49,6 +52,7 @@ _AXES = {
     "rates": 2,
     "steps": 1,
 }
+_AXES |= {f"{SECOND}{name}": _AXES[name] for name in ("rates", "steps", "logits")}
 
 
 def work_folder(guard: Path) -> Path:
@@ -131,6 +135,23 @@ class Workspace:
         if first.kind != "attack":
             return readings
         return readings.rows(np.concatenate([shard["success"] for shard in shards]))
+
+    def second(self, job: Job) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what a second look read of a shard's images, rates (N, E) and logits (N, K).
+
+        Of attacks, only the successes.
+
+        Raises:
+            DataError: it is damaged, or was made without a second look.
+        """
+        names = [f"{SECOND}{name}" for name in ("rates", "logits")]
+        file = self.folder / job.file
+        found = read_shard(file, *names, "success", optional=(f"{SECOND}steps",))
+        rates, logits = found[names[0]], found[names[1]]
+        if f"{SECOND}steps" in found:
+            rates = decode(rates, found[f"{SECOND}steps"])
+        kept = found["success"] if job.kind == "attack" else np.ones(len(rates), np.bool_)
+        return rates[kept].astype(np.float32), logits[kept]
 
     def add(self, slug: str, split: str, readings: Readings) -> None:
         """Write readings without images as the one shard of a slug and split."""

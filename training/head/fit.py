@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from reluguard.detector.features import FeatureMap
 from reluguard.detector.head import Head, images_needed
-from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.harvest.readings import Readings
@@ -22,6 +21,7 @@ from reluguard.training.head.alarms import false_alarms, weighed
 from reluguard.training.head.probes import (
     MAX_CLASSES,
     Probes,
+    Read,
     Task,
     class_task,
     code_task,
@@ -31,7 +31,7 @@ from reluguard.training.head.probes import (
 )
 from reluguard.training.head.table import KEPT_BYTES, Table
 
-__all__ = ["HeadSettings", "calibrate", "fit_head"]
+__all__ = ["Fitted", "HeadSettings", "Reading", "calibrate", "fit_head", "fit_judged", "logistic"]
 
 Floats = NDArray[np.float32]
 MIN_FOLDS = 6
@@ -55,15 +55,71 @@ class HeadSettings:
     accident_kept: float = 0.5  # of what they would weigh as harmless
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How rates are read: the taps, and what more is known of them.
+
+    Attributes:
+        taps: the taps the rates were read at, or the runs of joint readings.
+        always: columns that are chosen whatever they show.
+        blocks: the taps that each probe beside the first reads; runs of neighbours by default.
+        evidence: whether each tap's own log-odds are fitted.
+    """
+
+    taps: Sequence[Read]
+    always: NDArray[np.int64] | None = None
+    blocks: Sequence[Sequence[int]] | None = None
+    evidence: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A head, and what its members said of rows that they were not fitted on. N rows.
+
+    Attributes:
+        head: uncalibrated.
+        scores: float32, (N,). Scores by a member that did not see the source; NaN of other rows.
+        attacked: bool, (N,).
+        clean: bool, (N,). Images as they came.
+        weights: float32, (N,).
+    """
+
+    head: Head
+    scores: Floats
+    attacked: NDArray[np.bool_]
+    clean: NDArray[np.bool_]
+    weights: Floats
+
+
 def fit_head(
     groups: Sequence[Readings],
     *,
-    taps: Sequence[Tap],
+    taps: Sequence[Read],
     settings: HeadSettings,
     seed: int,
     progress: Callable[[float], None] = lambda _: None,
     kept_bytes: int = KEPT_BYTES,
 ) -> Head:
+    """Return a head alone; for arguments and errors see `fit_judged`."""
+    return fit_judged(
+        groups,
+        reading=Reading(taps=taps),
+        settings=settings,
+        seed=seed,
+        progress=progress,
+        kept_bytes=kept_bytes,
+    ).head
+
+
+def fit_judged(
+    groups: Sequence[Readings],
+    *,
+    reading: Reading,
+    settings: HeadSettings,
+    seed: int,
+    progress: Callable[[float], None] = lambda _: None,
+    kept_bytes: int = KEPT_BYTES,
+) -> Fitted:
     """Return a head that tells attacked from clean and benignly changed images, uncalibrated.
 
     Each member stops early on a fold of source images of its own, at the epoch of least loss. How
@@ -71,7 +127,7 @@ def fit_head(
 
     Args:
         groups: of the fitting sources only; one is "clean", attacks hold successes only.
-        taps: the taps the rates were read at.
+        reading: the taps the rates were read at.
         settings: of the networks and their optimiser.
         seed: of folds, initial weights and batches.
         progress: called with the share done.
@@ -85,10 +141,14 @@ def fit_head(
     attacks = [group for group in groups if group.kind == "attack" and len(group)]
     if clean is None or not attacks:
         raise DataError("expected clean images and at least one attack that succeeded on some")
-    once = partial(_fit_weighed, taps=taps, seed=seed, kept_bytes=kept_bytes)
+    once = partial(_fit_weighed, reading=reading, seed=seed, kept_bytes=kept_bytes)
     if settings.alarms > 0:
         first = replace(settings, members=1, epochs=-(-settings.epochs // 2))
-        found = false_alarms(groups, partial(once, settings=first, progress=lambda _: None))
+
+        def quickly(some: Sequence[Readings]) -> Head:
+            return once(some, settings=first, progress=lambda _: None).head
+
+        found = false_alarms(groups, quickly)
         groups, share = weighed(groups, found, wanted=settings.alarms, share=settings.benign_share)
         settings = replace(settings, benign_share=share)
     return once(groups, settings=settings, progress=progress)
@@ -97,12 +157,12 @@ def fit_head(
 def _fit_weighed(
     groups: Sequence[Readings],
     *,
-    taps: Sequence[Tap],
+    reading: Reading,
     settings: HeadSettings,
     seed: int,
     progress: Callable[[float], None],
     kept_bytes: int,
-) -> Head:
+) -> Fitted:
     """Return a head fitted to groups of these very weights."""
     groups = _with_accidents(groups, settings)
     weights = _weights(groups, settings.benign_share)
@@ -114,7 +174,7 @@ def _fit_weighed(
         weights=weights,
         kept_bytes=kept_bytes,
     )
-    features = _fit_features(groups, table, taps).features
+    features = _fit_features(groups, table, reading).features
     rows = _Rows(table, table.targets, torch.from_numpy(weights))
     members = []
     out_of_fold = np.full(len(table), np.nan, np.float32)
@@ -127,9 +187,12 @@ def _fit_weighed(
         progress((k + 1) / (settings.members + 1))
     layers, biases = _join(members)
     slope, intercept = _fit_logistic(out_of_fold, rows)
-    evidence_weights, evidence_bias = _fit_evidence(features, rows, settings, seed)
+    evidence_weights = np.zeros(features.width, np.float32)
+    evidence_bias = np.zeros(features.taps, np.float32)
+    if reading.evidence:
+        evidence_weights, evidence_bias = _fit_evidence(features, rows, settings, seed)
     progress(1.0)
-    return Head(
+    head = Head(
         features=features,
         weights=layers,
         biases=biases,
@@ -138,6 +201,13 @@ def _fit_weighed(
         evidence_weights=evidence_weights,
         evidence_bias=evidence_bias,
         clean_scores=np.zeros(0, np.float32),
+    )
+    return Fitted(
+        head=head,
+        scores=out_of_fold,
+        attacked=table.attacked,
+        clean=np.concatenate([np.full(len(g), g.kind == "clean") for g in groups]),
+        weights=weights,
     )
 
 
@@ -210,21 +280,23 @@ def _with_accidents(groups: Sequence[Readings], settings: HeadSettings) -> list[
     return [group for group in (*right, *accidents) if len(group)]
 
 
-def _fit_features(groups: Sequence[Readings], table: Table, taps: Sequence[Tap]) -> Probes:
+def _fit_features(groups: Sequence[Readings], table: Table, reading: Reading) -> Probes:
     """Return probes, and let the table describe its rows as fresh images would be."""
     clean = next(group for group in groups if group.kind == "clean")
     columns = select_columns(
         clean.rates,
         [group.rates for group in groups if group.kind == "attack"],
         limit=most_columns(clean.logits.shape[1]),
+        always=reading.always,
     )
     probes = fit_probes(
         table.rates,
         _task(groups, clean, table),
         table.sources,
         table.weights,
-        taps=taps,
+        taps=reading.taps,
         columns=columns,
+        blocks=reading.blocks,
     )
     uncut = replace(probes.features, limit=float(np.finfo(np.float32).max))
     raw = replace(
@@ -347,12 +419,7 @@ def _join(members: Sequence[torch.nn.Module]) -> tuple[tuple[Floats, ...], tuple
 
 
 def _fit_logistic(scores: Floats, rows: _Rows) -> tuple[float, float]:
-    """Return slope and intercept of the likelihood at even odds, from out-of-fold scores.
-
-    Source: Platt 1999, Probabilistic outputs for support vector machines.
-    """
-    from sklearn.linear_model import LogisticRegression
-
+    """Return slope and intercept of the likelihood at even odds, from out-of-fold scores."""
     seen = ~np.isnan(scores)  # fewer members than folds leave some rows unscored
     if len(np.unique(rows.y.numpy()[seen])) < 2:
         attacked = len(np.unique(rows.table.sources[rows.y.numpy()]))
@@ -360,8 +427,23 @@ def _fit_logistic(scores: Floats, rows: _Rows) -> tuple[float, float]:
             f"expected attacks that succeeded on more source images, got {attacked} of "
             f"{len(np.unique(rows.table.sources))}: give more images or stronger attacks"
         )
+    return logistic(scores[seen], rows.y.numpy()[seen], rows.weight.numpy()[seen])
+
+
+def logistic(scores: Floats, attacked: NDArray[np.bool_], weights: Floats) -> tuple[float, float]:
+    """Return slope and intercept of the log-odds that an image of such a score is attacked.
+
+    Args:
+        scores: (N,).
+        attacked: bool, (N,), some of each.
+        weights: (N,).
+
+    Source: Platt 1999, Probabilistic outputs for support vector machines.
+    """
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=1e6)
-    model.fit(scores[seen, None], rows.y.numpy()[seen], sample_weight=rows.weight.numpy()[seen])
+    model.fit(scores[:, None], attacked, sample_weight=weights)
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 

@@ -13,13 +13,12 @@ R numbers of a code.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.features import FeatureMap, feature_width
-from reluguard.detector.taps import Tap
 from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.head.moments import Moments, row_blocks
 
@@ -85,7 +84,15 @@ class Probes:
         return x
 
 
-def column_taps(taps: Sequence[Tap]) -> NDArray[np.int64]:
+class Read(Protocol):
+    """What rates are read of: a tap, or a run of a joint reading."""
+
+    @property
+    def rates(self) -> int:
+        """How many it gives."""
+
+
+def column_taps(taps: Sequence[Read]) -> NDArray[np.int64]:
     """Return the tap of each harvested rate: int64, (D,)."""
     return np.repeat(np.arange(len(taps)), [tap.rates for tap in taps])
 
@@ -97,7 +104,11 @@ def most_columns(classes: int) -> int:
 
 
 def select_columns(
-    clean: Rates, attacked: Sequence[Rates], *, limit: int = MAX_COLUMNS
+    clean: Rates,
+    attacked: Sequence[Rates],
+    *,
+    limit: int = MAX_COLUMNS,
+    always: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Return the rates that tell attacked from clean best, ascending: int64, (F,).
 
@@ -108,6 +119,7 @@ def select_columns(
         clean: (N, D).
         attacked: one (M, D) per attack.
         limit: F at most.
+        always: those that are chosen whatever they show, unless they never change.
     """
     moments = _moments(clean)
     spread = moments.spread
@@ -115,6 +127,7 @@ def select_columns(
     if len(alive) <= limit or not attacked:
         return alive[:limit]
     shift = np.max([np.abs(_moments(rates).mean - moments.mean) for rates in attacked], axis=0)
+    shift[[] if always is None else always] = np.inf
     order = np.argsort(-shift[alive] / spread[alive], kind="stable")
     return np.sort(alive[order[:limit]])
 
@@ -191,14 +204,15 @@ def fit_probes(
     sources: NDArray[np.int64],
     weights: Floats,
     *,
-    taps: Sequence[Tap],
+    taps: Sequence[Read],
     columns: NDArray[np.int64],
+    blocks: Sequence[Sequence[int]] | None = None,
 ) -> Probes:
     """Return feature maps with fitted probes, not yet standardised.
 
-    One probe reads all taps; three more read the early, the middle and the late ones. Each is a
-    ridge regression on the one-hot class or the code, its scores sharpened to a calibrated
-    posterior.
+    One probe reads all taps; three more read the early, the middle and the late ones, or others
+    that are named. Each is a ridge regression on the one-hot class or the code, its scores
+    sharpened to a calibrated posterior.
 
     Args:
         rates: (N, D). Of clean, benign and attacked images together.
@@ -207,14 +221,15 @@ def fit_probes(
         weights: (N,). How much each row counts.
         taps: the taps the rates were read at.
         columns: int64, (F,). The rates to read.
+        blocks: the taps that each of the further probes reads.
     """
     of_column = column_taps(taps)[columns]
     asked = weights * (task.kinds >= 0)
     share = (asked / asked.mean()).astype(np.float64)
     table = _Standardised(rates, columns, share)
     of_row = source_folds(sources)
-    blocks = _blocks(of_column, len(taps))
-    solutions = _solve(table, task, share.astype(np.float32), of_row, blocks)
+    read = _blocks(of_column, len(taps), blocks)
+    solutions = _solve(table, task, share.astype(np.float32), of_row, read)
     some = np.arange(0, len(sources), -(-len(sources) // SHARPNESS_ROWS))
     held = _held_out(table, solutions, of_row, some)
     outputs = task.targets.shape[1]
@@ -226,7 +241,7 @@ def fit_probes(
                     task.scores(held[:, g * outputs :][:, :outputs]), task.labels[some], share[some]
                 ),
             )
-            for g in range(len(blocks))
+            for g in range(len(read))
         ]
     )
     mean, spread = table.mean, table.spread
@@ -254,8 +269,13 @@ def source_folds(sources: NDArray[np.int64]) -> NDArray[np.int64]:
     return folds
 
 
-def _blocks(of_column: NDArray[np.int64], taps: int) -> list[NDArray[np.int64]]:
-    """Return the columns each probe reads: all, then runs of neighbouring taps."""
+def _blocks(
+    of_column: NDArray[np.int64], taps: int, named: Sequence[Sequence[int]] | None
+) -> list[NDArray[np.int64]]:
+    """Return the columns each probe reads: all, then runs of neighbouring taps, or those named."""
+    if named is not None:
+        some = [np.flatnonzero(np.isin(of_column, list(own))) for own in named]
+        return [np.arange(len(of_column)), *(columns for columns in some if len(columns))]
     cuts = np.unique(np.linspace(0, taps, min(RUNS, taps) + 1).round().astype(int))
     runs = [np.flatnonzero((of_column >= low) & (of_column < high)) for low, high in pairwise(cuts)]
     return [np.arange(len(of_column)), *(run for run in runs if 0 < len(run) < len(of_column))]

@@ -49,6 +49,7 @@ def publish(
         manifest=manifest,
         head=artifact.head,
         golden=artifact.golden,
+        second=artifact.second,
         reports=_reports(manifest, guard) if "clean" in manifest.metrics else None,
     )
     if key is not None:

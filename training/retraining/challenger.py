@@ -31,7 +31,8 @@ def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtif
         calibration_images=len(head.clean_scores),
     )
     golden = replace(champion.golden, rates=rates, score=head.score(rates, logits).score)
-    return replace(champion, digest="", head=head, manifest=manifest, golden=golden)
+    # its second look was calibrated with the head it had
+    return replace(champion, digest="", head=head, manifest=manifest, golden=golden, second=None)
 
 
 def with_origin(

@@ -1,0 +1,234 @@
+"""A guard that looks again: the second session, and the verdict of both looks. N images.
+
+Rows that the first look finds suspicious, or all of them, are run once more on the second look's
+view. The first look's answers, scores and p-values are what they are without it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from reluguard.detector.artifact import GuardArtifact
+from reluguard.detector.compile.second import (
+    FIRST_LOGITS,
+    FIRST_RATES,
+    SECOND_SCORE,
+    compile_second,
+)
+from reluguard.detector.errors import GuardError, ModelMismatchError, SettingsError
+from reluguard.detector.head import is_scored
+from reluguard.detector.looks.judging import Looks, Order, looks_named
+from reluguard.detector.looks.second import Look, SecondLook
+from reluguard.detector.looks.views import viewed
+from reluguard.detector.model import Production, load_production
+from reluguard.detector.probe import SCORE_TOLERANCE
+from reluguard.detector.session import in_batches, open_session
+from reluguard.detector.verdict import FirstLook, Readings, Verdicts
+
+__all__ = ["LookAgain", "find_network", "looks_of", "open_network"]
+
+
+def looks_of(artifact: GuardArtifact, wanted: Looks | None) -> Looks:
+    """Return when a guard takes its second look: by default at what is suspicious, if it has one.
+
+    Raises:
+        SettingsError: it has none, or there is no such setting.
+    """
+    if wanted is None:
+        return "first" if artifact.second is None else "suspicious"
+    if looks_named(wanted) != "first" and artifact.second is None:
+        raise SettingsError(
+            f"expected a guard with a second look for looks {wanted}, {artifact.path} has none: "
+            "fit it with --second, or take looks first"
+        )
+    return wanted
+
+
+def find_network(
+    artifact: GuardArtifact, model: Path, given: Path | str | None = None
+) -> Production | None:
+    """Return the other network that a guard looks with, None where the model itself looks.
+
+    Args:
+        artifact: the guard, with a second look.
+        model: the production model's file.
+        given: where the other network lies; by default under its name beside model or guard.
+
+    Raises:
+        SettingsError: it isn't there, or a network was given to a guard that takes none.
+        ModelMismatchError: it is another one than at fitting.
+        ModelError: it can't be read.
+    """
+    look = _second(artifact).look
+    if not look.is_other:
+        if given is not None:
+            raise SettingsError(
+                f"expected no second model for {artifact.path}, whose second look is the model's "
+                f"own at {look.view}"
+            )
+        return None
+    places = [Path(given)] if given else [f.with_name(look.file) for f in (model, artifact.path)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise SettingsError(
+            f"expected the second network {look.file} of {artifact.path}, "
+            f"{' and '.join(map(str, dict.fromkeys(places)))} not there: give its file as "
+            "second_model (--second-model), or take looks first"
+        )
+    return open_network(found, look)
+
+
+def open_network(file: Path, look: Look) -> Production:
+    """Return the other network of a second look.
+
+    Raises:
+        ModelMismatchError: it is another one than at fitting.
+        ModelError: it can't be read.
+    """
+    network = load_production(file, output=look.answer or None)
+    if network.sha256 != look.model_sha256:
+        raise ModelMismatchError(
+            f"the second look was fitted with a network of SHA-256 {look.model_sha256[:16]}…, "
+            f"{file} has {network.sha256[:16]}…"
+        )
+    return network
+
+
+def _second(artifact: GuardArtifact) -> SecondLook:
+    if artifact.second is None:
+        raise SettingsError(f"expected a guard with a second look, {artifact.path} has none")
+    return artifact.second
+
+
+class LookAgain:
+    """The second look of an opened guard. Safe to call from several threads.
+
+    Args:
+        artifact: a guard with a second look.
+        network: who looks: the other network, or the model itself.
+        looks: when: "suspicious" or "always".
+        fpr: false-positive rate of the verdicts.
+        providers, threads, optimise: as for the guard.
+    """
+
+    def __init__(
+        self,
+        artifact: GuardArtifact,
+        network: Production,
+        *,
+        looks: Looks,
+        fpr: float,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        optimise: bool = True,
+    ) -> None:
+        second, manifest = _second(artifact), artifact.manifest
+        wanted = second.look.model_sha256 or manifest.model_sha256
+        if network.sha256 != wanted:
+            raise ModelMismatchError(
+                f"the second look of {artifact.path} was fitted with a network of SHA-256 "
+                f"{wanted[:16]}…, this one has {network.sha256[:16]}…"
+            )
+        self.second, self.looks, self.fpr = second, looks, fpr
+        self.order: Order = second.order(looks)
+        # what is fed is the first network's tensor, under the name that the second one gives it
+        self._spec = replace(manifest.input, name=network.input.name)
+        self.network = viewed(network, self._spec, second.look.view)
+        self.compiled = compile_second(self.network, second, manifest.taps)
+        self._golden = second.golden_score
+        self._session = open_session(
+            self.compiled, providers=providers, threads=threads, optimise=optimise
+        )
+
+    @property
+    def session(self) -> ort.InferenceSession:
+        """The ONNX Runtime session of the second look."""
+        return self._session
+
+    def is_wanted(self, first: Verdicts) -> NDArray[np.bool_]:
+        """Return which rows are looked at again: bool, (N,). Those without a score never are."""
+        wanted: NDArray[np.bool_] = self.order.is_suspicious(first.score) & ~first.unscored
+        return wanted
+
+    def read(self, first: Verdicts, rows: NDArray[np.int64]) -> Readings:
+        """Return what the first look read of these rows.
+
+        Raises:
+            GuardError: it does not say.
+        """
+        if first.readings is None:
+            raise GuardError("expected verdicts with what the first look read, they have none")
+        return Readings(rates=first.readings.rates[rows], logits=first.readings.logits[rows])
+
+    def scores(self, tensor: NDArray[Any], first: Readings) -> NDArray[np.float32]:
+        """Return second scores, float32 (M,).
+
+        Args:
+            tensor: the model's own input tensor of the rows to look at.
+            first: what the first look read of them.
+
+        Raises:
+            ModelError: the run failed.
+        """
+        beside = {FIRST_RATES: first.rates, FIRST_LOGITS: first.logits}
+        found = in_batches(self._session, self._spec, tensor, [SECOND_SCORE], beside)[0]
+        return found.astype(np.float32, copy=False)
+
+    def judged(
+        self, first: Verdicts, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> Verdicts:
+        """Return the verdicts of both looks: score and likelihood of the look that decided.
+
+        Args:
+            first: verdicts of the first look.
+            rows: int64, (M,). The rows that were looked at.
+            scores: float32, (M,). Their second scores.
+        """
+        score, likelihood = first.score.copy(), first.likelihood.copy()
+        score[rows] = scores
+        likelihood[rows] = self.second.likelihood(scores, self.looks)
+        looked = np.zeros(len(first), np.bool_)
+        looked[rows] = True
+        unscored = first.unscored | ~is_scored(score)
+        # what has no score stands above everything, as in the first look
+        p_value = self.order.p_values(first.score, score, looked | unscored)
+        p_value[unscored] = 1 / (len(self.order.first) + 1)
+        return replace(
+            first,
+            score=score,
+            likelihood=likelihood,
+            p_value=p_value,
+            is_adversarial=self.order.flags(p_value, self.fpr) | unscored,
+            unscored=unscored,
+            look=np.where(looked, 2, 1).astype(np.uint8),
+            first=FirstLook(
+                score=first.score,
+                likelihood=first.likelihood,
+                p_value=first.p_value,
+                is_adversarial=first.is_adversarial,
+            ),
+        )
+
+    def check_golden(self, tensor: NDArray[Any], first: Verdicts) -> float:
+        """Return the largest difference in second scores between now and fitting.
+
+        Args:
+            tensor: the golden inputs.
+            first: verdicts of the first look at them.
+
+        Raises:
+            GuardError: a score differs by more than the golden replay allows.
+        """
+        scores = self.scores(tensor, self.read(first, np.arange(len(first))))
+        off = np.abs(scores - self._golden)
+        if not (off <= SCORE_TOLERANCE).all():
+            raise GuardError(
+                f"golden replay of the second look failed: expected scores within "
+                f"{SCORE_TOLERANCE} of those at fitting, got one that is off by {off.max():.3g}"
+            )
+        return float(off.max())
