@@ -42,6 +42,8 @@ def score_data(
         data: labelled images, as `fit` takes them.
         out: the file.
         classes: which class each folder of images is; by default what the guard knows.
+        looks: when a second look is taken; by default at what is suspicious, if the guard can.
+        second_model: the network that looks again, of a guard fitted with one.
         threads: of ONNX Runtime.
         progress: told of each batch.
 

@@ -23,7 +23,7 @@ SPEC = InputSpec(name="image", height=6, width=10, channels=3)
 def echo(spec: InputSpec) -> Production:
     """A network that gives out what it sees."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    shape = ["N", *spec.tensor_shape]
+    shape: list[str | int | None] = ["N", *spec.tensor_shape]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["image"], ["seen"])],
         "echo",
@@ -53,7 +53,7 @@ def test_the_graph_shows_the_view(name: str, layout: Any) -> None:
     spec = replace(SPEC, layout=layout, mean=(0.1, 0.4, 0.7), std=(0.5, 0.2, 0.3))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 6, 10, 3), dtype=np.uint8)
     wanted = view_named(name, 6, 10).apply(pixels) / 255
-    wanted = (wanted - np.float32(spec.mean)) / np.float32(spec.std)
+    wanted = (wanted - np.array(spec.mean)) / np.array(spec.std)
     if layout != "NHWC":
         wanted = wanted.transpose(0, 3, 1, 2)
     found = seen(spec, name, pixels)
