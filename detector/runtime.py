@@ -24,10 +24,10 @@ from reluguard.detector.compile.guarded import (
 from reluguard.detector.errors import GuardError, ImageError
 from reluguard.detector.head import conformal_p_values, is_scored, threshold_at
 from reluguard.detector.images import Images, InputSpec, check_images, decode_image
+from reluguard.detector.looks.again import LookAgain, find_network, looks_of
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import Production, TensorInfo, load_production
-from reluguard.detector.probe import check_golden
-from reluguard.detector.second_look import LookAgain, find_network, looks_of
+from reluguard.detector.probe import SCORE_TOLERANCE, check_golden
 from reluguard.detector.session import in_batches, open_session
 from reluguard.detector.taps import Tap
 from reluguard.detector.verdict import Challenge, Readings, Verdicts
@@ -83,7 +83,7 @@ class Guard:
     ) -> None:
         check_model(artifact, production.sha256)
         self.artifact = artifact
-        self.looks = looks_of(artifact, looks)
+        self.looks = looks_of(artifact.second, looks, artifact.path)
         self.fpr = artifact.manifest.fpr if fpr is None else fpr
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
         self.challenger = challenger
@@ -113,10 +113,13 @@ class Guard:
         )
         self._names = [info.name for info in production.outputs]
         self.again: LookAgain | None = None
-        if self.looks != "first":
+        if artifact.second is not None and self.looks != "first":
             self.again = LookAgain(
-                artifact,
-                second or production,
+                artifact.second,
+                artifact.manifest.taps,
+                artifact.manifest.input,
+                production,
+                second,
                 looks=self.looks,
                 fpr=self.fpr,
                 providers=providers,
@@ -126,7 +129,8 @@ class Guard:
         golden = self._look_once(artifact.golden.images)
         self.largest_golden_difference = check_golden(artifact.golden, golden)
         if self.again is not None:
-            self.again.check_golden(self.spec.to_tensor(artifact.golden.images), golden)
+            tensor = self.spec.to_tensor(artifact.golden.images)
+            self.again.check_golden(tensor, golden, SCORE_TOLERANCE)
         if challenger is not None:
             self._check_challenger_golden(challenger)
 
@@ -175,8 +179,8 @@ class Guard:
         other = None if challenger is None else _read_signed(challenger, public_key)
         production = load_production(model, output=artifact.manifest.answer)
         second = None
-        if looks_of(artifact, looks) != "first":
-            second = find_network(artifact, Path(model), second_model)
+        if artifact.second and looks_of(artifact.second, looks, artifact.path) != "first":
+            second = find_network(artifact.second.look, artifact.path, Path(model), second_model)
         return cls(
             production,
             artifact,

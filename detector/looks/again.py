@@ -13,49 +13,50 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import GuardArtifact
-from reluguard.detector.compile.second import (
+from reluguard.detector.errors import GuardError, ModelMismatchError, SettingsError
+from reluguard.detector.head import is_scored
+from reluguard.detector.images import InputSpec
+from reluguard.detector.looks.graph import (
     FIRST_LOGITS,
     FIRST_RATES,
     SECOND_SCORE,
     compile_second,
 )
-from reluguard.detector.errors import GuardError, ModelMismatchError, SettingsError
-from reluguard.detector.head import is_scored
 from reluguard.detector.looks.judging import Looks, Order, looks_named
 from reluguard.detector.looks.second import Look, SecondLook
 from reluguard.detector.looks.views import viewed
 from reluguard.detector.model import Production, load_production
-from reluguard.detector.probe import SCORE_TOLERANCE
 from reluguard.detector.session import in_batches, open_session
+from reluguard.detector.taps import Tap
 from reluguard.detector.verdict import FirstLook, Readings, Verdicts
 
-__all__ = ["LookAgain", "find_network", "looks_of", "open_network"]
+__all__ = ["LookAgain", "find_network", "looks_of"]
 
 
-def looks_of(artifact: GuardArtifact, wanted: Looks | None) -> Looks:
+def looks_of(second: SecondLook | None, wanted: Looks | None, guard: Path) -> Looks:
     """Return when a guard takes its second look: by default at what is suspicious, if it has one.
 
     Raises:
         SettingsError: it has none, or there is no such setting.
     """
     if wanted is None:
-        return "first" if artifact.second is None else "suspicious"
-    if looks_named(wanted) != "first" and artifact.second is None:
+        return "first" if second is None else "suspicious"
+    if looks_named(wanted) != "first" and second is None:
         raise SettingsError(
-            f"expected a guard with a second look for looks {wanted}, {artifact.path} has none: "
+            f"expected a guard with a second look for looks {wanted}, {guard} has none: "
             "fit it with --second, or take looks first"
         )
     return wanted
 
 
 def find_network(
-    artifact: GuardArtifact, model: Path, given: Path | str | None = None
+    look: Look, guard: Path, model: Path, given: Path | str | None = None
 ) -> Production | None:
     """Return the other network that a guard looks with, None where the model itself looks.
 
     Args:
-        artifact: the guard, with a second look.
+        look: the guard's second look.
+        guard: its folder.
         model: the production model's file.
         given: where the other network lies; by default under its name beside model or guard.
 
@@ -64,62 +65,59 @@ def find_network(
         ModelMismatchError: it is another one than at fitting.
         ModelError: it can't be read.
     """
-    look = _second(artifact).look
     if not look.is_other:
         if given is not None:
             raise SettingsError(
-                f"expected no second model for {artifact.path}, whose second look is the model's "
-                f"own at {look.view}"
+                f"expected no second model for {guard}, whose second look is the model's own at "
+                f"{look.view}"
             )
         return None
-    places = [Path(given)] if given else [f.with_name(look.file) for f in (model, artifact.path)]
+    places = [Path(given)] if given else [f.with_name(look.file) for f in (model, guard)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise SettingsError(
-            f"expected the second network {look.file} of {artifact.path}, "
+            f"expected the second network {look.file} of {guard}, "
             f"{' and '.join(map(str, dict.fromkeys(places)))} not there: give its file as "
             "second_model (--second-model), or take looks first"
         )
-    return open_network(found, look)
-
-
-def open_network(file: Path, look: Look) -> Production:
-    """Return the other network of a second look.
-
-    Raises:
-        ModelMismatchError: it is another one than at fitting.
-        ModelError: it can't be read.
-    """
-    network = load_production(file, output=look.answer or None)
-    if network.sha256 != look.model_sha256:
-        raise ModelMismatchError(
-            f"the second look was fitted with a network of SHA-256 {look.model_sha256[:16]}…, "
-            f"{file} has {network.sha256[:16]}…"
-        )
+    network = load_production(found, output=look.answer or None)
+    _check_digest(network, look.model_sha256, found)
     return network
 
 
-def _second(artifact: GuardArtifact) -> SecondLook:
-    if artifact.second is None:
-        raise SettingsError(f"expected a guard with a second look, {artifact.path} has none")
-    return artifact.second
+def _check_digest(network: Production, wanted: str, what: object) -> None:
+    if network.sha256 != wanted:
+        raise ModelMismatchError(
+            f"the second look was fitted with a network of SHA-256 {wanted[:16]}…, {what} has "
+            f"{network.sha256[:16]}…"
+        )
 
 
 class LookAgain:
     """The second look of an opened guard. Safe to call from several threads.
 
     Args:
-        artifact: a guard with a second look.
-        network: who looks: the other network, or the model itself.
+        second: the guard's second look.
+        first: taps of its first look.
+        spec: how images go into the production model.
+        production: the production model, which looks itself unless the guard says otherwise.
+        other: the other network, of a guard that says so.
         looks: when: "suspicious" or "always".
         fpr: false-positive rate of the verdicts.
         providers, threads, optimise: as for the guard.
+
+    Raises:
+        SettingsError: the other network was not given.
+        ModelMismatchError: it is another one than at fitting.
     """
 
     def __init__(
         self,
-        artifact: GuardArtifact,
-        network: Production,
+        second: SecondLook,
+        first: tuple[Tap, ...],
+        spec: InputSpec,
+        production: Production,
+        other: Production | None,
         *,
         looks: Looks,
         fpr: float,
@@ -127,19 +125,18 @@ class LookAgain:
         threads: int | None = None,
         optimise: bool = True,
     ) -> None:
-        second, manifest = _second(artifact), artifact.manifest
-        wanted = second.look.model_sha256 or manifest.model_sha256
-        if network.sha256 != wanted:
-            raise ModelMismatchError(
-                f"the second look of {artifact.path} was fitted with a network of SHA-256 "
-                f"{wanted[:16]}…, this one has {network.sha256[:16]}…"
-            )
+        if second.look.is_other and other is None:
+            raise SettingsError(f"expected the second network {second.look.file}, it was not given")
+        network = production
+        if second.look.is_other and other is not None:
+            network = other
+            _check_digest(network, second.look.model_sha256, "the one given")
         self.second, self.looks, self.fpr = second, looks, fpr
         self.order: Order = second.order(looks)
         # what is fed is the first network's tensor, under the name that the second one gives it
-        self._spec = replace(manifest.input, name=network.input.name)
+        self._spec = replace(spec, name=network.input.name)
         self.network = viewed(network, self._spec, second.look.view)
-        self.compiled = compile_second(self.network, second, manifest.taps)
+        self.compiled = compile_second(self.network, second, first)
         self._golden = second.golden_score
         self._session = open_session(
             self.compiled, providers=providers, threads=threads, optimise=optimise
@@ -214,21 +211,22 @@ class LookAgain:
             ),
         )
 
-    def check_golden(self, tensor: NDArray[Any], first: Verdicts) -> float:
+    def check_golden(self, tensor: NDArray[Any], first: Verdicts, tolerance: float) -> float:
         """Return the largest difference in second scores between now and fitting.
 
         Args:
             tensor: the golden inputs.
             first: verdicts of the first look at them.
+            tolerance: what scores may differ by.
 
         Raises:
-            GuardError: a score differs by more than the golden replay allows.
+            GuardError: a score differs by more than `tolerance`.
         """
         scores = self.scores(tensor, self.read(first, np.arange(len(first))))
         off = np.abs(scores - self._golden)
-        if not (off <= SCORE_TOLERANCE).all():
+        if not (off <= tolerance).all():
             raise GuardError(
                 f"golden replay of the second look failed: expected scores within "
-                f"{SCORE_TOLERANCE} of those at fitting, got one that is off by {off.max():.3g}"
+                f"{tolerance} of those at fitting, got one that is off by {off.max():.3g}"
             )
         return float(off.max())
