@@ -22,7 +22,7 @@ from reluguard.detector.lock import hold
 from reluguard.detector.metrics import red_team_of
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
-from reluguard.training.attacks import Attack, attack_named
+from reluguard.training.attacks import Attack, attack_named, open_victim
 from reluguard.training.changes import Change, benign_named, controls
 from reluguard.training.composed import SEPARATOR, composed_name, is_composed
 from reluguard.training.data.case import predict
@@ -132,7 +132,8 @@ def evaluate(
         matrix_rows: the same for the heads of the matrix, None for all, 0 for no matrix.
         leave_out: what the matrix leaves out of the fit at a time.
         composed: whether attacked images are judged after a harmless change too.
-        surrogates: ONNX files of other models of the same task, whose attacks are tried on this.
+        surrogates: ONNX files of other models of the same task, whose attacks are tried on this;
+            the first is the other network that a baseline asks.
         trained_on: images the model was trained on, to make sure that none of them is judged.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
@@ -212,7 +213,18 @@ def evaluate(
     scored = scorecard(groups, manifest, known, threats, seed, COMPOSED)
     fit, missing = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest)
     figures = compare(
-        groups, opened, production, reader, fit, baselines, baseline_rows, seed, progress
+        groups,
+        opened,
+        production,
+        reader,
+        fit,
+        baselines,
+        baseline_rows,
+        seed,
+        progress,
+        others=[
+            open_victim(other, opened.spec, threads=threads).predict for other in orders.surrogates
+        ],
     )
     matrix = None
     if fit is not None and matrix_rows != 0:

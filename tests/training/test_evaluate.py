@@ -16,6 +16,8 @@ from reluguard.training.evaluate import evaluate
 from reluguard.training.evaluation.baselines import (
     BASELINES,
     ActivationDetector,
+    Auxiliary,
+    LayerShifts,
     LocalDimension,
     RandomScore,
 )
@@ -59,6 +61,7 @@ def evaluated(
             benign=BENIGN,
             baseline_rows=80,
             matrix_rows=80,
+            surrogates=[fit_settings.model],
             threads=1,
             workers=1,
         )
@@ -119,6 +122,11 @@ def test_every_baseline_ran_on_the_same_attacks(
     assert set(card["baselines"]) == names
     for name, entry in card["baselines"].items():
         assert set(entry["auroc"]) == expected, f"{name}: {entry.get('note')}"
+    assert card["baselines"][LayerShifts.name]["auroc"][ATTACKS[2]] > 0.55
+    # the model itself is the other network here: it is sure of what it answers
+    sure = card["baselines"][Auxiliary.name]["auroc"]
+    alone = card["baselines"]["confidence only"]["auroc"]
+    assert sure.keys() == alone.keys()
     assert abs(card["baselines"][RandomScore.name]["auroc"][ATTACKS[2]] - 0.5) < 0.2
     assert card["baselines"]["bits, same rows"]["auroc"][ATTACKS[2]] > 0.6
     assert card["baselines"][ActivationDetector.name]["auroc"][ATTACKS[2]] > 0.55
@@ -183,12 +191,18 @@ def test_nothing_is_attacked_twice(
         benign=(),
         work=out / "work",
         fit_work=tmp_path / "nothing",
+        surrogates=[fit_settings.model],
         threads=1,
         workers=1,
     )
     assert before == {f: f.stat().st_mtime_ns for f in (out / "work").glob("*/*.npz")}
     assert "plan.json" in str(again.left_out)
-    assert set(again.baselines) == {"reluguard", "feature squeezing", "random score"}
+    assert set(again.baselines) == {
+        "reluguard",
+        "feature squeezing",
+        "random score",
+        Auxiliary.name,
+    }
 
 
 def test_a_work_folder_of_other_images_is_refused(

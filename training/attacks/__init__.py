@@ -17,9 +17,11 @@ from reluguard.training.attacks.fab import FAB
 from reluguard.training.attacks.gradient import BIM, FGSM, MIFGSM, PGD
 from reluguard.training.attacks.library import FromART
 from reluguard.training.attacks.minimal import FMN, DeepFool
+from reluguard.training.attacks.pushed import Pushed
 from reluguard.training.attacks.query import HopSkipJump, Square
 from reluguard.training.attacks.sparse import Patch, SparsePGD
 from reluguard.training.attacks.spatial import Spatial
+from reluguard.training.attacks.through import PGDThrough
 from reluguard.training.attacks.transfer import Ensemble, Transfer
 from reluguard.training.attacks.varied import Varied, VariedQueries
 from reluguard.training.attacks.victim import Victim, open_victim
@@ -44,8 +46,10 @@ __all__ = [
     "FromART",
     "Goal",
     "HopSkipJump",
+    "PGDThrough",
     "Passes",
     "Patch",
+    "Pushed",
     "RandomSearch",
     "SparsePGD",
     "Spatial",
@@ -76,20 +80,27 @@ _MAKERS: tuple[Callable[[], Attack], ...] = (
     lambda: PGD(norm="l2", size=0.25),
     lambda: PGD(norm="l2", size=0.5),
     lambda: PGD(norm="l1", size=12.0),
+    PGDThrough,
+    lambda: PGDThrough(size=8.0),
     lambda: APGD(loss="ce", size=4.0),
     lambda: APGD(loss="dlr", size=4.0),
     DeepFool,
+    lambda: DeepFool(overshoot=0.5),
+    lambda: DeepFool(overshoot=1.0),
     lambda: FMN(norm="l2"),
     lambda: FMN(norm="linf"),
     FAB,
     lambda: FAB(norm="linf"),
     CWL2,
+    lambda: CWL2(confidence=5.0),
     lambda: CWL2(confidence=10.0),
+    lambda: CWL2(confidence=20.0),
     SparsePGD,
     Patch,
     Square,
     HopSkipJump,
     RandomSearch,
+    Pushed,
     Spatial,
     lambda: Spatial(padding="border"),
     Transfer,

@@ -23,6 +23,7 @@ __all__ = ["CLEARLY", "FMN", "DeepFool", "boundaries", "length_of", "rounded", "
 CLEARLY = -1e-3
 STEPS_TAKEN = 4
 LENGTHS_TRIED = 10
+OVERSHOOT = 0.02  # of DeepFool, as in the paper
 
 
 def rounded(pixels: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class DeepFool(Attack):
 
     steps: int = 30
     candidates: int = 5  # classes looked at, the likeliest
-    overshoot: float = 0.02
+    overshoot: float = OVERSHOOT
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.candidates < 1 or self.overshoot < 0:
@@ -119,8 +120,9 @@ class DeepFool(Attack):
 
     @property
     def name(self) -> str:
-        """`deepfool-l2`."""
-        return "deepfool-l2"
+        """`deepfool-l2`, or as `deepfool-l2-o0.5` where it goes half as far again."""
+        further = "" if self.overshoot == OVERSHOOT else f"-o{self.overshoot:g}"
+        return f"deepfool-l2{further}"
 
     @property
     def budget(self) -> Budget:

@@ -127,6 +127,7 @@ def compare(
     rows: int,
     seed: int,
     progress: Progress,
+    others: Sequence[Callable[[Images], NDArray[np.float32]]] = (),
 ) -> dict[str, DetectorFigures]:
     """Return each baseline's figures beside the guard's, at a threshold matched on clean images.
 
@@ -140,6 +141,7 @@ def compare(
         rows: of each fitting group at most.
         seed: of every random choice.
         progress: told of each baseline.
+        others: other networks of the same classes, images to logits.
     """
     manifest = guard.artifact.manifest
     recipe = provenance_of(manifest).recipe
@@ -160,8 +162,17 @@ def compare(
         predict=lambda images: predict(reader, images),
         activations=_tap_reader(production, guard, manifest.taps[late].name),
         seed=seed,
+        first=_tap_reader(production, guard, _first_map(production, manifest)),
+        record=lambda images: _recorded(recorder, images),
+        others=others,
     )
     chosen = [kind for kind in kinds if fit is not None or not kind.needs_fit]
+    for kind in chosen:
+        if kind.needs_other and not others:
+            result[kind.name] = DetectorFigures(
+                note="needs another network of the same classes (surrogates)"
+            )
+    chosen = [kind for kind in chosen if kind.name not in result]
     progress.stage("baselines", len(chosen) + 2)
     fitted = _fit_material(fit, manifest, recorder, rows, seed) if fit is not None else []
     progress.advance(1)
@@ -345,11 +356,20 @@ def _readings(group: Group) -> Readings:
 
 
 def _material(readings: Readings, images: Any, recorder: Recorder) -> Material:
-    parts = [
-        np.concatenate(recorder.record(images[i : i + CHUNK]).means, axis=1)
-        for i in range(0, len(images), CHUNK)
-    ]
-    return Material(readings=readings, images=images, means=np.concatenate(parts))
+    return Material(readings=readings, images=images, means=_recorded(recorder, images)[0])
+
+
+def _recorded(recorder: Recorder, images: Images) -> tuple[Any, Any]:
+    """Return each channel's mean output, (N, M), and logits, (N, K)."""
+    found = [recorder.record(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+    means = [np.concatenate(one.means, axis=1) for one in found]
+    return np.concatenate(means), np.concatenate([one.logits for one in found])
+
+
+def _first_map(production: Production, manifest: Manifest) -> str:
+    """Return the tensor with the first convolution's output, or the first tap's."""
+    nodes = (node for node in production.proto.graph.node if node.op_type == "Conv")
+    return next((node.output[0] for node in nodes), manifest.taps[0].name)
 
 
 def _fit_material(

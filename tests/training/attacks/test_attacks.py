@@ -27,6 +27,8 @@ from reluguard.training.attacks import (
     FromART,
     HopSkipJump,
     Patch,
+    PGDThrough,
+    Pushed,
     RandomSearch,
     SparsePGD,
     Spatial,
@@ -38,6 +40,7 @@ from reluguard.training.attacks import (
     attack_named,
 )
 from reluguard.training.attacks.fab import onto_plane
+from reluguard.training.changes import Blur, GaussianNoise
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import AttackError
 
@@ -52,10 +55,13 @@ TABLE: list[tuple[Attack, float]] = [
     (PGD(size=16.0, restarts=2, steps=5), 0.1),
     (PGD(norm="l2", size=0.8), 0.4),
     (PGD(norm="l1", size=4.0), 0.4),
+    (PGDThrough(size=24.0, steps=6), 0.4),
+    (PGDThrough(norm="l2", size=0.8, steps=6, draws=2), 0.4),
     (APGD(loss="ce", size=24.0, steps=15), 0.4),
     (APGD(loss="dlr", size=24.0, steps=15), 0.4),
     (APGD(loss="ce", norm="l2", size=0.8, steps=15), 0.4),
     (DeepFool(), 0.9),
+    (DeepFool(overshoot=0.5), 0.9),
     (FMN(norm="l2"), 0.9),
     (FMN(norm="linf"), 0.9),
     (FAB(norm="l2"), 0.9),
@@ -69,6 +75,7 @@ TABLE: list[tuple[Attack, float]] = [
     (Spatial(turns=5, share=0.2), 0.4),
     (Spatial(turns=5, share=0.2, padding="border"), 0.2),
     (RandomSearch(low=20.0, high=80.0, tries=20), 0.3),
+    (Pushed(low=8.0), 0.5),
     (Varied("varied", (FGSM(size=24.0), PGD(norm="l2", size=0.8), Patch(side=3))), 0.3),
     (VariedQueries("varied-queries", (Square(size=40.0, most_queries=60), RandomSearch())), 0.2),
     (Transfer(inner=MIFGSM(size=32.0)), 0.1),
@@ -369,3 +376,44 @@ def test_ten_steps_on_two_thousand_images_take_ten_gradients_each(shared: Path) 
     assert sum(passes) == 10 * 2000
     assert len(passes) <= 10 * -(-2000 // 96)  # many at a time
     assert result.success.mean() > 0.98
+
+
+def test_an_attack_through_changes_survives_them(digits: Dataset, digits_victim: Victim) -> None:
+    """Of what fooled, more still does after noise or blur than of plain PGD of as many steps."""
+    images, labels = digits.images[:80], digits.labels[:80]
+    changes = (GaussianNoise(sigma=24.0), Blur(sigma=0.6))
+    kept = []
+    for attack in (PGD(size=24.0), PGDThrough(size=24.0, draws=5)):
+        result = attack(images, labels, digits_victim, seed=0)
+        after = [
+            digits_victim.predict(change(result.images, seed=1)).argmax(axis=1)
+            != result.clean_prediction
+            for change in changes
+        ]
+        kept.append(np.mean([wrong[result.success].mean() for wrong in after]))
+    assert kept[1] > kept[0]
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (lambda: PGDThrough(norm="l1"), "expected PGD through changes in linf or l2, got 'l1'"),
+        (lambda: PGDThrough(draws=0), "expected positive steps, draws and step, got 10, 0 and 2.5"),
+        (lambda: Pushed(beyond=0.5), "beyond of 1 or more and 1 or more rounds, got 1.0, 0.5 and"),
+    ],
+)
+def test_senseless_settings_are_refused(attack: Callable[[], Attack], message: str) -> None:
+    """Each says what it expects and what it got."""
+    with pytest.raises(AttackError, match=message):
+        attack()
+
+
+def test_pushes_end_at_or_beyond_the_boundary(digits: Dataset, digits_victim: Victim) -> None:
+    """What flips does so near the boundary and far from it, along directions unlike each other."""
+    args = (digits.images[:60], digits.labels[:60], digits_victim)
+    pushed = Pushed(low=8.0)(*args, seed=0)
+    near = DeepFool()(*args, seed=0)
+    times = (pushed.l2 / near.l2)[pushed.success & near.success]
+    assert np.quantile(times, 0.9) > 2 * np.quantile(times, 0.1)
+    places = (pushed.images != digits.images[:60]).mean(axis=(1, 2, 3))[pushed.success]
+    assert places.min() < 0.4 < places.max()

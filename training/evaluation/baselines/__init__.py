@@ -6,24 +6,30 @@ Scores are higher for more adversarial images. N images, D rates, M channel mean
 """
 
 from reluguard.training.evaluation.baselines.art import ActivationDetector
+from reluguard.training.evaluation.baselines.auxiliary import Auxiliary
 from reluguard.training.evaluation.baselines.base import Baseline, Context, Material
 from reluguard.training.evaluation.baselines.distances import LocalDimension, Mahalanobis
 from reluguard.training.evaluation.baselines.heads import Bits, Floats
+from reluguard.training.evaluation.baselines.layers import LayerShifts
+from reluguard.training.evaluation.baselines.roughness import Roughness
 from reluguard.training.evaluation.baselines.simple import Confidence, FeatureSqueezing, RandomScore
 
 __all__ = [
     "BASELINES",
     "ActivationDetector",
+    "Auxiliary",
     "Baseline",
     "Bits",
     "Confidence",
     "Context",
     "FeatureSqueezing",
     "Floats",
+    "LayerShifts",
     "LocalDimension",
     "Mahalanobis",
     "Material",
     "RandomScore",
+    "Roughness",
 ]
 
 BASELINES: tuple[type[Baseline], ...] = (
@@ -34,5 +40,8 @@ BASELINES: tuple[type[Baseline], ...] = (
     Confidence,
     FeatureSqueezing,
     ActivationDetector,
+    LayerShifts,
+    Roughness,
+    Auxiliary,
     RandomScore,
 )

@@ -65,7 +65,7 @@ class ActivationDetector(Baseline):
             )
             self.detector = BinaryActivationDetector(model, detector, 0)
             # ART weighs rows alike: draw as many of each side
-            rows = balanced(groups, context.seed)
+            rows = balanced(groups, context)
             both = np.eye(2, dtype=np.float32)[targets(groups).astype(int)[rows]]
             state = np.random.get_state()  # noqa: NPY002  (ART draws from it)
             np.random.seed(context.seed)  # noqa: NPY002  (ART draws from it)

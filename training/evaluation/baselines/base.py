@@ -1,7 +1,7 @@
 """What every baseline is given, and what it must do. N images, M channel means, K classes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.head.fit import HeadSettings
+from reluguard.training.statistics.metrics import auroc
 
 __all__ = [
     "Baseline",
@@ -22,6 +23,7 @@ __all__ = [
     "Matrix",
     "Scores",
     "balanced",
+    "best_setting",
     "clean_of",
     "rows_of",
     "targets",
@@ -65,6 +67,9 @@ class Context:
         predict: uint8 images to logits (N, K), the ONNX model.
         activations: uint8 images to one late tap's values (N, ...).
         seed: of every random choice.
+        first: uint8 images to the first convolution's output (N, C, H, W), or the first tap's.
+        record: uint8 images to means (N, M) and logits (N, K).
+        others: other networks of the same classes, as `predict`.
     """
 
     taps: Sequence[Tap]
@@ -72,6 +77,9 @@ class Context:
     predict: Any
     activations: Any
     seed: int
+    first: Any = None
+    record: Any = None
+    others: Sequence[Any] = ()
 
     @property
     def blocks(self) -> list[slice]:
@@ -86,6 +94,7 @@ class Baseline(ABC):
     name: ClassVar[str]
     note: ClassVar[str] = ""
     needs_fit: ClassVar[bool] = True
+    needs_other: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, groups: Sequence[Material], context: Context) -> None:
@@ -122,19 +131,57 @@ def targets(groups: Sequence[Material]) -> NDArray[np.bool_]:
     return np.concatenate([np.full(len(group), group.kind == "attack") for group in groups])
 
 
-def weights(groups: Sequence[Material]) -> Scores:
-    """Groups count alike within a side, and the sides alike."""
-    sides = {side: sum((g.kind == "attack") == side for g in groups) for side in (True, False)}
-    parts = [np.full(len(g), 1 / sides[g.kind == "attack"] / len(g)) for g in groups]
+def weights(groups: Sequence[Material], settings: HeadSettings) -> Scores:
+    """Return what each row counts: as much as for the guard's own head before it counts alarms."""
+    total = {
+        kind: sum(g.readings.weight for g in groups if g.kind == kind)
+        for kind in ("attack", "clean", "benign")
+    }
+    harmless = settings.benign_share if total["benign"] else 0.0
+    share = {"attack": 1.0, "clean": 1.0 - harmless, "benign": harmless}
+    parts = [
+        np.full(len(g), share[g.kind] * g.readings.weight / total[g.kind] / len(g)) for g in groups
+    ]
     weights = np.concatenate(parts)
     even: Scores = weights / weights.mean()
     return even
 
 
-def balanced(groups: Sequence[Material], seed: int) -> NDArray[np.int64]:
-    """Return as many rows of attacks as of others: int64."""
-    rng = np.random.default_rng(seed)
-    positive = targets(groups)
+def balanced(groups: Sequence[Material], context: Context) -> NDArray[np.int64]:
+    """Return as many rows of attacks as of others, drawn by their weights: int64."""
+    rng = np.random.default_rng(context.seed)
+    positive, share = targets(groups), weights(groups, context.settings)
     sides = [np.flatnonzero(positive == side) for side in (False, True)]
     count = min(map(len, sides))
-    return np.concatenate([rng.choice(side, count, replace=False) for side in sides])
+    return np.concatenate(
+        [rng.choice(side, count, p=share[side] / share[side].sum()) for side in sides]
+    )
+
+
+def best_setting(
+    groups: Sequence[Material],
+    settings: Sequence[Any],
+    scores: Callable[[Any], Sequence[Scores]],
+) -> Any:
+    """Return the setting of the highest mean AUROC over the fitting rows' attacks.
+
+    A detector without anything to fit is given what the guard's own choices were made by. Of equal
+    ones the first.
+
+    Args:
+        groups: of the fitting split.
+        settings: to choose among.
+        scores: of each group, (N,), under a setting.
+    """
+    clean = next(i for i, group in enumerate(groups) if group.kind == "clean")
+
+    def quality(setting: Any) -> float:
+        found = scores(setting)
+        areas = [
+            auroc(found[clean], found[i])
+            for i, group in enumerate(groups)
+            if group.kind == "attack" and len(group)
+        ]
+        return float(np.mean(areas)) if areas else 0.0
+
+    return max(settings, key=quality)

@@ -48,7 +48,8 @@ class _Logistic(Baseline):
         self.prepare(clean_of(groups), context)
         x = np.concatenate([self.describe(group) for group in groups])
         self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        self.model.fit(x, targets(groups), logisticregression__sample_weight=weights(groups))
+        share = weights(groups, context.settings)
+        self.model.fit(x, targets(groups), logisticregression__sample_weight=share)
 
     def score(self, material: Material) -> Scores:
         """Return log-odds."""

@@ -47,13 +47,13 @@ class Confidence(Baseline):
     model: Any = None
 
     def fit(self, groups: Sequence[Material], context: Context) -> None:
-        """Fit the trees, both sides of equal weight."""
+        """Fit the trees, rows weighed as the guard weighs them."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         x = np.concatenate([confidence(group.readings.logits) for group in groups])
         self.model = HistGradientBoostingClassifier(
             max_iter=100, max_leaf_nodes=8, random_state=context.seed
-        ).fit(x, targets(groups), sample_weight=weights(groups))
+        ).fit(x, targets(groups), sample_weight=weights(groups, context.settings))
 
     def score(self, material: Material) -> Scores:
         """Return log-odds."""
