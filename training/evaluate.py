@@ -346,6 +346,7 @@ def _about(
         data=dataset.digest,
         recipe=provenance.recipe.name if provenance.recipe else None,
         seed=seed,
+        calibration_images=guard.artifact.manifest.calibration_images,
         words=dataset.words,
     )
 

@@ -29,7 +29,7 @@ from reluguard.training.provenance import provenance_of
 from reluguard.training.statistics.bootstrap import Drawn, Resampling, Word, interval, word
 from reluguard.training.statistics.metrics import auroc
 
-__all__ = ["DetectorFigures", "Group", "Lead", "Leads", "compare", "mean"]
+__all__ = ["GUARD", "DetectorFigures", "Group", "Lead", "Leads", "compare", "mean"]
 
 MATCHED_RATE = 0.05
 CHUNK = 256

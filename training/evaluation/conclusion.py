@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from reluguard.detector.metrics import Interval, Rates, RedTeamSummary
 from reluguard.training.evaluation.figures import FEW, Tried, few
+from reluguard.training.evaluation.report_card import AttackFigures
+from reluguard.training.statistics.bootstrap import Word
 
-__all__ = ["Conclusion", "Level", "conclude", "kind_of"]
+__all__ = ["Beside", "Conclusion", "Level", "by_fit", "conclude", "kind_of"]
 
 # The first that a slug begins with, or all of it
 _KINDS: Mapping[str, str] = {
@@ -26,6 +28,7 @@ _KINDS: Mapping[str, str] = {
     "square": "attacks that only ask the model",
     "random-search": "attacks that only ask the model",
     "spatial": "small turns and shifts made to fool it",
+    "pushed": "pushes across the boundary by chance",
     "transfer": "attacks made on another model",
     "ensemble": "attacks made on another model",
 }
@@ -43,6 +46,36 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """The guard beside the model's own confidence, on the same attacks.
+
+    Attributes:
+        guard: mean AUROC, the chance that an attacked picture scores above a clean one.
+        alone: the same of a detector that sees the answer's confidence alone.
+        word: who is ahead by the interval of the difference, None where none was reckoned.
+    """
+
+    guard: float
+    alone: float
+    word: Word | None = None
+
+    @property
+    def words(self) -> str:
+        """Return it as a sentence without statistics, its end left off."""
+        pairs = [_of_hundred(share).removesuffix(" of 100") for share in (self.guard, self.alone)]
+        told = (
+            f"shown an attacked and a clean picture it picks the attacked one {pairs[0]} of 100 "
+            f"times, the model's own confidence alone {pairs[1]} of 100"
+        )
+        ends = {
+            "ahead": "so it beats confidence alone",
+            "level": "which chance may explain: it is not shown to beat confidence alone",
+            "behind": "so it does not beat confidence alone",
+        }
+        return told if self.word is None else f"{told}, {ends[self.word]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conclusion:
     """What a card comes to at one threshold.
 
@@ -54,6 +87,7 @@ class Conclusion:
             flagged clearly more often than promised.
         thin: attacks with too few successes to say anything of.
         red_team: share of images that evade someone's attacks who knows the guard, by Linf budget.
+        beside: the guard beside confidence alone, None where nobody compared.
     """
 
     levels: Sequence[Level]
@@ -62,12 +96,14 @@ class Conclusion:
     disturbing: tuple[str, Interval] | None
     thin: Sequence[str]
     red_team: Mapping[str, Interval]
+    beside: Beside | None = None
 
     @property
     def sentences(self) -> list[str]:
-        """Return it in words, the most important first: two sentences, or three."""
+        """Return it in words, the most important first: two sentences to four."""
         second = "; ".join(part for part in (self._alarms(), self._thin()) if part)
-        lines = (self._caught(), second, self._evades())
+        beside = None if self.beside is None else self.beside.words
+        lines = (self._caught(), beside, second, self._evades())
         return [line[0].upper() + line[1:] + "." for line in lines if line]
 
     def _caught(self) -> str | None:
@@ -116,6 +152,7 @@ def conclude(
     benign: Mapping[str, Rates],
     rate: str,
     red_team: RedTeamSummary | None = None,
+    beside: Beside | None = None,
 ) -> Conclusion:
     """Return what a card comes to.
 
@@ -128,6 +165,7 @@ def conclude(
         benign: what is flagged of harmless changes, by slug and rate.
         rate: whose threshold is meant.
         red_team: what was published with the guard.
+        beside: the guard beside confidence alone.
     """
     shares: dict[str, list[float]] = {}
     for slug, entry in attacks.items():
@@ -154,6 +192,7 @@ def conclude(
         promised=float(rate),
         disturbing=(worst, flagged[worst]) if worst is not None and clearly else None,
         thin=few(attacks),
+        beside=beside,
         red_team={}
         if red_team is None
         else {
@@ -162,6 +201,24 @@ def conclude(
             if rate in shown
         },
     )
+
+
+def by_fit(attacks: Mapping[str, AttackFigures]) -> Beside | None:
+    """Return a fit's guard beside confidence alone, over attacks of enough successes, or None.
+
+    Nobody reckoned an interval of the difference.
+    """
+    pairs = [
+        (entry.auroc.value, entry.confidence_only_auroc)
+        for entry in attacks.values()
+        if entry.succeeded >= FEW
+        and entry.auroc is not None
+        and entry.confidence_only_auroc is not None
+    ]
+    if not pairs:
+        return None
+    ours, theirs = zip(*pairs, strict=True)
+    return Beside(guard=sum(ours) / len(pairs), alone=sum(theirs) / len(pairs))
 
 
 def kind_of(slug: str) -> str:

@@ -1,20 +1,23 @@
 """Figures that every report card has: shares at thresholds, and what they are worth in practice."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
+from reluguard.detector.head import images_needed
 from reluguard.detector.metrics import Interval, Rates
-from reluguard.detector.plain import Plain
+from reluguard.detector.plain import UNSAID, Plain
 from reluguard.training.statistics.metrics import rate_above, rate_interval
 
 __all__ = [
     "FEW",
     "Clean",
     "Precision",
+    "Promise",
     "Tried",
     "by_answer",
     "clean_figures",
@@ -22,6 +25,7 @@ __all__ = [
     "flagged",
     "precision",
     "prevalence_table",
+    "promises",
 ]
 
 PREVALENCES = (1e-2, 1e-3, 1e-5)
@@ -52,6 +56,21 @@ class Precision(Plain):
     mean_detected: float
     false_positive_rate: float
     precision: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise(Plain):
+    """What a promised rate of false alarms can come to, by how many calibration images there are.
+
+    Attributes:
+        needed: clean calibration images that the rate needs.
+        low, high: what the rate comes to on fresh clean images, in 95 of 100 draws of the
+            calibration images; None where they are too few to promise it.
+    """
+
+    needed: int
+    low: float | None = field(default=None, metadata=UNSAID)
+    high: float | None = field(default=None, metadata=UNSAID)
 
 
 class Tried(Protocol):
@@ -92,6 +111,30 @@ def by_answer(
     return {
         str(answer): flagged(scores[answers == answer], thresholds) for answer in np.unique(answers)
     }
+
+
+def promises(images: int, rates: Iterable[float]) -> dict[str, Promise]:
+    """Return what each promised rate can come to, lowest first.
+
+    The realised rate of the threshold at rank k of n calibration images has the law
+    Beta(k, n + 1 - k), whatever the scores.
+
+    Args:
+        images: n.
+        rates: promised, in (0, 1).
+
+    Source: Vovk 2012, Conditional validity of inductive conformal predictors, proposition 2.
+    """
+    found = {}
+    for rate in sorted(rates):
+        needed = images_needed(rate)
+        low = high = None
+        if images >= needed:
+            rank = int(np.floor(rate * (images + 1) + 1e-9))
+            law = stats.beta(rank, images + 1 - rank)
+            low, high = float(law.ppf(0.025)), float(law.ppf(0.975))
+        found[f"{rate:g}"] = Promise(needed=needed, low=low, high=high)
+    return found
 
 
 def few(attacks: Mapping[str, Tried]) -> Sequence[str]:

@@ -20,10 +20,12 @@ from reluguard.training.composed import attack_of, change_of, is_composed
 from reluguard.training.evaluation.figures import (
     Clean,
     Precision,
+    Promise,
     by_answer,
     clean_figures,
     flagged,
     precision,
+    promises,
 )
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Readings
@@ -96,6 +98,7 @@ class ReportCard(Plain):
         answers: what is flagged of clean images, by the class the model answers.
         summary: over the attacks.
         precision: by threshold.
+        promises: what each promised rate of false alarms can come to.
         gates: how many the model has and how many are read.
         seconds: of the fit.
         resumed: whether the fit went on from shards that lay there.
@@ -111,6 +114,7 @@ class ReportCard(Plain):
     answers: Mapping[str, Rates] = field(default_factory=dict, metadata=UNSAID)
     summary: Summary = Summary()
     precision: Mapping[str, Precision] = field(default_factory=dict)
+    promises: Mapping[str, Promise] = field(default_factory=dict, metadata=UNSAID)
     gates: GateCounts | None = field(default=None, metadata=UNSAID)
     seconds: float | None = field(default=None, metadata=UNSAID)
     resumed: bool | None = field(default=None, metadata=UNSAID)
@@ -177,6 +181,9 @@ def report_card(
         answers=by_answer(clean.scores, clean.readings.predictions, thresholds),
         summary=_summary(attacks),
         precision=precision(figures, attacks),
+        promises=promises(
+            len(guard.artifact.head.clean_scores), {*REPORTED_RATES, guard.artifact.manifest.fpr}
+        ),
     )
 
 

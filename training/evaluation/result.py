@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, fields
 
 from reluguard.detector.metrics import RedTeamSummary
 from reluguard.detector.plain import UNSAID, Plain, named
-from reluguard.training.evaluation.comparison import DetectorFigures
+from reluguard.training.evaluation.baselines import Confidence
+from reluguard.training.evaluation.comparison import GUARD, DetectorFigures
+from reluguard.training.evaluation.conclusion import Beside
 from reluguard.training.evaluation.leave_out import Matrix
 from reluguard.training.evaluation.scorecard import Scorecard
 
@@ -24,6 +26,7 @@ class About(Plain):
     data: str
     recipe: str | None
     seed: int
+    calibration_images: int | None = field(default=None, metadata=UNSAID)
     words: tuple[str, ...] = field(default=(), metadata=UNSAID)
 
 
@@ -46,6 +49,17 @@ class Evaluation(Scorecard):
     matrix: Matrix | None = field(default=None, metadata=UNSAID)
     red_team: RedTeamSummary | None = None
     seconds: float
+
+    @property
+    def beside(self) -> Beside | None:
+        """The guard beside confidence alone, None where that did not run."""
+        guard, alone = self.baselines.get(GUARD), self.baselines.get(Confidence.name)
+        if guard is None or alone is None or alone.lead is None:
+            return None
+        if guard.mean_auroc is None or alone.mean_auroc is None:
+            return None
+        word = alone.lead.mean.word
+        return Beside(guard=guard.mean_auroc, alone=alone.mean_auroc, word=word)
 
     @classmethod
     def of(

@@ -20,10 +20,12 @@ from reluguard.training.evaluation.comparison import Group, mean
 from reluguard.training.evaluation.figures import (
     Clean,
     Precision,
+    Promise,
     by_answer,
     clean_figures,
     flagged,
     precision,
+    promises,
 )
 from reluguard.training.evaluation.threats import THREATS
 from reluguard.training.statistics.metrics import auroc_interval, rate_interval
@@ -149,6 +151,7 @@ class Scorecard(Plain):
         threats: by threat model.
         summary: over all attacks.
         precision: by threshold.
+        promises: what each promised rate of false alarms can come to.
     """
 
     clean: Clean
@@ -162,6 +165,7 @@ class Scorecard(Plain):
     threats: Mapping[str, ByThreat]
     summary: Overview
     precision: Mapping[str, Precision]
+    promises: Mapping[str, Promise] = field(default_factory=dict, metadata=UNSAID)
 
 
 def scorecard(
@@ -220,6 +224,7 @@ def scorecard(
             ),
         ),
         precision=precision(figures, attacks),
+        promises=promises(manifest.calibration_images, map(float, thresholds)),
     )
 
 

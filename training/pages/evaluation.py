@@ -9,7 +9,7 @@ from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages import evaluation_plots as plots
 from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table, verdict
-from reluguard.training.pages.words import answered_right, few_note, in_order, number
+from reluguard.training.pages.words import answered_right, few_note, in_order, number, promise_note
 
 __all__ = ["answer_table", "evaluation_page", "precision_table", "red_team_table"]
 
@@ -35,7 +35,9 @@ def evaluation_page(
     about, clean = card.about, card.clean
     rate = _own_rate(card)
     mean, worst = card.summary.mean_auroc, card.summary.worst_auroc
-    come_to = conclude(card.attacks, clean.false_positive_rate, card.benign, rate, card.red_team)
+    come_to = conclude(
+        card.attacks, clean.false_positive_rate, card.benign, rate, card.red_team, card.beside
+    )
     lead = verdict(come_to.sentences)
     lead += paragraph(
         f"{about.images} images that no step of fitting saw ({about.origin}). Clean images "
@@ -191,6 +193,7 @@ def _composed_table(card: Evaluation, rate: str) -> str:
 
 def _clean_table(card: Evaluation, rate: str) -> str:
     wrong = card.clean.misclassified_flagged
+    note = promise_note(card.promises, card.about.calibration_images or 0)
     rows = [
         [threshold, str(value), str(wrong[threshold]) if wrong else "-"]
         for threshold, value in card.clean.false_positive_rate.items()
@@ -206,6 +209,7 @@ def _clean_table(card: Evaluation, rate: str) -> str:
     return (
         table(["threshold for", "flagged", "of misclassified ones"], rows)
         + paragraph(GUARANTEE)
+        + (paragraph(note) if note else "")
         + answer_table(card.answers, rate)
         + table(
             ["true class", f"clean flagged at {rate}", "attacks detected"],

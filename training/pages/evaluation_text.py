@@ -15,7 +15,9 @@ def print_evaluation(card: Evaluation) -> None:
     """Print the main figures."""
     console = Console()
     clean = card.clean.false_positive_rate
-    come_to = conclude(card.attacks, clean, card.benign, list(clean)[-1], card.red_team)
+    come_to = conclude(
+        card.attacks, clean, card.benign, list(clean)[-1], card.red_team, card.beside
+    )
     console.print(" ".join(come_to.sentences), highlight=False)
     console.print(f"{card.about.images} unseen images ({card.about.origin})")
     for rate, value in card.clean.false_positive_rate.items():

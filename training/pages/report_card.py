@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.metrics import GateResult
-from reluguard.training.evaluation.conclusion import conclude
+from reluguard.training.evaluation.conclusion import by_fit, conclude
 from reluguard.training.evaluation.report_card import AttackFigures, ReportCard
 from reluguard.training.pages.evaluation import answer_table, precision_table, red_team_table
 from reluguard.training.pages.page import (
@@ -17,7 +17,7 @@ from reluguard.training.pages.page import (
     verdict,
 )
 from reluguard.training.pages.plots import AMBER, BLUE, canvas, svg
-from reluguard.training.pages.words import answered_right, few_note, in_order, number
+from reluguard.training.pages.words import answered_right, few_note, in_order, number, promise_note
 from reluguard.training.provenance import provenance_of
 
 __all__ = ["report_page"]
@@ -34,7 +34,14 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
         else ""
     )
     harmless = {slug: one.flagged for slug, one in card.benign.items()}
-    come_to = conclude(card.attacks, clean.false_positive_rate, harmless, fpr, card.red_team)
+    come_to = conclude(
+        card.attacks,
+        clean.false_positive_rate,
+        harmless,
+        fpr,
+        card.red_team,
+        by_fit(card.attacks),
+    )
     lead = verdict(come_to.sentences)
     lead += paragraph(
         f"Clean accuracy {clean.accuracy}; clean images flagged at the {fpr} threshold: "
@@ -48,6 +55,8 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
         "unseen attacks and the baselines too."
     )
     known = [*(card.gates.lines if card.gates else ()), *card.words]
+    if note := promise_note(card.promises, manifest.calibration_images):
+        known.append(note)
     sections = [
         *([Section(title="What to know", body=bullet_list(known))] if known else []),
         Section(title="Attacks", body=_attack_plot(card, fpr) + _attack_table(card, fpr)),

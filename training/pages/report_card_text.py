@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from reluguard.training.evaluation.conclusion import conclude
+from reluguard.training.evaluation.conclusion import by_fit, conclude
 from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.report_card import ReportCard
 from reluguard.training.pages.words import answered_right, few_note, number
@@ -19,13 +19,25 @@ def print_card(card: ReportCard) -> None:
     clean = card.clean
     rate = max(clean.false_positive_rate, key=float)
     harmless = {slug: change.flagged for slug, change in card.benign.items()}
-    come_to = conclude(card.attacks, clean.false_positive_rate, harmless, rate, card.red_team)
+    come_to = conclude(
+        card.attacks,
+        clean.false_positive_rate,
+        harmless,
+        rate,
+        card.red_team,
+        by_fit(card.attacks),
+    )
     console.print(" ".join(come_to.sentences), highlight=False)
     for line in card.gates.lines if card.gates else ():
         console.print(line)
     console.print(f"clean accuracy {clean.accuracy} on {clean.images} unseen images")
     for fpr, value in clean.false_positive_rate.items():
         console.print(f"clean images flagged at the {fpr} threshold: {value}")
+    for fpr, promise in card.promises.items():
+        if promise.low is None:
+            console.print(f"a threshold at {fpr} needs {promise.needed} calibration images")
+        else:
+            console.print(f"a promised {fpr} comes to {promise.low:.2g} to {promise.high:.2g}")
     attacks = Table("attack", "succeeded", "AUROC", f"detected at {rate}", "confidence alone")
     for slug, entry in card.attacks.items():
         share = f"{entry.succeeded} / {entry.tried}"

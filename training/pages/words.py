@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from reluguard.detector.metrics import Rates
-from reluguard.training.evaluation.figures import FEW, Tried, few
+from reluguard.training.evaluation.figures import FEW, Promise, Tried, few
 
-__all__ = ["answered_right", "few_note", "in_order", "number", "sign"]
+__all__ = ["answered_right", "few_note", "in_order", "number", "promise_note", "sign"]
 
 
 def answered_right(rates: Rates, rate: str) -> str:
@@ -31,6 +31,27 @@ def few_note(attacks: Mapping[str, Tried]) -> str:
         return ""
     listed = ", ".join(f"{slug} ({attacks[slug].succeeded})" for slug in thin)
     return f"Fewer than {FEW} successes, so go by the interval, not by the figure: {listed}."
+
+
+def promise_note(found: Mapping[str, Promise], images: int) -> str:
+    """Return what the promised rates can come to with so many calibration images, in words."""
+    kept = [
+        f"a promised {_percent(float(rate))} comes out between {_percent(one.low)} and "
+        f"{_percent(one.high)}"
+        for rate, one in found.items()
+        if one.low is not None and one.high is not None
+    ]
+    wanting = [
+        f"a promise of {_percent(float(rate))} needs {one.needed:,}"
+        for rate, one in found.items()
+        if one.low is None
+    ]
+    words = "; ".join((*kept, *wanting))
+    return f"With {images:,} calibration images {words}." if words else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def number(value: float | None, digits: str = ".3f") -> str:

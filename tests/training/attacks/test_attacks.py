@@ -384,6 +384,7 @@ class Patterns(torch.nn.Module):
     """Answers by a checkerboard, which a blur wipes out, and by left against right, which stays."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return two scores, (N, 2)."""
         fine = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)
         coarse = torch.ones(8, 8)
         coarse[:, 4:] = -1.0

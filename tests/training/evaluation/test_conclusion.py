@@ -1,13 +1,21 @@
 """What a report card comes to, in words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from reluguard.detector.metrics import Interval, Rates, RedTeamSummary
 from reluguard.training.attacks import ATTACKS
-from reluguard.training.evaluation.conclusion import Conclusion, conclude, kind_of
+from reluguard.training.evaluation.conclusion import (
+    Beside,
+    Conclusion,
+    by_fit,
+    conclude,
+    kind_of,
+)
 from reluguard.training.evaluation.report_card import AttackFigures
+from reluguard.training.statistics.bootstrap import Word
 
 
 def share(value: float, n: int = 100) -> Rates:
@@ -123,3 +131,36 @@ def test_an_attack_of_someones_own_is_called_as_it_is() -> None:
     assert kind_of("pgd-linf-2.55") == "faint attacks"
     assert kind_of("pgd-linf-48") == "strong attacks"
     assert kind_of("pgd-linf-4-40-early") == "attacks that barely cross the boundary"
+
+
+@pytest.mark.parametrize(
+    ("word", "end"),
+    [
+        (None, "alone 70 of 100"),
+        ("ahead", "alone 70 of 100, so it beats confidence alone"),
+        ("level", "it is not shown to beat confidence alone"),
+        ("behind", "so it does not beat confidence alone"),
+    ],
+)
+def test_it_is_said_whether_confidence_alone_would_do(word: Word | None, end: str) -> None:
+    """In pairs of pictures, and who is ahead where an interval says so."""
+    beside = Beside(guard=0.96, alone=0.7, word=word)
+    found = conclude({"pgd-linf-8": attack(1.0)}, share(0.03), {}, "0.05", beside=beside)
+    told = found.sentences[1]
+    assert told.startswith("Shown an attacked and a clean picture it picks the attacked one 96 of")
+    assert told.endswith(f"{end}.")
+
+
+def test_a_fit_compares_attacks_of_enough_successes() -> None:
+    """Means over the same attacks; few successes and no figure for confidence leave one out."""
+    area = Interval(0.9, 0.8, 1.0, 50)
+    known = replace(attack(1.0), auroc=area, confidence_only_auroc=0.5)
+    thin = replace(known, succeeded=29, confidence_only_auroc=1.0)
+    mute = replace(known, confidence_only_auroc=None)
+    found = by_fit(
+        {"a": known, "b": replace(known, confidence_only_auroc=0.7), "c": thin, "d": mute}
+    )
+    assert found is not None
+    assert (found.guard, found.alone) == (pytest.approx(0.9), pytest.approx(0.6))
+    assert found.word is None
+    assert by_fit({"c": thin}) is None

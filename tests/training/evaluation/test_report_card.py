@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.errors import GuardError
-from reluguard.detector.head import threshold_at
+from reluguard.detector.head import images_needed, threshold_at
 from reluguard.detector.runtime import Guard
-from reluguard.training.evaluation.figures import precision, prevalence_table
+from reluguard.training.evaluation.figures import precision, prevalence_table, promises
 from reluguard.training.evaluation.report_card import ReportCard, promised_rates
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.pages.report_card_text import print_card
+from reluguard.training.pages.words import promise_note
 from reluguard.training.provenance import provenance_of
 from reluguard.training.statistics.metrics import auroc
 from tests.training.fitting import Order
@@ -200,3 +203,41 @@ def test_the_card_prints(
         "flagged at 0.05",
     ):
         assert word in told
+
+
+@given(
+    images=st.integers(1, 5000), rate=st.sampled_from([0.001, 0.01, 0.05, 0.2]), seed=st.integers(0)
+)
+@settings(max_examples=30, deadline=None)
+def test_a_promise_holds_in_95_of_100_draws(images: int, rate: float, seed: int) -> None:
+    """Realised rates of thresholds on draws of calibration images lie in the range that is told."""
+    (found,) = promises(images, [rate]).values()
+    assert found.needed == images_needed(rate)
+    if images < found.needed:
+        assert found.low is found.high is None
+        return
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low < found.high < 1
+    rng = np.random.default_rng(seed)
+    rank = int(np.floor(rate * (images + 1) + 1e-9))
+    # of uniform scores the share above the threshold is one minus it
+    realised = [1 - np.sort(rng.random(images))[images - rank] for _ in range(300)]
+    inside = np.mean([(found.low <= r) & (r <= found.high) for r in realised])
+    assert 0.9 < inside < 0.99
+
+
+def test_the_range_of_a_promise_is_told(
+    fitted: GuardArtifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With how many images, between which rates, and how many a lower rate needs."""
+    assert promise_note(promises(140, [0.05, 0.001]), 140) == (
+        "With 140 calibration images a promised 5 % comes out between 2 % and 9.1 %; "
+        "a promise of 0.1 % needs 999."
+    )
+    card = ReportCard.from_json(fitted.manifest.metrics)
+    assert promise_note(card.promises, fitted.manifest.calibration_images) in report_page(
+        card, fitted.manifest
+    )
+    print_card(card)
+    assert "a threshold at 0.001 needs 999 calibration images" in capsys.readouterr().out
