@@ -67,7 +67,7 @@ def evaluate(
         typer.Option(
             "--surrogate",
             help="The ONNX file of another model of the same task; attacks on it are tried"
-            " on yours.",
+            " on yours, and how it doubts the answers is compared.",
         ),
     ] = None,
     trained_on: Annotated[
