@@ -23,6 +23,7 @@ class Running:
     address: str
     metrics_address: str | None
     http_address: str | None
+    health_address: str | None
     server: Server
 
 
@@ -71,6 +72,7 @@ def running(what: Guard | Settings, **changes: Any) -> Iterator[Running]:
             address=server.address,
             metrics_address=server.metrics_address,
             http_address=server.http_address,
+            health_address=server.health_address,
             server=server,
         )
     finally:

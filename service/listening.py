@@ -6,6 +6,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from reluguard.service.errors import StartError
+from reluguard.service.places import Place
 from reluguard.service.protocols import open_inference, servicers
 from reluguard.service.protocols.descriptors import pool
 from reluguard.service.protocols.health import SERVICE as HEALTH
@@ -18,10 +19,12 @@ __all__ = [
     "bind",
     "certificate_files",
     "certificates",
+    "probe_options",
     "reflect",
     "server_options",
 ]
 
+_PROBE_BYTES = 4096
 _HANDSHAKE_MS = 10_000  # gRPC's own two minutes let strangers hold connections
 
 SERVICES = (servicers.SERVICE, open_inference.SERVICE)
@@ -68,13 +71,27 @@ def server_options(
     return list(options.items())
 
 
-def bind(server: Any, settings: Settings, credentials: grpc.ServerCredentials | None) -> int:
+def probe_options(*, shared: bool) -> list[tuple[str, int]]:
+    """Return gRPC's settings of the port that probes alone ask."""
+    options = {
+        "grpc.so_reuseport": int(shared),
+        "grpc.max_receive_message_length": _PROBE_BYTES,
+        "grpc.max_concurrent_streams": 8,
+        "grpc.max_allowed_incoming_connections": 32,
+        "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
+        "grpc.max_connection_idle_ms": _HANDSHAKE_MS,
+        "grpc.max_metadata_size": _PROBE_BYTES,
+        "grpc.absolute_max_metadata_size": _PROBE_BYTES,
+    }
+    return list(options.items())
+
+
+def bind(server: Any, place: Place, credentials: grpc.ServerCredentials | None) -> int:
     """Listen, and return the port.
 
     Raises:
         StartError: the port is in use, or the address is not this machine's.
     """
-    place = settings.place
     place.clear()
     address = place.address
     try:

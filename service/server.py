@@ -28,6 +28,7 @@ from reluguard.service.listening import (
     bind,
     certificate_files,
     certificates,
+    probe_options,
     reflect,
     server_options,
 )
@@ -91,6 +92,7 @@ class Server:
         self.address = ""
         self.metrics_address: str | None = None
         self.http_address: str | None = None
+        self.health_address: str | None = None
         self._stack = contextlib.AsyncExitStack()
         self._stopped = False
         self._workers: ThreadPoolExecutor
@@ -212,8 +214,9 @@ class Server:
         if settings.reflection:
             reflect(self._grpc)
         await self._catch_up()
-        self.address = settings.place.of_port(bind(self._grpc, settings, credentials))
+        self.address = settings.place.of_port(bind(self._grpc, settings.place, credentials))
         self._stack.callback(settings.place.remove)
+        await self._answer_probes()
         self._http = self._by_http(servicer, inspector)
         web = self._web()
         await self._grpc.start()
@@ -374,6 +377,18 @@ class Server:
         if place is None:
             return None
         return WebServer(place, self.metrics.registry, self.status)
+
+    async def _answer_probes(self) -> None:
+        """Answer health, and nothing else, in plain text where that is wanted."""
+        place = self.settings.health_place
+        if place is None:
+            return
+        probes = grpc.aio.server(options=probe_options(shared=not self._share.is_alone))
+        self._stack.push_async_callback(probes.stop, None)
+        probes.add_generic_rpc_handlers((self._health.handlers(self._edge.lobby),))
+        self.health_address = place.of_port(bind(probes, place, None))
+        self._stack.callback(place.remove)
+        await probes.start()
 
     def _by_http(
         self, servicer: open_inference.OpenInferenceServicer, inspector: Inspector

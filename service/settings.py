@@ -47,6 +47,9 @@ class Settings:
             and limits; 0 for any, None for none.
         http_host: address of that port, as `host` has it; `host` if None.
         http_connections: most connections to it; beyond them the one that waited longest makes way.
+        health_port: port of `grpc.health.v1` alone, in plain text, without tokens, for probes that
+            speak no TLS; 0 for any, None for none.
+        health_host: address of that port, as `host` has it; `host` if None.
         max_rows: most images in one request.
         max_batch: most images in one model run.
         max_delay_s: longest time the first request of a batch waits for company. 0 still merges
@@ -123,6 +126,8 @@ class Settings:
     http_port: int | None = None
     http_host: str | None = None
     http_connections: int = 512
+    health_port: int | None = None
+    health_host: str | None = None
     max_rows: int = 256
     max_batch: int = 32
     max_delay_s: float = 0.0
@@ -178,7 +183,7 @@ class Settings:
         self._check_places()
         self._check_security()
         self._check_choices()
-        for name in ("port", "metrics_port", "http_port"):
+        for name in ("port", "metrics_port", "http_port", "health_port"):
             port = getattr(self, name)
             if port is not None and not 0 <= port <= 65535:
                 raise SettingsError(f"expected {name} in 0..65535, got {port}")
@@ -214,12 +219,16 @@ class Settings:
             raise SettingsError("expected model and guard together: got only one of them")
 
     def _check_places(self) -> None:
-        places = [self.place, self.metrics_place, self.http_place]
+        places = [self.place, self.metrics_place, self.http_place, self.health_place]
         paths = [place.path for place in places if place is not None and place.path]
         if len(set(paths)) < len(paths):
             raise SettingsError(f"expected a unix socket for one port only, got {paths[0]} twice")
-        if self.http_host is not None and self.http_port is None:
-            raise SettingsError("expected http_port beside http_host (0 for a unix socket)")
+        for name in ("http", "health"):
+            host, port = getattr(self, f"{name}_host"), getattr(self, f"{name}_port")
+            if host is not None and port is None:
+                raise SettingsError(
+                    f"expected {name}_port beside {name}_host (0 for a unix socket)"
+                )
 
     def _check_security(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -278,6 +287,11 @@ class Settings:
     def http_place(self) -> Place | None:
         """Where the open protocol is by HTTP, None for nowhere."""
         return self._beside(self.http_host, self.http_port)
+
+    @property
+    def health_place(self) -> Place | None:
+        """Where probes ask, None for nowhere."""
+        return self._beside(self.health_host, self.health_port)
 
     def _beside(self, host: str | None, port: int | None) -> Place | None:
         if port is None:

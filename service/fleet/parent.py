@@ -113,6 +113,7 @@ class Fleet:
         self._loop: asyncio.AbstractEventLoop
         self._port = 0
         self._http_port: int | None = None
+        self._health_port: int | None = None
         self._ending = asyncio.Event()
         self._handle = -1
         self._accounts: Table
@@ -139,6 +140,10 @@ class Fleet:
         place, by_http = settings.place, settings.http_place
         held, self._port = hold_port(place)
         self._stack.enter_context(held)
+        probes = settings.health_place
+        if probes is not None:
+            held, self._health_port = hold_port(probes)
+            self._stack.enter_context(held)
         if by_http is not None:
             held, port = hold_port(by_http)
             self._stack.enter_context(held)
@@ -276,12 +281,15 @@ class Fleet:
 
     def _hello(self, child: _Child, decisions: int | None) -> dict[str, Any]:
         place, by_http = self.settings.place, self.settings.http_place
+        probes = self.settings.health_place
         settings = replace(
             self.settings,
             host=place.host,
             port=self._port,
             http_host=None if by_http is None else by_http.host,
             http_port=self._http_port,
+            health_host=None if probes is None else probes.host,
+            health_port=self._health_port,
             metrics_host=None,
             metrics_port=None,
         )

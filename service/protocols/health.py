@@ -15,9 +15,10 @@ from grpc_health.v1 import health, health_pb2
 from reluguard.service.errors import OverloadedError, RequestError
 from reluguard.service.intake import EvictedError, Intake
 
-__all__ = ["SERVICE", "Health"]
+__all__ = ["LIVE", "SERVICE", "Health"]
 
 SERVICE: str = health.SERVICE_NAME
+LIVE = "reluguard.live"  # SERVING as long as anything is answered: a draining server lives
 _Status = health_pb2.HealthCheckResponse
 _MOST_BYTES = 1024  # a name: whoever sends more is no probe
 
@@ -26,7 +27,7 @@ class Health:
     """What balancers and probes are told. Nothing is SERVING until it is said so."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._serving = dict.fromkeys(["", *names], False)
+        self._serving = {**dict.fromkeys(["", *names], False), LIVE: True}
         self._draining = False
         self._closed = False
         self._changed = asyncio.Condition()
@@ -69,7 +70,8 @@ class Health:
         serving = self._serving.get(name)
         if serving is None:
             return _Status.SERVICE_UNKNOWN
-        return _Status.SERVING if serving and not self._draining else _Status.NOT_SERVING
+        ends = self._draining and name != LIVE
+        return _Status.SERVING if serving and not ends else _Status.NOT_SERVING
 
     async def _check(self, name: str, context: Any) -> Any:
         if name not in self._serving:
@@ -92,7 +94,7 @@ class Health:
 
     async def set(self, name: str, *, serving: bool) -> None:
         """Say whether this name is served; without effect once draining."""
-        self._serving[name] = serving
+        self._serving[name] = serving or name == LIVE
         await self._tell()
 
     async def drain(self) -> None:

@@ -20,6 +20,8 @@ from reluguard.service.captures.drift import Drift
 from reluguard.service.client.client import Client
 from reluguard.service.client.probe import is_healthy
 from reluguard.service.monitoring.metrics import Metrics
+from reluguard.service.protocols.health import LIVE
+from reluguard.service.room import room_of
 from reluguard.service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +181,89 @@ def test_the_dashboard_is_one() -> None:
     assert used - {"__all", "__rate_interval"} <= variables
 
 
+def test_probes_ask_the_plain_port_and_live_is_less_than_ready() -> None:
+    """Each by the kubelet's own gRPC, on the port that needs no TLS; a drain is no death."""
+    for _, container in containers():
+        environ = {entry["name"]: entry["value"] for entry in container["env"]}
+        port = int(environ["RELUGUARD_HEALTH_PORT"])
+        probes = {kind: container[f"{kind}Probe"]["grpc"] for kind in ("readiness", "liveness")}
+        probes["startup"] = container.get("startupProbe", container["readinessProbe"])["grpc"]
+        assert {probe["port"] for probe in probes.values()} == {port}
+        assert {kind: probe.get("service") for kind, probe in probes.items()} == {
+            "readiness": None, "startup": None, "liveness": LIVE,
+        }  # fmt: skip
+
+
+MEASURED_MIB = 913  # deployment.yaml says of what
+ROW_BYTES = 224 * 224 * 3 * 4
+
+
+def test_what_callers_may_use_fits_the_limit() -> None:
+    """What was measured under load, all that callers can make it hold, and /tmp in memory."""
+    for pod, container in containers():
+        environ = {entry["name"]: entry["value"] for entry in container["env"]}
+        settings = Settings.from_env({k: v for k, v in environ.items() if k.startswith(PREFIX)})
+        limit = container["resources"]["limits"]["memory"]
+        assert limit.endswith("Gi")
+        (tmp,) = (volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
+        assert tmp["medium"] == "Memory"
+        held = room_of(settings, ROW_BYTES).memory_bytes / 2**20
+        needed = MEASURED_MIB + held + int(tmp["sizeLimit"].removesuffix("Mi"))
+        assert needed < int(limit.removesuffix("Gi")) * 1024
+
+
+def test_policies_and_monitors_name_what_there_is() -> None:
+    """Ports, labels and secrets of the deployment, and no port for everybody."""
+    deployment, service, _ = documents("deployment.yaml")
+    pod = deployment["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    (policy,) = documents("networkpolicy.yaml")
+    assert policy["spec"]["podSelector"]["matchLabels"] == labels
+    assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+    opened = set()
+    for rule in policy["spec"]["ingress"]:
+        assert rule["from"]
+        opened |= {port["port"] for port in rule["ports"]}
+    assert opened == ports - {"health"}
+    (monitor,) = documents("servicemonitor.yaml")
+    assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "reluguard"
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    (certificate,) = documents("certificate.yaml")
+    secrets = {volume["secret"]["secretName"] for volume in pod["spec"]["volumes"]
+               if "secret" in volume}  # fmt: skip
+    assert certificate["spec"]["secretName"] in secrets
+    assert service["metadata"]["name"] in certificate["spec"]["dnsNames"]
+
+
+CUSTOM = {"keda.sh/v1alpha1", "serving.kserve.io/v1beta1", "monitoring.coreos.com/v1",
+          "cert-manager.io/v1"}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", KUBERNETES, ids=lambda file: file.name)
+def test_manifests_are_what_kubernetes_takes(file: Path) -> None:
+    """By Kubernetes's own schemas, offline; of custom kinds the head and nothing unknown beside."""
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    for document in yaml.safe_load_all(file.read_text()):
+        if document["apiVersion"] in CUSTOM:
+            assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
+            assert document["metadata"]["name"] == "reluguard"
+        else:
+            validate.validate(document, "1.31", strict=True)
+
+
+def test_the_schemas_can_fail() -> None:
+    """A misspelt field is found."""
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate")
+    deployment = documents("deployment.yaml")[0]
+    deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(validate.ValidationError):
+        validate.validate(deployment, "1.31", strict=True)
+
+
 def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield (pod, container) of everything that runs our image."""
     for file in KUBERNETES:
@@ -213,6 +298,9 @@ def test_pods_run_as_nobody_with_settings_the_server_knows() -> None:
             assert path is None or any(str(path).startswith(folder) for folder in folders)
         ports = {port["containerPort"] for port in container["ports"]}
         assert settings.port in ports
+        assert settings.tokens is not None
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_scalers_and_services_point_at_the_deployment() -> None:
