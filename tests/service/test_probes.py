@@ -36,7 +36,7 @@ def test_health_and_nothing_else(guard: Guard, tmp_path: Path) -> None:
         with grpc.insecure_channel(address) as channel:
             for path in (
                 "/reluguard.v1.Guard/Describe",
-                "/inference.GRPCInferenceService/ServerLive",
+                "/inference.GRPCInferenceService/ModelInfer",
             ):
                 with pytest.raises(grpc.RpcError) as caught:
                     channel.unary_unary(path)(b"", timeout=10)
