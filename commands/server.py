@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.health import DEFAULT_ADDRESS
-from reluguard.commands.options import Provider, Threads
+from reluguard.commands.options import LooksWanted, Provider, SecondModel, Threads
 
 __all__ = ["health", "serve"]
 
@@ -28,6 +28,8 @@ def serve(
             help="A second guard's folder: it scores in the same pass and is only counted.",
         ),
     ] = None,
+    looks: LooksWanted = None,
+    second_model: SecondModel = None,
     models: Annotated[
         Path | None,
         typer.Option(
@@ -140,6 +142,8 @@ def serve(
         model=model,
         guard=guard,
         challenger=challenger,
+        looks=looks,
+        second_model=second_model,
         models=models,
         host=host,
         port=port,

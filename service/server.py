@@ -334,6 +334,7 @@ class Server:
                 threads=threads,
                 readings=settings.capture is not None,
                 public_key=settings.public_key,
+                looks=settings.looks,
             )
         if settings.model is None or settings.guard is None:
             return {}
@@ -347,6 +348,8 @@ class Server:
             providers=settings.providers,
             threads=threads,
             readings=settings.capture is not None,
+            looks=settings.looks,
+            second_model=settings.second_model,
         )
         return {name: source}
 

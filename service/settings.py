@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reluguard.detector.errors import SettingsError
+from reluguard.detector.looks.judging import Looks
 from reluguard.service.places import Place
 
 __all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode"]
@@ -33,6 +34,11 @@ class Settings:
         guard: guard folder, a link to one, or a folder whose `CURRENT` file names one inside it.
         challenger: folder of a second guard that scores in the same pass and is only counted; None
             for what `guard`'s own CHALLENGER file names, if anything.
+        looks: when a guard looks a second time: `first` for never, `suspicious` where the first
+            look finds something suspicious, `always` at every image, which alone helps against an
+            attacker who knows of the first look; None for `suspicious` where the guard can.
+        second_model: ONNX file of the network that looks again, of a guard that was fitted with
+            one; None for the file of its name beside model or guard.
         public_key: PEM, an Ed25519 public key: guards its owner did not sign are refused.
         name: what callers call the model; the ONNX file's stem if None.
         models: instead of `model` and `guard`, a folder with one `NAME/model.onnx` and `NAME/guard`
@@ -116,6 +122,8 @@ class Settings:
     model: Path | None = None
     guard: Path | None = None
     challenger: Path | None = None
+    looks: Looks | None = None
+    second_model: Path | None = None
     public_key: Path | None = None
     name: str | None = None
     models: Path | None = None

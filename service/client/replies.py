@@ -67,6 +67,7 @@ def verdicts_of(reply: pb.InspectResponse) -> Verdicts:
         outputs={tensor.name: _array(tensor) for tensor in reply.outputs},
         # an older server says nothing of it
         unscored=np.array(reply.unscored or np.zeros(n), np.bool_),
+        look=np.array(reply.look or np.ones(n), np.uint8),
     )
 
 

@@ -100,6 +100,7 @@ def _hour(parts: Sequence[HourStatus]) -> HourStatus:
         images=sum(part.images for part in parts),
         adversarial=sum(part.adversarial for part in parts),
         unscored=sum(part.unscored for part in parts),
+        looked_again=sum(part.looked_again for part in parts),
         minutes=[
             (sum(images for images, _ in minute), sum(flagged for _, flagged in minute))
             for minute in zip(*(part.minutes for part in parts), strict=True)

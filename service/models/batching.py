@@ -7,6 +7,9 @@ merged run fails, each of its requests runs again alone, so only the guilty one 
 
 A request costs one future and a run one hop to a thread and one back: on small models the way to
 the model is longer than the model.
+
+Rows that a version looks at again are run among themselves (`again`), and their request is answered
+after that; what was merged with it is not held up.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +25,14 @@ from numpy.typing import NDArray
 
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import ExpiredError, NotReadyError, OverloadedError
+from reluguard.service.models.again import (
+    NONE,
+    UNSEEN,
+    Again,
+    AgainQueue,
+    LooksAgain,
+    look_again,
+)
 from reluguard.service.models.rows import join, take
 from reluguard.service.models.slots import Slots
 from reluguard.service.monitoring.metrics import ModelMetrics
@@ -66,13 +77,19 @@ class _Item:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """One run of the model: what went in, and what came out or went wrong."""
+    """One run of the model: what went in, and what came out or went wrong.
+
+    `first` and `wanted` are of a version that looks again: what its first look said, and which rows
+    are still to be looked at; `verdicts` are right for the others.
+    """
 
     batch: list[_Item]
     rows: int
     started: float = 0.0
     took: float = 0.0
     verdicts: Verdicts | None = None
+    first: Verdicts | None = None
+    wanted: NDArray[np.bool_] | None = None
     all_scored: bool = False
     error: Exception | None = None
 
@@ -99,6 +116,7 @@ class Batcher:
     slots: Slots
     metrics: ModelMetrics
     _queue: deque[_Item] = field(default_factory=deque, init=False)
+    _again: AgainQueue[tuple[_Item, _Run]] = field(init=False)
     _queued_rows: int = field(default=0, init=False)
     _running: int = field(default=0, init=False)
     _running_rows: int = field(default=0, init=False)
@@ -113,6 +131,7 @@ class Batcher:
     def start(self) -> None:
         """Belong to the running event loop. Call on it, before anything is submitted."""
         self._loop = asyncio.get_running_loop()
+        self._again = AgainQueue(self.max_batch)
         self._idle.set()
         self.metrics.watch_queue(lambda: self._queued_rows)
 
@@ -133,7 +152,7 @@ class Batcher:
     @property
     def expected_wait_s(self) -> float:
         """Return how long a new request would wait, by the speed of the last runs."""
-        return (self._queued_rows + self._running_rows) * self._row_s
+        return (self._queued_rows + self._running_rows + self._again.rows) * self._row_s
 
     async def submit(
         self, tensor: NDArray[Any], runner: Runner, *, deadline: float | None = None
@@ -244,12 +263,22 @@ class Batcher:
     def _dispatch(self) -> None:
         """Start as many runs as there are full or ripe batches and free slots."""
         self._woken = False
-        while self._queue and self._is_ripe() and self.slots.take(self._dispatch):
+        while (kind := self._next()) and self.slots.take(self._dispatch):
+            if kind == "second":
+                self._start_again()
+                continue
             batch = self._form()
             if batch:
                 self._start(batch)
             else:
                 self.slots.release()
+
+    def _next(self) -> str:
+        """Return which look is to be taken next, empty where nothing is to be run."""
+        ripe = bool(self._queue) and self._is_ripe()
+        if len(self._again) and (not ripe or self._again.is_due(self._loop.time())):
+            return "second"
+        return "first" if ripe else ""
 
     def _is_ripe(self) -> bool:
         """Return whether the batch is full or its first request waited enough; else wait on."""
@@ -291,8 +320,7 @@ class Batcher:
         """Run the model, in a thread of the executor."""
         run.started = self._loop.time()
         try:
-            run.verdicts = _run_merged(run.batch)
-            run.all_scored = not run.verdicts.unscored.any()
+            _look(run)
         except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
             run.error = error
         run.took = self._loop.time() - run.started
@@ -310,21 +338,82 @@ class Batcher:
             self._fail(run.batch[0], run.error or RuntimeError("a run without an outcome"))
             return
         self._learn(run.took / run.rows)
-        self._observe(run, run.verdicts)
+        self.metrics.ran(run.rows, run.took)
+        if run.wanted is None or not run.wanted.any():
+            self.metrics.verdicts(run.verdicts)
         start = 0
         for item in run.batch:
             stop = start + item.rows
-            whole = len(run.batch) == 1
-            self._answer(item, run, run.verdicts if whole else take(run.verdicts, start, stop))
+            self._looked(item, run, start, stop)
             start = stop
+
+    def _looked(self, item: _Item, run: _Run, start: int, stop: int) -> None:
+        """Answer a request by a run's rows, or let some of them wait for a second look."""
+        whole = len(run.batch) == 1
+        assert run.verdicts is not None
+        mine = run.verdicts if whole else take(run.verdicts, start, stop)
+        if run.wanted is None or not run.wanted.any():
+            self._answer(item, run, mine)
+            return
+        rows = np.flatnonzero(run.wanted[start:stop])
+        if not len(rows):
+            self.metrics.verdicts(mine)
+            self._answer(item, run, mine)
+            return
+        if item.future.done():
+            return
+        assert run.first is not None
+        assert isinstance(item.runner, LooksAgain)
+        first = run.first if whole else take(run.first, start, stop)
+        since = self._loop.time()
+        self._again.add(Again((item, run), item.runner, item.tensor, first, rows, since))
+        self._idle.clear()
+        self._wake()
+
+    def _start_again(self) -> None:
+        batch = self._again.form()
+        self._running += 1
+        rows = sum(len(again.rows) for again in batch)
+        self._running_rows += rows
+        self._idle.clear()
+        self.executor.submit(self._work_again, batch, rows)
+
+    def _work_again(self, batch: list[Again[tuple[_Item, _Run]]], rows: int) -> None:
+        """Take second looks, in a thread of the executor."""
+        started = self._loop.time()
+        look_again(batch)
+        took = self._loop.time() - started
+        self._loop.call_soon_threadsafe(self._finish_again, batch, rows, took)
+
+    def _finish_again(self, batch: list[Again[tuple[_Item, _Run]]], rows: int, took: float) -> None:
+        self._running -= 1
+        self._running_rows -= rows
+        self._settle()
+        self.metrics.looked_again(rows, took)
+        for again in batch:
+            (item, run), verdicts = again.item, again.verdicts
+            assert verdicts is not None  # look_again leaves none out
+            self.metrics.verdicts(verdicts)
+            scored = run.all_scored and not verdicts.unscored.any()
+            self._answer(item, replace(run, took=run.took + took, all_scored=scored), verdicts)
 
     def _end(self, run: _Run) -> None:
         self._running -= 1
         self._running_rows -= run.rows
-        if not self._running:
-            self._idle.set()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Go on after a run; nobody is busy when nothing runs and nothing waits to be seen again.
+
+        A run that ends may leave rows to be looked at again, so it is asked once they were put in.
+        """
         self.slots.release()
         self._dispatch()
+        self._loop.call_soon(self._rest)
+
+    def _rest(self) -> None:
+        if not self._running and not len(self._again):
+            self._idle.set()
 
     async def _run_alone(self, run: _Run) -> None:
         """Run each of these requests by itself, in the slot that they hold together."""
@@ -335,7 +424,7 @@ class Batcher:
                 alone = _Run([item], item.rows, started=self._loop.time())
                 try:
                     verdicts = await self._loop.run_in_executor(
-                        self.executor, _run_merged, alone.batch
+                        self.executor, _all_looks, alone.batch
                     )
                 except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
                     self._fail(item, error)
@@ -360,6 +449,29 @@ class Batcher:
         self._row_s = (
             row_s if self._row_s == 0 else (_SMOOTHING * row_s + (1 - _SMOOTHING) * self._row_s)
         )
+
+
+def _look(run: _Run) -> None:
+    """Run the model, and judge what needs no second look."""
+    first = _run_merged(run.batch)
+    runner = run.batch[0].runner
+    run.verdicts = first
+    if isinstance(runner, LooksAgain):
+        run.first, run.wanted = first, runner.wanted(first)
+        run.verdicts = runner.judged(first, NONE, UNSEEN)
+    run.all_scored = not run.verdicts.unscored.any()
+
+
+def _all_looks(batch: Sequence[_Item]) -> Verdicts:
+    """Return the verdicts of all looks at one request."""
+    first, item = _run_merged(batch), batch[0]
+    if not isinstance(item.runner, LooksAgain):
+        return first
+    rows = np.flatnonzero(item.runner.wanted(first))
+    again = Again(item, item.runner, item.tensor, first, rows, 0.0)
+    look_again([again])
+    assert again.verdicts is not None  # look_again leaves none out
+    return again.verdicts
 
 
 def _run_merged(batch: Sequence[_Item]) -> Verdicts:

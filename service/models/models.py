@@ -15,13 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.errors import DetectorError
+from reluguard.detector.looks.judging import Looks
 from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import earlier, history
 from reluguard.detector.shelf.versions import CHALLENGER, CURRENT, NAME, pointed
-from reluguard.detector.verdict import Verdicts
+from reluguard.detector.verdict import Readings, Verdicts
 from reluguard.service.errors import (
     NotFoundError,
     NotReadyError,
@@ -54,6 +56,8 @@ class Source:
     providers: tuple[str, ...] | None = None
     threads: int | None = None
     readings: bool = False  # let verdicts carry what the head read, for capture
+    looks: Looks | None = None  # when a second look is taken; where the guard has one if None
+    second_model: Path | None = None  # the network that looks again, of a guard fitted with one
 
     def guard_folder(self) -> Path:
         """Return the guard's folder, through a link or a `CURRENT` file that names it.
@@ -82,6 +86,7 @@ class Source:
             _stats(self.challenger_folder),
             _stats(lambda: self.model),
             _stats(lambda: self.public_key),
+            _stats(lambda: self.second_model),
         )
 
     def open(self) -> "Version":
@@ -130,6 +135,8 @@ class Source:
             readings=self.readings,
             challenger=rival,
             public_key=self.public_key,
+            looks=self.looks,
+            second_model=self.second_model,
         )
 
 
@@ -178,9 +185,25 @@ class Version:
         return self.guard.artifact.digest
 
     def run(self, tensor: NDArray[Any]) -> Verdicts:
-        """Return the verdicts on this checked tensor. Called from a worker thread."""
-        first = self.guard.verdicts(self.guard.run_checked(tensor))
-        return self.guard.look_again(tensor, first)
+        """Return the first look's verdicts on this checked tensor. Called from a worker thread."""
+        return self.guard.verdicts(self.guard.run_checked(tensor))
+
+    def wanted(self, first: Verdicts) -> NDArray[np.bool_]:
+        """Return which rows are to be looked at again: bool, (N,)."""
+        again = self.guard.again
+        return np.zeros(len(first), np.bool_) if again is None else again.is_wanted(first)
+
+    def again(self, tensor: NDArray[Any], first: Readings) -> NDArray[np.float32]:
+        """Return second scores of these rows. Called from a worker thread."""
+        again = self.guard.again
+        assert again is not None  # otherwise no row is wanted
+        return again.scores(tensor, first)
+
+    def judged(
+        self, first: Verdicts, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> Verdicts:
+        """Return the verdicts of both looks, those of the first where there is no second."""
+        return self.guard.judged(first, rows, scores)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -367,6 +390,7 @@ def sources_in(
     threads: int | None,
     readings: bool = False,
     public_key: Path | None = None,
+    looks: Looks | None = None,
 ) -> dict[str, Source]:
     """Return what a model folder holds: one `NAME/model.onnx` with `NAME/guard` per model.
 
@@ -389,6 +413,7 @@ def sources_in(
             providers=providers,
             threads=threads,
             readings=readings,
+            looks=looks,
         )
         for name in names
         if (folder / name / "model.onnx").is_file()

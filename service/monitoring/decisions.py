@@ -141,6 +141,7 @@ class DecisionLog:
                     "withheld": withheld and decision.policy == "reject",
                     "p_value": round(float(verdicts.p_value[row]), 6),
                     "prediction": int(verdicts.prediction[row]),
+                    **({"look": 2} if verdicts.look[row] == 2 else {}),
                 }
             )
         return lines

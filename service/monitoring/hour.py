@@ -25,9 +25,13 @@ class _Minute:
 
 @dataclass(slots=True)
 class Hour:
-    """What the last hour's verdicts were, for the status page. Sixty minutes, fixed memory."""
+    """What the last hour's verdicts were, for the status page. Sixty minutes, fixed memory.
+
+    `looked_again` counts second looks since the start.
+    """
 
     clock: Callable[[], float] = time.monotonic
+    looked_again: int = 0
     _minutes: deque[_Minute] = field(default_factory=lambda: deque(maxlen=_MINUTES))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -26,7 +26,7 @@ from reluguard.service.settings import Policy
 
 __all__ = ["CallRefusal", "Metrics", "ModelMetrics", "ReloadOutcome", "Stage"]
 
-Stage = Literal["decode", "queue", "model", "encode"]
+Stage = Literal["decode", "queue", "model", "second_look", "encode"]
 Rejection = Literal["queue_full", "wait_too_long", "expired", "cancelled"]
 CallRefusal = (
     Literal["too_many_calls", "too_many_streams", "draining", "unauthenticated"]
@@ -102,6 +102,10 @@ class Metrics:
         self.draining = Gauge(
             "reluguard_draining", "1 while the server shuts down.", registry=registry
         )
+        self._looked_again = Counter(
+            "reluguard_second_looks_total", "Images that a second look was taken at.", model,
+            registry=registry,
+        )  # fmt: skip
         self._challenger_score = Histogram(
             "reluguard_challenger_score", "The challenger's score of each image, log-odds.", model,
             buckets=SCORES, registry=registry,
@@ -199,6 +203,7 @@ class Metrics:
                 outcome: self._verdicts.labels(name, outcome, policy)
                 for outcome in get_args(Outcome)
             },
+            _looked_again=self._looked_again.labels(name),
             _challenger_score=self._challenger_score.labels(name),
             _challenger_verdicts={
                 outcome: self._challenger_verdicts.labels(name, outcome)
@@ -228,6 +233,7 @@ class ModelMetrics:
     hour: Hour
     _score: Histogram
     _verdicts: dict[Outcome, Counter]
+    _looked_again: Counter
     _challenger_score: Histogram
     _challenger_verdicts: dict[Outcome, Counter]
     _disagreements: dict[Direction, Counter]
@@ -246,6 +252,12 @@ class ModelMetrics:
         """Record one model run."""
         self._batch.observe(rows)
         self.stage("model", seconds)
+
+    def looked_again(self, rows: int, seconds: float) -> None:
+        """Record one run of second looks."""
+        self._looked_again.inc(rows)
+        self.stage("second_look", seconds)
+        self.hour.looked_again += rows
 
     def watch_queue(self, rows: Callable[[], int]) -> None:
         """Ask this for how many images wait, whenever somebody looks."""
@@ -288,12 +300,14 @@ class ModelMetrics:
         self._guards.hide(self.name)
 
     def verdicts(self, verdicts: Verdicts) -> None:
-        """Count the verdicts on one request, and the challenger's."""
+        """Count the verdicts on one request, and the challenger's.
+
+        Scores that are shown are the first look's: those of two heads have no common measure.
+        """
         scored_rows = ~verdicts.unscored
-        counts = _observe(
-            verdicts.score, verdicts.is_adversarial, scored_rows, self._score, self._verdicts
-        )
-        scored = verdicts.score[scored_rows].tolist()
+        score = verdicts.score if verdicts.first is None else verdicts.first.score
+        counts = _observe(score, verdicts.is_adversarial, scored_rows, self._score, self._verdicts)
+        scored = score[scored_rows].tolist()
         self.hour.add(scored, adversarial=counts["adversarial"], unscored=counts["unscored"])
         theirs = verdicts.challenge
         if theirs is not None:

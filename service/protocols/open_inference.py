@@ -3,7 +3,7 @@
 A request that lists no outputs gets the production outputs only, so no caller is surprised by a
 tensor it doesn't know; the verdict rides along as response parameters. `reluguard_is_adversarial`,
 `reluguard_likelihood`, `reluguard_unscored` and, for privileged callers, `reluguard_score`,
-`reluguard_p_value` and `reluguard_evidence` are outputs a request may list.
+`reluguard_p_value`, `reluguard_evidence` and `reluguard_look` are outputs a request may list.
 
 Where the protocol leaves room: a model has one version, "1"; a version that is a number but another
 one is NOT_FOUND, one that is no number is INVALID_ARGUMENT; an empty batch is INVALID_ARGUMENT.
@@ -95,6 +95,7 @@ _EXTRAS: dict[Detail, dict[str, tuple[str, tuple[int, ...]]]] = {
         "reluguard_score": ("FP32", ()),
         "reluguard_p_value": ("FP64", ()),
         "reluguard_evidence": ("FP32", (-1,)),
+        "reluguard_look": ("UINT8", ()),
     },
 }
 
@@ -486,6 +487,7 @@ def _answer(name: str, model: Model, inspection: Inspection, wanted: list[str]) 
         "reluguard_score": verdicts.score,
         "reluguard_p_value": verdicts.p_value,
         "reluguard_evidence": verdicts.evidence,
+        "reluguard_look": verdicts.look,
     }
     parameters: dict[str, int | str] = {}
     if view.detail is not Detail.NONE:

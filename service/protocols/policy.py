@@ -94,6 +94,7 @@ class Rules:
                 evidence=verdicts.evidence if full else np.zeros((n, 0), np.float32),
                 outputs=blank(verdicts.outputs, withheld),
                 unscored=unscored & (detail is not Detail.NONE),
+                look=verdicts.look if full else np.ones(n, np.uint8),
             ),
             detail=detail,
             withheld=withheld,

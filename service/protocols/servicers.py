@@ -207,6 +207,8 @@ def _response(
         response.score.extend(verdicts.score.tolist())
         response.p_value.extend(verdicts.p_value.tolist())
         response.evidence.CopyFrom(_tensor("evidence", verdicts.evidence))
+        if (verdicts.look != 1).any():
+            response.look.extend(verdicts.look.tolist())
     return response
 
 

@@ -163,6 +163,9 @@ def _guard(model: ModelStatus) -> str:
     if guard is None:
         return _card("Guard", "<p class=bad>none is live")
     rows = _facts(guard) | {"Policy": _text(model.policy)}
+    if guard.second_look:
+        count = f"{model.hour.looked_again:,} images since start"
+        rows["Second look"] = f"{_text(guard.second_look)}; {count}"
     return _card("Guard", f"<table>{_rows(rows)}</table>")
 
 

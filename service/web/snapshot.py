@@ -20,6 +20,7 @@ from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.captures import index
 from reluguard.detector.errors import GuardError
 from reluguard.detector.metrics import GateResult, gate_of
+from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import HISTORY
 from reluguard.detector.shelf.shelf import ShelfError, history
 from reluguard.service.captures.drift import Drift
@@ -56,6 +57,7 @@ class GuardStatus:
     created_at: str
     threshold: float
     target_fpr: float
+    second_look: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class HourStatus:
         images: all of them.
         adversarial: those flagged.
         unscored: those without a score.
+        looked_again: second looks, since the server started.
         minutes: images and adversarial ones per minute, oldest first.
         histogram: upper bound and images per bucket of the score; the last bound is infinite.
     """
@@ -73,6 +76,7 @@ class HourStatus:
     images: int
     adversarial: int
     unscored: int
+    looked_again: int = 0
     minutes: Sequence[tuple[int, int]]
     histogram: Sequence[tuple[float, int]]
 
@@ -191,16 +195,30 @@ def model_status(
             images=images,
             adversarial=adversarial,
             unscored=unscored,
+            looked_again=hour.looked_again,
             minutes=hour.minutes(),
             histogram=hour.histogram(),
         ),
-        guard=None if guard is None else _guard_status(guard.artifact, guard.threshold, guard.fpr),
+        guard=None
+        if guard is None
+        else dataclasses.replace(
+            _guard_status(guard.artifact, guard.threshold, guard.fpr), second_look=_looks(guard)
+        ),
         challenger=challenger,
         challenger_refused=version is not None and bool(version.refused),
         captured=captured,
         drift=drift,
         changes=() if model.source is None else last_changes(model.source.guard),
     )
+
+
+def _looks(guard: Guard) -> str:
+    """Return what a guard looks at a second time, and when; empty where it looks once."""
+    again = guard.again
+    if again is None:
+        return ""
+    when = "at every image" if again.looks == "always" else "at what is suspicious"
+    return f"{again.second.look.name}, {when}"
 
 
 def _guard_status(artifact: GuardArtifact, threshold: float, fpr: float) -> GuardStatus:
@@ -326,6 +344,10 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
             f"  last hour: {hour['images']} images, {hour['adversarial']} adversarial, "
             f"{hour['unscored']} unscored"
         )
+        if guard and guard["second_look"]:
+            lines.append(
+                f"  looks again: {guard['second_look']}; {hour['looked_again']} images since start"
+            )
         if rival:
             agreed = rival["agreement"]
             lines.append(

@@ -69,7 +69,7 @@ class InspectRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., id: _Optional[str] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., encoded: _Optional[_Union[EncodedImages, _Mapping]] = ..., outputs: _Optional[_Iterable[str]] = ..., all_outputs: _Optional[bool] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("id", "model", "guard", "detail", "prediction", "is_adversarial", "likelihood", "score", "p_value", "evidence", "withheld", "unscored", "outputs", "timing", "capture")
+    __slots__ = ("id", "model", "guard", "detail", "prediction", "is_adversarial", "likelihood", "score", "p_value", "evidence", "withheld", "unscored", "outputs", "timing", "capture", "look")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GUARD_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class InspectResponse(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    LOOK_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     guard: str
@@ -100,7 +101,8 @@ class InspectResponse(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
     timing: Timing
     capture: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., guard: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., prediction: _Optional[_Iterable[int]] = ..., is_adversarial: _Optional[_Iterable[bool]] = ..., likelihood: _Optional[_Iterable[float]] = ..., score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., evidence: _Optional[_Union[Tensor, _Mapping]] = ..., withheld: _Optional[_Iterable[bool]] = ..., unscored: _Optional[_Iterable[bool]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., capture: _Optional[str] = ...) -> None: ...
+    look: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., guard: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., prediction: _Optional[_Iterable[int]] = ..., is_adversarial: _Optional[_Iterable[bool]] = ..., likelihood: _Optional[_Iterable[float]] = ..., score: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., evidence: _Optional[_Union[Tensor, _Mapping]] = ..., withheld: _Optional[_Iterable[bool]] = ..., unscored: _Optional[_Iterable[bool]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., capture: _Optional[str] = ..., look: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode_ms", "queue_ms", "model_ms")

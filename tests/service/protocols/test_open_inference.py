@@ -379,6 +379,7 @@ def test_server_and_model_answer_for_themselves(server: Running, guard: Guard) -
     assert [output.name for output in model.outputs] == [
         "logits", "label", "reluguard_is_adversarial", "reluguard_likelihood",
         "reluguard_unscored", "reluguard_score", "reluguard_p_value", "reluguard_evidence",
+            "reluguard_look",
     ]  # fmt: skip
     assert model.properties["reluguard_guard"] == guard.artifact.digest
 
