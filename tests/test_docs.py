@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from types import ModuleType
 from xml.etree import ElementTree as ET
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 _FENCE = re.compile(
@@ -194,6 +196,23 @@ def test_drawings_are_current() -> None:
     for name, drawn in script.PICTURES.items():
         assert (script.HERE / name).read_text(encoding="utf-8") == drawn(), name
         ET.fromstring(drawn())
+
+
+def test_forms_and_citation_can_be_read() -> None:
+    """The citation is of this version, and every form for reports has a title and fields."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) >= 4
+    for form in forms:
+        read = yaml.safe_load(form.read_text(encoding="utf-8"))
+        if form.stem != "config":
+            assert read["name"]
+            assert read["description"]
+            assert all(field["type"] and field["attributes"] for field in read["body"])
 
 
 def test_pages_from_the_code_tell_all_of_it() -> None:
