@@ -82,8 +82,8 @@ def fit(
         float | None,
         typer.Option(
             "--max-overhead",
-            help="Read only as many taps as keep guarded / plain time under this, like 1.05; "
-            "0 reads all.",
+            help="Read only as many taps and levels as keep guarded / plain time under this, like "
+            "1.05; 0 reads all. [default: as few as lose next to nothing]",
         ),
     ] = None,
     work: Annotated[

@@ -1,16 +1,22 @@
 """What the guard costs: the guarded model against the plain one, in turn, in one process."""
 
-from collections.abc import Sequence
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from reluguard.detector.artifact import read_guard
+from reluguard.detector.compile.graph import OURS, Graph
 from reluguard.detector.compile.guarded import (
     CHALLENGER_SCORE,
     EVIDENCE,
@@ -18,8 +24,8 @@ from reluguard.detector.compile.guarded import (
     RATES,
     SCORE,
     compile_guard,
-    compile_reader,
 )
+from reluguard.detector.compile.reading import add_rates
 from reluguard.detector.head import Head
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production, load_production
@@ -27,11 +33,24 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap
 
-__all__ = ["bench_guard", "pair_ratio", "plain_seconds", "reading_ratios"]
+__all__ = ["ReadingTime", "bench_guard", "pair_ratio", "plain_seconds", "reading_seconds"]
 
 Sides = tuple[tuple[ort.InferenceSession, list[str]], ...]
 
 WARM_UP = 5
+_OURS = re.compile(rf"{re.escape(OURS)}[A-Za-z]+_\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingTime:
+    """Seconds that reading a tap takes: bringing it to its size, and then each of its levels."""
+
+    sample: float
+    levels: tuple[float, ...]
+
+    def of(self, levels: Sequence[int]) -> float:
+        """Return the seconds for some of its levels, by their place."""
+        return self.sample + sum(self.levels[j] for j in levels) if levels else 0.0
 
 
 def bench_guard(
@@ -118,22 +137,27 @@ def pair_ratio(
     rounds: int,
     threads: int = 1,
 ) -> float:
-    """Return how many times longer the model takes with this guard: the median ratio of pairs."""
+    """Return how many times longer the model takes with this guard: the median ratio of pairs.
+
+    Of one thread its processor time is taken: other processes of a busy machine are not in it.
+    """
     compiled = compile_guard(production, taps, head, fpr=0.5)
-    seconds = _time_in_turn(_sides(production, compiled, threads), _feeds(spec, batch, 0), rounds)
+    sides = _sides(production, compiled, threads)
+    seconds = _time_in_turn(sides, _feeds(spec, batch, 0), rounds, _clock(threads))
     return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
 
 def plain_seconds(
     production: Production, spec: InputSpec, *, batch: int, rounds: int, threads: int = 1
 ) -> float:
-    """Return how long the model takes without a guard: the median."""
+    """Return how long the model takes without a guard: the median, as `pair_ratio` takes it."""
     names = [info.name for info in production.outputs]
     side = (open_session(production.proto, threads=threads), names)
-    return float(np.median(_time_in_turn((side,), _feeds(spec, batch, 0), rounds)))
+    feeds = _feeds(spec, batch, 0)
+    return float(np.median(_time_in_turn((side,), feeds, rounds, _clock(threads))))
 
 
-def reading_ratios(
+def reading_seconds(
     production: Production,
     spec: InputSpec,
     taps: Sequence[Tap],
@@ -141,22 +165,46 @@ def reading_ratios(
     batch: int,
     rounds: int,
     threads: int = 1,
-) -> tuple[float, dict[str, float]]:
-    """Return what reading costs, without a head: all taps together, and each alone by its name.
+) -> tuple[ReadingTime, ...]:
+    """Return what it takes to read each tap alone, by ONNX Runtime's own profile of one session.
 
-    Each is the median ratio to the plain model, pair by pair. Taps that are read side by side share
-    operators, so all together cost less than the sum.
+    Each is the median over the rounds, operator by operator, where the network runs as well, so
+    that a map is as warm or as cold as it will be. Taps that are read side by side share operators:
+    together they take less than the sum.
     """
-    names = [info.name for info in production.outputs]
-    plain = open_session(production.proto, threads=threads)
-    feeds = _feeds(spec, batch, 0)
-
-    def ratio(some: Sequence[Tap]) -> float:
-        reader = open_session(compile_reader(production, some), threads=threads)
-        seconds = _time_in_turn(((plain, names), (reader, [*names, RATES])), feeds, rounds)
-        return float(np.median(seconds[:, 1] / seconds[:, 0]))
-
-    return ratio(taps), {tap.name: ratio([tap]) for tap in taps}
+    graph = Graph.over(production)
+    owners: dict[str, tuple[int, int]] = {}
+    rates = []
+    for i, tap in enumerate(taps):
+        for j, level in enumerate(tap.levels):
+            known = len(graph.proto.graph.node)
+            rates.append(add_rates(graph, [replace(tap, levels=(level,))]).tensor)
+            owners.update((node.name, (i, j)) for node in graph.proto.graph.node[known:])
+    graph.output(RATES, graph.concat(*rates), TensorProto.FLOAT, ["N", None])
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(graph.finish(), threads=threads, profile=f"{folder}/profile")
+        for _ in range(max(1, rounds)):
+            session.run([RATES], _feeds(spec, batch, 0))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    for event in events:
+        name = _OURS.match(event["name"])
+        if name is not None and event["name"].endswith("_kernel_time"):
+            found.setdefault(name.group(), []).append(event["dur"] / 1e6)
+    first = np.zeros(len(taps))
+    each = [np.zeros(len(tap.levels)) for tap in taps]
+    for operator, seconds in found.items():
+        if operator in owners:
+            i, j = owners[operator]
+            each[i][j] += float(np.median(seconds))
+    for i, own in enumerate(each):
+        if len(own) > 1:  # operators that all levels share were added with the first
+            first[i] = max(0.0, own[0] - float(np.median(own[1:])))
+            own[0] -= first[i]
+    return tuple(
+        ReadingTime(sample=float(first[i]), levels=tuple(map(float, own)))
+        for i, own in enumerate(each)
+    )
 
 
 def _sides(
@@ -181,14 +229,23 @@ def _feeds(spec: InputSpec, batch: int, seed: int) -> dict[str, NDArray[Any]]:
     return {spec.name: spec.to_tensor(images)}
 
 
-def _time_in_turn(sides: Sides, feeds: dict[str, NDArray[Any]], rounds: int) -> NDArray[np.float64]:
+def _clock(threads: int) -> Callable[[], float]:
+    return thread_time if threads == 1 else perf_counter
+
+
+def _time_in_turn(
+    sides: Sides,
+    feeds: dict[str, NDArray[Any]],
+    rounds: int,
+    clock: Callable[[], float] = perf_counter,
+) -> NDArray[np.float64]:
     """Return seconds of each run, (rounds, sides): forwards and backwards in turn."""
     seconds = np.empty((rounds, len(sides)))
-    for turn in range(-WARM_UP, rounds):
+    for turn in range(-min(WARM_UP, rounds), rounds):
         for side in range(len(sides))[:: 1 if turn % 2 else -1]:
             session, fetch = sides[side]
-            started = perf_counter()
+            started = clock()
             session.run(fetch, feeds)
             if turn >= 0:
-                seconds[turn, side] = perf_counter() - started
+                seconds[turn, side] = clock() - started
     return seconds

@@ -35,6 +35,7 @@ def open_session(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     optimise: bool = True,
+    profile: str | None = None,
 ) -> ort.InferenceSession:
     """Return a session for a model with its weights inside.
 
@@ -43,6 +44,8 @@ def open_session(
         providers: ONNX Runtime's names in order of preference; CPU by default.
         threads: for one run; by default as many as this process may use, see `allowance`.
         optimise: whether ONNX Runtime may rewrite the graph.
+        profile: what the name of a file begins with that tells how long each operator took, which
+            `end_profiling` of the session writes and names.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -65,6 +68,8 @@ def open_session(
     # Spinning burns whole cores between requests for no throughput.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = model if isinstance(model, bytes) else model.SerializeToString()

@@ -26,6 +26,7 @@ from reluguard.training.composed import composed_name
 from reluguard.training.data.case import Case, open_case, predict, read_rates
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
+from reluguard.training.data.mapped import give_back
 from reluguard.training.data.preprocessing import HowPixels
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.report_card import promised_rates, report_card
@@ -44,7 +45,6 @@ from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
 from reluguard.training.head.economy import Economy, check_overhead, choose_taps
 from reluguard.training.head.fit import Fitted, Reading, calibrate, fit_judged
-from reluguard.training.head.probes import column_taps
 from reluguard.training.head.second import (
     BothReadings,
     calibrate_second,
@@ -122,8 +122,9 @@ def fit(
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process; by default the usable cores.
         workers: processes; by default as many as the usable cores and memory allow.
-        max_overhead: read only as many taps as keep guarded / plain time under this, like 1.05,
-            where the model takes 2 ms or more; 0 or None reads all.
+        max_overhead: read only as many taps and levels as keep guarded / plain time under this,
+            like 1.05; 0 reads all. By default as few as lose next to nothing, by small heads on
+            images kept from them.
         work: where harvested shards are kept; by default `out` with `.work` behind it.
         engine: who attacks and reads: "local", processes of this machine, or "ray".
         progress: told of each stage.
@@ -170,17 +171,21 @@ def fit(
     orders = _orders(case, recipe, twin, folder, seed, threads, again)
     progress.advance(1)
     orders.workspace.mkdir(parents=True, exist_ok=True)
+    del reader  # its memory is wanted while others work
+    give_back()
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(case, recipe, orders))
         resumed = any(workspace.folder.glob("*/*.npz"))
         jobs = _harvest(case, recipe, orders, workers or available_workers(), engine, progress)
-        fitted = _head(case, recipe, jobs, workspace, seed, progress)
-        if max_overhead is not None:
+        if max_overhead != 0:
             progress.stage("choose taps", 1)
-            case, reader = _cheaper(case, fitted.head, workspace, max_overhead, threads)
-            progress.say(case.words[-1])
+            case, word = _cheaper(case, recipe, jobs, workspace, max_overhead, seed)
+            if word is not None:
+                progress.say(word)
+                case = replace(case, words=(*case.words, word))
             progress.advance(1)
-            fitted = _head(case, recipe, jobs, workspace, seed, progress)
+        fitted = _head(case, recipe, jobs, workspace, seed, progress)
+        reader = Reader(case.production, case.spec, case.taps, threads=threads)
         clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
         head = calibrate(fitted.head, clean, rates=[target_fpr], prevalence=prevalence)
         draft = GuardArtifact(
@@ -420,10 +425,7 @@ def _head(
     seed: int,
     progress: Progress,
 ) -> Fitted:
-    groups = [
-        replace(workspace.readings(_of_split(made, "fit")), weight=recipe.weights.get(slug, 1.0))
-        for slug, made in jobs.items()
-    ]
+    groups = _groups(recipe, jobs, workspace)
     progress.stage("head", 100)
     return fit_judged(
         groups,
@@ -434,10 +436,25 @@ def _head(
     )
 
 
+def _groups(
+    recipe: Recipe, jobs: Mapping[str, Sequence[Job]], workspace: Workspace
+) -> list[Readings]:
+    """Return what was read of the fitting sources, weighted as the recipe says."""
+    return [
+        replace(workspace.readings(_of_split(made, "fit")), weight=recipe.weights.get(slug, 1.0))
+        for slug, made in jobs.items()
+    ]
+
+
 def _cheaper(
-    case: Case, head: Head, workspace: Workspace, max_overhead: float, threads: int | None
-) -> tuple[Case, Reader]:
-    """Return the case with the taps that fit the budget; the workspace gives their rates alone.
+    case: Case,
+    recipe: Recipe,
+    jobs: Mapping[str, Sequence[Job]],
+    workspace: Workspace,
+    max_overhead: float | None,
+    seed: int,
+) -> tuple[Case, str | None]:
+    """Return the case with the taps that are read, and words; the workspace gives those rates.
 
     What was chosen is kept there, so that a fit that goes on chooses the same.
     """
@@ -445,14 +462,18 @@ def _cheaper(
     economy = Economy.read(file, case.taps, max_overhead)
     if economy is None:
         economy = choose_taps(
-            case.production, case.spec, case.taps, head, max_overhead=max_overhead
+            case.production,
+            case.spec,
+            case.taps,
+            _groups(recipe, jobs, workspace),
+            max_overhead=max_overhead,
+            settings=recipe.head,
+            seed=seed,
         )
         economy.save(file)
-    chosen = economy.indices(case.taps)
-    workspace.columns = np.flatnonzero(np.isin(column_taps(case.taps), chosen))
-    taps = tuple(case.taps[i] for i in chosen)
-    reader = Reader(case.production, case.spec, taps, threads=threads)
-    return replace(case, taps=taps, words=(*case.words, economy.words)), reader
+    workspace.columns = economy.columns(case.taps)
+    word = economy.words if max_overhead is not None or economy.overhead else None
+    return replace(case, taps=economy.taps(case.taps)), word
 
 
 def _golden(

@@ -51,11 +51,13 @@ CHALLENGER_SCORE = f"{OUTPUT_PREFIX}challenger_score"
 def compile_reader(production: Production, taps: Sequence[Tap]) -> onnx.ModelProto:
     """Return the model with two more outputs: every firing rate (N, D) and the logits (N, K).
 
-    This is what harvesting reads, so that fitting and serving see the same numbers.
+    This is what harvesting reads, so that fitting and serving see the same numbers. Without taps
+    there are no rates, and one more output.
     """
     graph = Graph.over(production)
-    rates = add_rates(graph, taps)
-    graph.output(RATES, rates.in_order(graph), TensorProto.FLOAT, ["N", len(rates.places)])
+    if taps:
+        rates = add_rates(graph, taps)
+        graph.output(RATES, rates.in_order(graph), TensorProto.FLOAT, ["N", len(rates.places)])
     graph.output(LOGITS, graph.logits(production), TensorProto.FLOAT, ["N", None])
     return graph.finish()
 

@@ -172,12 +172,10 @@ def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
     champion: Champion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What --max-overhead chose is kept; captures of those taps join readings of all of them."""
+    taps = read_guard(champion.guard).manifest.taps
+    chosen = ((), (0, 1), *[()] * (len(taps) - 2))
     economy = Economy(
-        max_overhead=1.1,
-        taps=(read_guard(champion.guard).manifest.taps[1].name,),
-        of=2,
-        plain_s=0.01,
-        overhead={"1": 1.05},
+        asked=1.1, limit=1.1, chosen=chosen, plain_s=0.01, overhead={"1": 1.05}, lost=0.0
     )
     monkeypatch.setattr("reluguard.training.fit.choose_taps", lambda *_, **__: economy)
     work = champion.guard.with_name("guard.work")

@@ -27,7 +27,7 @@ from reluguard.training.data.dataset import (
 )
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.guesses import better_guess, odd_scale
-from reluguard.training.data.mapped import empty_array, release
+from reluguard.training.data.mapped import empty_array, give_back, release
 from reluguard.training.data.preprocessing import HowPixels, given_preprocessing, spec_of
 from reluguard.training.data.reading import Reading
 from reluguard.training.data.splits import Copies, split_sources
@@ -147,10 +147,13 @@ def open_case(
     words = [*dataset.words, *_copy_words(copies, len(dataset))]
     _check_calibration(splits, copies, dataset, fpr, shares)
     words += _class_words(dataset, splits["calibrate"], count)
-    right = predict(reader, dataset.images).argmax(axis=1) == dataset.labels
-    words += _check_pixels(reader, dataset, right, count, as_given=as_given, seed=seed)
+    plain = Reader(production, spec, (), threads=threads)  # whose answers alone are asked for
+    right = predict(plain, dataset.images).argmax(axis=1) == dataset.labels
+    words += _check_pixels(plain, dataset, right, count, as_given=as_given, seed=seed)
     accuracy = float(right.mean())
-    mirrored = predict(reader, dataset.images[:, :, ::-1]).argmax(axis=1) == dataset.labels
+    mirrored = predict(plain, dataset.images[:, :, ::-1]).argmax(axis=1) == dataset.labels
+    del plain
+    give_back()
     if mirrored.mean() >= accuracy - MIRROR_LOSS:
         splits["fit"] = np.concatenate([splits["fit"], splits["fit"] + len(dataset)])
     case = Case(
@@ -249,7 +252,9 @@ def _check_pixels(
         found: NDArray[np.int64] = predict(reader.prepared(spec), images).argmax(axis=1)
         return found
 
-    better = better_guess(answers, reader.spec, dataset.images, dataset.labels, seed=seed)
+    better = better_guess(
+        answers, reader.spec, dataset.images, dataset.labels, given=right, seed=seed
+    )
     if better is not None:
         said = better.words(reader.spec)
         if better.is_clear and not as_given:

@@ -7,6 +7,7 @@ whatever is there is whole and a fit that was killed goes on where it was.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+from reluguard.training.data.mapped import give_back
 from reluguard.training.harvest.engine import check_engine, run_local, run_ray
 from reluguard.training.harvest.forecast import expected_seconds, in_turn, pace_of, passes_of
 from reluguard.training.harvest.maker import Maker
@@ -94,6 +95,7 @@ def harvest(
             maker.make(job)
             progress(job)
         del maker  # others have their own: its memory is theirs
+        give_back()
     if engine == "ray":
         run_ray(left, orders, min(workers, len(left)), progress)
     elif workers > 1:

@@ -13,6 +13,7 @@ from reluguard.training.attacks import Attack, Victim
 from reluguard.training.changes import Change
 from reluguard.training.composed import is_composed
 from reluguard.training.data.case import read_rates, source_images
+from reluguard.training.data.mapped import give_back
 from reluguard.training.harvest.orders import Job, Orders
 from reluguard.training.harvest.rates import places, stored
 from reluguard.training.harvest.workspace import SECOND, read_shard
@@ -40,6 +41,10 @@ class _Latest:
             self._answer = read_rates(self._reader, images)
             self._images = images
         return self._answer
+
+    def forget(self) -> None:
+        """Remember nothing."""
+        self._images = self._answer = None
 
 
 class Maker:
@@ -75,6 +80,7 @@ class Maker:
             surrogates=tuple(other for other in others if other is not None),
             both=both,
         )
+        give_back()
 
     def make(self, job: Job) -> None:
         """Make one shard, and those of what its images go through then.

@@ -19,7 +19,7 @@ from reluguard.training.harvest.readings import Readings
 from reluguard.training.head.moments import row_blocks
 from reluguard.training.head.probes import source_folds
 
-__all__ = ["false_alarms", "weighed"]
+__all__ = ["false_alarms", "scores_of", "weighed"]
 
 FPR = 0.05
 LEAST = 60  # clean images to set a threshold on, and harmless ones to count alarms on
@@ -47,11 +47,11 @@ def false_alarms(
     if len(clean) < LEAST or not judged or attacked < LEAST:
         return {}
     head = fit([group for group in rest if len(group)])
-    limit = np.quantile(_scores(head, clean), 1 - FPR)
-    return {group.name: float((_scores(head, group) > limit).mean()) for group in judged}
+    limit = np.quantile(scores_of(head, clean), 1 - FPR)
+    return {group.name: float((scores_of(head, group) > limit).mean()) for group in judged}
 
 
-def _scores(head: Head, group: Readings) -> Floats:
+def scores_of(head: Head, group: Readings) -> Floats:
     """Return the scores, (N,), a few rows at a time: there may be very many."""
     blocks = row_blocks(len(group), head.features.width)
     return np.concatenate([head.score(group.rates[b], group.logits[b]).score for b in blocks])

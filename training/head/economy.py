@@ -1,7 +1,8 @@
-"""Choosing taps under a budget: the most worth for the time they take. L taps, F rates.
+"""Choosing what is read: the least time at which little is lost. L taps, F rates.
 
-What a tap costs is measured, not modelled: the guarded graph against the plain one, pair by pair in
-one process.
+Time is measured, not modelled: the guarded graph against the plain one, pair by pair in one
+process. So is what is lost: small heads on some of the images, judged on the others, none of which
+is a test image.
 """
 
 import json
@@ -15,90 +16,124 @@ from numpy.typing import NDArray
 
 from reluguard.detector.arrays import DAMAGE
 from reluguard.detector.artifact import write_file
-from reluguard.detector.bench import pair_ratio, plain_seconds, reading_ratios
+from reluguard.detector.bench import ReadingTime, pair_ratio, plain_seconds, reading_seconds
 from reluguard.detector.errors import SettingsError
-from reluguard.detector.features import feature_width
+from reluguard.detector.features import FeatureMap, feature_width
 from reluguard.detector.head import Head
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
 from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
+from reluguard.training.harvest.readings import Readings
+from reluguard.training.head.fit import HeadSettings, held_out_auroc
+from reluguard.training.head.probes import CODE, MAX_CLASSES, RUNS, column_taps, most_columns
+from reluguard.training.head.worth import Piece, column_of, order_pieces
 
-__all__ = ["Economy", "Measures", "check_overhead", "choose_taps", "cut_head", "tap_order"]
+__all__ = ["Economy", "Measures", "blank_head", "check_overhead", "choose_taps"]
 
-ROUNDS = 40
+LIMITS = (1.03, 1.05, 1.08, 1.12)  # tried in turn where nobody asked for one
+MOST_LOST = 0.005  # of the mean AUROC, by a limit that nobody asked for
+ROUNDS = (3, 40)
+SECONDS = 3.0  # of pairs at one batch size, within these rounds
 SESSIONS = 3  # the middle one counts: a noisy second spoils one of them
+SLOW_S = 0.3  # a run that takes longer is timed in one session
+SLOWEST_S = 1.0  # and a batch that takes longer not at all, but the smallest
 READING_ROUNDS = 15
-# a plain model faster than this is not cut: a ratio of so little is mostly the call itself
-LEAST_PLAIN_S = 0.002
-LEAST_COST = 0.001  # of the plain model: less than that is not told apart from nothing
-LEAST_TAPS = 3
+TRIES = 6  # choices that are timed for one limit
+# a plain model faster than this is not cut: a ratio of so little is the call itself
+LEAST_PLAIN_S = 0.0004
+LEAST_PIECES = 3
 _DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """How time is taken; each is one of `reluguard.detector.bench`.
+    """How time and loss are taken.
 
     Attributes:
         plain: seconds of the plain model for (production, spec, batch, rounds).
-        reading: ratios of reading alone, for (production, spec, taps, batch, rounds).
+        reading: seconds of reading each tap, for (production, spec, taps, batch, rounds).
         guarded: the ratio for (production, spec, taps, head, batch, rounds).
+        judged: the mean AUROC of a small head, for (groups, taps, settings, seed).
     """
 
     plain: Callable[..., float] = plain_seconds
-    reading: Callable[..., tuple[float, Mapping[str, float]]] = reading_ratios
+    reading: Callable[..., Sequence[ReadingTime]] = reading_seconds
     guarded: Callable[..., float] = pair_ratio
+    judged: Callable[..., float] = held_out_auroc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Economy:
-    """Which taps are read under a budget, and what was measured.
+    """What is read, and what was measured.
 
     Attributes:
-        max_overhead: the largest ratio of guarded to plain time that was asked for.
-        taps: names of those that are read.
-        of: how many could be.
+        asked: the largest ratio of guarded to plain time that was asked for; None for as little as
+            loses next to nothing.
+        limit: the ratio it was chosen for, None where all is read for want of anything else.
+        chosen: of each tap that could be read, the places of its levels that are; none of some.
         plain_s: seconds of the plain model at the smallest batch.
-        overhead: the ratio with these taps by batch size; empty where none was needed.
+        overhead: the ratio with these by batch size; empty where none was needed.
+        lost: of the mean AUROC, by small heads on images kept from them; None where not judged.
     """
 
-    max_overhead: float
-    taps: tuple[str, ...]
-    of: int
+    asked: float | None
+    limit: float | None
+    chosen: tuple[tuple[int, ...], ...]
     plain_s: float
     overhead: Mapping[str, float] = field(default_factory=dict)
+    lost: float | None = None
 
     @property
     def is_kept(self) -> bool:
-        """Whether the budget is, as far as was measured."""
-        return all(ratio <= self.max_overhead for ratio in self.overhead.values())
+        """Whether the limit is, as far as was measured."""
+        return self.limit is None or all(ratio <= self.limit for ratio in self.overhead.values())
 
     @property
     def words(self) -> str:
         """What people are told."""
-        measured = ", ".join(f"{r:.3f} at batch {b}" for b, r in self.overhead.items())
-        some = f"reads {len(self.taps)} of {self.of} taps"
+        taps = sum(bool(levels) for levels in self.chosen)
+        levels = sum(map(len, self.chosen))
+        some = f"reads {taps} of {len(self.chosen)} taps at {levels} levels in all"
         if not self.overhead:
             return f"{some}: the model takes {self.plain_s * 1e3:.2f} ms, too little to cut"
+        measured = "guarded / plain time " + ", ".join(
+            f"{ratio:.3f} at batch {batch}" for batch, ratio in self.overhead.items()
+        )
+        if self.lost is not None:
+            less = f"{self.lost:.3f} less" if self.lost >= 0.0005 else "no less"
+            measured += (
+                f"; a small head has {less} mean AUROC than with all, on images kept from it"
+            )
+        if self.limit is None:
+            return f"{some}, for less would lose more than {MOST_LOST:g} mean AUROC: {measured}"
         if not self.is_kept:
             return (
-                f"no choice of taps keeps guarded / plain time under {self.max_overhead}; "
-                f"{some}, those of most worth for their cost: {measured}"
+                f"no choice of taps keeps guarded / plain time under {self.limit:g}; {some}, those "
+                f"of most worth for their time: {measured}"
             )
-        return f"{some} to keep guarded / plain time under {self.max_overhead}: {measured}"
+        return f"{some} to keep it under {self.limit:g}: {measured}"
 
-    def indices(self, taps: Sequence[Tap]) -> NDArray[np.int64]:
-        """Return which of the taps are read, ascending: int64."""
-        return np.flatnonzero([tap.name in self.taps for tap in taps])
+    def taps(self, taps: Sequence[Tap]) -> tuple[Tap, ...]:
+        """Return those that are read, of all that could be, at their levels."""
+        pairs = zip(taps, self.chosen, strict=True)
+        return tuple(
+            replace(tap, levels=tuple(tap.levels[j] for j in levels))
+            for tap, levels in pairs
+            if levels
+        )
+
+    def columns(self, taps: Sequence[Tap]) -> NDArray[np.int64]:
+        """Return which of the rates of all that could be read are, ascending: int64."""
+        return _columns(taps, self.chosen)
 
     def save(self, file: Path) -> None:
         """Write it where `read` finds it, so that a fit that goes on reads the same taps."""
         write_file(file, json.dumps(asdict(self), indent=2).encode())
 
     @classmethod
-    def read(cls, file: Path, taps: Sequence[Tap], max_overhead: float) -> "Economy | None":
-        """Return what was chosen before, None where nothing was for this budget and these taps.
+    def read(cls, file: Path, taps: Sequence[Tap], asked: float | None) -> "Economy | None":
+        """Return what was chosen before, None where nothing was for this limit and these taps.
 
         Raises:
             DataError: it can't be read.
@@ -107,24 +142,30 @@ class Economy:
             return None
         try:
             stored: dict[str, Any] = json.loads(file.read_bytes())
-            known = cls(**(stored | {"taps": tuple(stored["taps"])}))
+            if "chosen" not in stored and "max_overhead" in stored:
+                return None  # of a version that chose whole taps
+            chosen = tuple(tuple(map(int, levels)) for levels in stored["chosen"])
+            known = cls(**(stored | {"chosen": chosen}))
         except _DAMAGE as error:
             raise DataError(
                 f"expected a choice of taps, {file} holds something else: remove it"
             ) from error
-        names = {tap.name for tap in taps}
-        same = known.max_overhead == max_overhead and known.of == len(taps)
-        return known if same and names.issuperset(known.taps) and known.taps else None
+        fits = len(chosen) == len(taps) and any(chosen)
+        fits = fits and all(
+            list(levels) == sorted({*levels} & {*range(len(tap.levels))})
+            for tap, levels in zip(taps, chosen, strict=False)
+        )
+        return known if fits and known.asked == asked else None
 
 
 def check_overhead(max_overhead: float | None) -> float | None:
-    """Return the budget, None where 0 says that there is none.
+    """Return the largest ratio that was asked for, 0 for all taps and None for a ratio of ours.
 
     Raises:
         SettingsError: it is a ratio that no guard keeps.
     """
-    if not max_overhead:
-        return None
+    if max_overhead is None or max_overhead == 0:
+        return max_overhead
     if not max_overhead > 1:
         raise SettingsError(
             f"expected a guarded / plain time above 1, or 0 for no limit, got {max_overhead}"
@@ -132,126 +173,193 @@ def check_overhead(max_overhead: float | None) -> float | None:
     return max_overhead
 
 
-def tap_order(head: Head, taps: Sequence[Tap], costs: Mapping[str, float]) -> NDArray[np.int64]:
-    """Return the taps' indices, first the one with most worth for its cost: int64, (L,).
-
-    A tap is worth what the head's first layer makes of its rates.
-
-    Args:
-        head: fitted on all of them.
-        taps: L of them.
-        costs: what each takes to read, by its name, as a share of the plain model's time.
-    """
-    weight = (head.weights[0][: len(head.features.columns)] ** 2).sum(axis=1)
-    worth = np.bincount(head.features.column_taps, weight, minlength=len(taps))
-    cost = np.maximum([costs[tap.name] for tap in taps], LEAST_COST)
-    return np.argsort(-worth / cost, kind="stable")
-
-
 def choose_taps(
     production: Production,
     spec: InputSpec,
     taps: Sequence[Tap],
-    head: Head,
+    groups: Sequence[Readings],
     *,
-    max_overhead: float,
+    max_overhead: float | None,
+    settings: HeadSettings,
+    seed: int,
     batches: Sequence[int] = (1, 8),
     measures: Measures | None = None,
 ) -> Economy:
-    """Return as many taps as the budget allows.
+    """Return what of the taps to read.
 
-    All of them where the plain model takes less than 2 ms; a few of most worth for their cost where
-    none fit.
+    Under a limit that was asked for: as much as it allows, what adds most for its time first; all
+    where all fits. Without one: the least of a few limits by which no more than MOST_LOST of the
+    mean AUROC is lost, and all where each loses more. All also where the plain model takes no time.
 
     Args:
         production: the model.
         spec: how images go into it.
         taps: all that could be read.
-        head: fitted on all of them.
-        max_overhead: largest ratio of guarded to plain time, at the worst batch size.
+        groups: what was read of the fitting sources, as for `fit_head`.
+        max_overhead: largest ratio of guarded to plain time, at the worst batch size; None for as
+            little as loses next to nothing.
+        settings: of the head.
+        seed: of the small heads.
         batches: batch sizes to measure at.
-        measures: how time is taken.
+        measures: how time and loss are taken.
     """
     by = measures or Measures()
     sizes = [spec.batch] if spec.batch else list(batches)
     plain = by.plain(production, spec, batch=sizes[0], rounds=READING_ROUNDS)
-
-    def economy(chosen: Sequence[int], overhead: Mapping[str, float]) -> Economy:
-        return Economy(
-            max_overhead=max_overhead,
-            taps=tuple(taps[i].name for i in chosen),
-            of=len(taps),
-            plain_s=plain,
-            overhead=overhead,
-        )
-
-    every = range(len(taps))
+    every = tuple(tuple(range(len(tap.levels))) for tap in taps)
     if plain < LEAST_PLAIN_S:
-        return economy(every, {})
+        return Economy(asked=max_overhead, limit=None, chosen=every, plain_s=plain)
+    sizes = [sizes[0], *(size for size in sizes[1:] if plain * size / sizes[0] <= SLOWEST_S)]
+    classes = groups[0].logits.shape[1]
 
-    def tried(some: Sequence[int]) -> Economy:
-        chosen = sorted(some)
-        small = cut_head(head, np.array(chosen))
+    def timed(chosen: tuple[tuple[int, ...], ...], limit: float) -> Economy:
+        """Return the choice with its ratios, up to the first batch size that breaks the limit."""
+        some = Economy(asked=max_overhead, limit=limit, chosen=chosen, plain_s=plain)
+        head = blank_head(some.taps(taps), classes, settings)
         overhead: dict[str, float] = {}
         for batch in sizes:
-            if overhead and max(overhead.values()) > max_overhead:
-                break  # more can't make it fit
+            takes = plain * batch / sizes[0]
+            rounds = int(np.clip(SECONDS / (2 * takes), *ROUNDS))
             several = [
-                by.guarded(
-                    production, spec, [taps[i] for i in chosen], small, batch=batch, rounds=ROUNDS
-                )
-                for _ in range(SESSIONS)
+                by.guarded(production, spec, some.taps(taps), head, batch=batch, rounds=rounds)
+                for _ in range(1 if takes > SLOW_S else SESSIONS)
             ]
             overhead[str(batch)] = float(np.median(several))
-        return economy(chosen, overhead)
+            if overhead[str(batch)] > limit:
+                break  # more can't make it fit
+        return replace(some, overhead=overhead)
 
-    best = tried(every)
-    if best.is_kept:
-        return best
-    _, ratios = by.reading(production, spec, taps, batch=sizes[0], rounds=READING_ROUNDS)
-    order = tap_order(head, taps, {name: ratio - 1 for name, ratio in ratios.items()}).tolist()
-    few = min(LEAST_TAPS, len(taps))
-    best = tried(order[:few])
-    if not best.is_kept:
-        return best
-    low, high = few, len(taps)
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = tried(order[:middle])
-        if found.is_kept:
-            low, best = middle, found
-        else:
-            high = middle
-    return best
+    def judged(some: Economy) -> float:
+        columns = some.columns(taps)
+        less = [replace(group, rates=_only(group.rates, columns)) for group in groups]
+        return by.judged(less, taps=some.taps(taps), settings=settings, seed=seed)
+
+    limits = (max_overhead,) if max_overhead else LIMITS
+    all_of_it = timed(every, limits[-1])
+    if all_of_it.is_kept and max(all_of_it.overhead.values()) <= limits[0]:
+        return replace(all_of_it, limit=limits[0])
+    times = by.reading(production, spec, taps, batch=sizes[0], rounds=READING_ROUNDS)
+    order = order_pieces(groups, taps, times)
+    found = _Search(taps, order, times, timed)
+    whole, known = judged(all_of_it), dict[tuple[tuple[int, ...], ...], float]()
+    for limit in limits:
+        best = found.within(limit)
+        if best.chosen not in known:
+            known[best.chosen] = whole - judged(best)
+        best = replace(best, lost=known[best.chosen])
+        if max_overhead or known[best.chosen] <= MOST_LOST:
+            return best
+    return replace(timed(every, np.inf), limit=None)
 
 
-def cut_head(head: Head, chosen: NDArray[np.int64]) -> Head:
-    """Return the head without the other taps: right in its shapes and cost, not in its scores.
+class _Search:
+    """Finds how much of an order fits a limit, timing few choices.
 
     Args:
-        head: of L taps.
-        chosen: ascending indices of the taps to keep.
+        taps: all that could be read.
+        order: their levels, what adds most for its time first.
+        times: what each takes alone.
+        timed: times a choice, given a limit at which it may stop.
     """
-    f = head.features
-    kept = np.flatnonzero(np.isin(f.column_taps, chosen))
-    width = feature_width(len(kept), f.classes, f.probes, f.code.shape[1])
-    rest = np.arange(len(f.columns), f.width)
-    of_feature = np.concatenate([kept, rest])
-    assert len(of_feature) == width
-    features = replace(
-        f,
-        columns=np.arange(len(kept)),
-        column_taps=np.searchsorted(chosen, f.column_taps[kept]),
-        taps=len(chosen),
-        probe_weights=f.probe_weights[kept],
-        center=f.center[of_feature],
-        spread=f.spread[of_feature],
-    )
-    return replace(
-        head,
-        features=features,
-        weights=(head.weights[0][of_feature], *head.weights[1:]),
-        evidence_weights=head.evidence_weights[of_feature],
-        evidence_bias=head.evidence_bias[chosen],
+
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        order: Sequence[Piece],
+        times: Sequence[ReadingTime],
+        timed: Callable[[tuple[tuple[int, ...], ...], float], Economy],
+    ) -> None:
+        self._taps, self._timed = taps, timed
+        self._order = list(order) or [(0, 0)]
+        self._seconds = [
+            sum(time.of(levels) for time, levels in zip(times, self._first(k), strict=True))
+            for k in range(len(self._order) + 1)
+        ]
+        self._known: dict[int, Economy] = {}
+
+    def _first(self, count: int) -> tuple[tuple[int, ...], ...]:
+        some: list[list[int]] = [[] for _ in self._taps]
+        for i, j in self._order[:count]:
+            some[i].append(j)
+        return tuple(tuple(sorted(levels)) for levels in some)
+
+    def _at(self, count: int, limit: float) -> Economy:
+        """Return the first so many, timed at all batch sizes or until they break the limit."""
+        known = self._known.get(count)
+        if known is None or (known.limit or 0) < limit:  # it may have been stopped before
+            known = self._known[count] = self._timed(self._first(count), limit)
+        return replace(known, limit=limit)
+
+    def within(self, limit: float) -> Economy:
+        """Return as many of the first as keep the limit, and a few where not even those do."""
+        low, high = min(LEAST_PIECES, len(self._order)), len(self._order)
+        best = self._at(low, limit)
+        if not best.is_kept or low == high:
+            return best
+        most = self._at(high, limit)
+        if most.is_kept:
+            return most
+        above = max(most.overhead.values())
+        for _ in range(TRIES):
+            if high - low < 2:
+                break
+            below = max(best.overhead.values())
+            # by the time they take alone, which is about in proportion
+            share = (limit - below) / max(above - below, 1e-9)
+            aim = self._seconds[low] + share * (self._seconds[high] - self._seconds[low])
+            middle = int(np.searchsorted(self._seconds, aim, side="right")) - 1
+            found = self._at(min(max(middle, low + 1), high - 1), limit)
+            count = sum(map(len, found.chosen))
+            if found.is_kept:
+                low, best = count, found
+            else:
+                high, above = count, max(found.overhead.values())
+        return best
+
+
+def _columns(taps: Sequence[Tap], chosen: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    places = column_of(taps)
+    return np.concatenate([places[i, j] for i, levels in enumerate(chosen) for j in levels])
+
+
+def _only(rates: Any, columns: NDArray[np.int64]) -> Any:
+    """Return these columns of stored rates, which are not read yet, or of an array."""
+    return rates.only(columns) if hasattr(rates, "only") else rates[:, columns]
+
+
+def blank_head(taps: Sequence[Tap], classes: int, settings: HeadSettings) -> Head:
+    """Return a head of zeros, of the shapes that a fit on these taps gives: right in its time.
+
+    Args:
+        taps: L of them.
+        classes: K, of the model.
+        settings: of the head.
+    """
+    of_rate = column_taps(taps)
+    count = min(len(of_rate), most_columns(classes))
+    columns = np.linspace(0, len(of_rate) - 1, count).astype(np.int64)
+    code = np.zeros((classes, min(CODE, classes)) if classes > MAX_CLASSES else (0, 0), np.float32)
+    probes = min(RUNS, len(taps)) + 1
+    outputs = probes * (code.shape[1] or classes)
+    width = feature_width(count, classes, probes, code.shape[1])
+    units = settings.members * settings.units
+    return Head(
+        features=FeatureMap(
+            columns=columns,
+            column_taps=of_rate[columns],
+            taps=len(taps),
+            classes=classes,
+            probe_weights=np.zeros((count, outputs), np.float32),
+            probe_bias=np.zeros(outputs, np.float32),
+            center=np.zeros(width, np.float32),
+            spread=np.ones(width, np.float32),
+            code=code,
+        ),
+        weights=(np.zeros((width, units), np.float32), np.zeros((units, 1), np.float32)),
+        biases=(np.zeros(units, np.float32), np.zeros(1, np.float32)),
+        slope=1.0,
+        intercept=0.0,
+        evidence_weights=np.zeros(width, np.float32),
+        evidence_bias=np.zeros(len(taps), np.float32),
         clean_scores=np.zeros(100, np.float32),
     )

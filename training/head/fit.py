@@ -17,7 +17,7 @@ from reluguard.detector.head import Head, images_needed
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.harvest.readings import Readings
-from reluguard.training.head.alarms import false_alarms, weighed
+from reluguard.training.head.alarms import false_alarms, scores_of, weighed
 from reluguard.training.head.probes import (
     MAX_CLASSES,
     Probes,
@@ -28,13 +28,25 @@ from reluguard.training.head.probes import (
     fit_probes,
     most_columns,
     select_columns,
+    source_folds,
 )
 from reluguard.training.head.table import KEPT_BYTES, Table
+from reluguard.training.statistics.metrics import auroc
 
-__all__ = ["Fitted", "HeadSettings", "Reading", "calibrate", "fit_head", "fit_judged", "logistic"]
+__all__ = [
+    "Fitted",
+    "HeadSettings",
+    "Reading",
+    "calibrate",
+    "fit_head",
+    "fit_judged",
+    "held_out_auroc",
+    "logistic",
+]
 
 Floats = NDArray[np.float32]
 MIN_FOLDS = 6
+LEAST_JUDGED = 5
 SCORED_ROWS = 1024  # at a time: what they are read from may lie on disk
 
 
@@ -209,6 +221,31 @@ def _fit_weighed(
         clean=np.concatenate([np.full(len(g), g.kind == "clean") for g in groups]),
         weights=weights,
     )
+
+
+def held_out_auroc(
+    groups: Sequence[Readings], *, taps: Sequence[Tap], settings: HeadSettings, seed: int
+) -> float:
+    """Return the mean AUROC over the attacks of a small head on images that it did not see.
+
+    A quarter of the source images is kept from it, the same whatever the taps. Attacks with fewer
+    than LEAST_JUDGED rows among them don't count.
+
+    Args:
+        groups: as for `fit_head`.
+        taps: the taps the rates were read at.
+        settings: of the head; this one has one member, half the epochs and counts no alarms.
+        seed: as for `fit_head`.
+    """
+    small = replace(settings, members=1, epochs=-(-settings.epochs // 2), alarms=0)
+    seen = [group.rows(source_folds(group.sources) != 0) for group in groups]
+    held = [group.rows(source_folds(group.sources) == 0) for group in groups]
+    head = fit_head([g for g in seen if len(g)], taps=taps, settings=small, seed=seed)
+    clean = scores_of(head, next(group for group in held if group.kind == "clean"))
+    judged = [g for g in held if g.kind == "attack" and len(g) >= LEAST_JUDGED]
+    if not len(clean) or not judged:
+        return float("nan")
+    return float(np.mean([auroc(clean, scores_of(head, group)) for group in judged]))
 
 
 def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence: float) -> Head:

@@ -23,7 +23,9 @@ from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.head.moments import Moments, row_blocks
 
 __all__ = [
+    "CODE",
     "MAX_CLASSES",
+    "RUNS",
     "Probes",
     "Task",
     "class_task",

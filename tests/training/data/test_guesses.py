@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from reluguard.detector.errors import ModelError
 from reluguard.detector.images import Images, InputSpec
-from reluguard.training.data.guesses import alternatives, better_guess, odd_scale, options
+from reluguard.training.data.guesses import Better, alternatives, better_guess, odd_scale, options
 
 SPEC = InputSpec(name="x", height=2, width=2, channels=3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,6 +30,13 @@ def images(count: int) -> Images:
     return some
 
 
+def guessed(
+    answers: Callable[..., NDArray[np.int64]], given: InputSpec, count: int
+) -> Better | None:
+    some, labels = images(count), np.zeros(count, np.int64)
+    return better_guess(answers, given, some, labels, given=answers(given, some) == labels, seed=0)
+
+
 @pytest.mark.parametrize(
     ("given", "right"),
     [
@@ -46,13 +53,8 @@ def images(count: int) -> Images:
 )
 def test_the_right_one_is_found(given: InputSpec, right: InputSpec) -> None:
     """Twelve of a hundred images more are enough to see it, in 300."""
-    found = better_guess(
-        answers_of(right, {True: 0.93, False: 0.81}),
-        given,
-        images(300),
-        np.zeros(300, np.int64),
-        seed=0,
-    )
+    answers = answers_of(right, {True: 0.93, False: 0.81})
+    found = guessed(answers, given, 300)
     assert found is not None
     assert found.spec == right
     assert found.is_clear
@@ -64,7 +66,7 @@ def test_the_right_one_is_never_refused(count: int) -> None:
     """Where others answer as well or worse, nothing is said."""
     for other in (0.81, 0.93):
         answers = answers_of(SPEC, {True: 0.93, False: other})
-        assert better_guess(answers, SPEC, images(count), np.zeros(count, np.int64), seed=0) is None
+        assert guessed(answers, SPEC, count) is None
 
 
 def test_an_alternative_that_fails_is_passed_by() -> None:
@@ -75,7 +77,7 @@ def test_an_alternative_that_fails_is_passed_by() -> None:
             raise ModelError("no")
         return np.ones(len(images), np.int64)
 
-    assert better_guess(answers, SPEC, images(99), np.zeros(99, np.int64), seed=0) is None
+    assert guessed(answers, SPEC, 99) is None
 
 
 def test_alternatives_are_others() -> None:
