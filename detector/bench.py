@@ -237,9 +237,10 @@ def _time_in_turn(
     sides: Sides,
     feeds: dict[str, NDArray[Any]],
     rounds: int,
-    clock: Callable[[], float] = perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> NDArray[np.float64]:
     """Return seconds of each run, (rounds, sides): forwards and backwards in turn."""
+    clock = clock or perf_counter
     seconds = np.empty((rounds, len(sides)))
     for turn in range(-min(WARM_UP, rounds), rounds):
         for side in range(len(sides))[:: 1 if turn % 2 else -1]:

@@ -179,10 +179,10 @@ def fit(
         jobs = _harvest(case, recipe, orders, workers or available_workers(), engine, progress)
         if max_overhead != 0:
             progress.stage("choose taps", 1)
-            case, word = _cheaper(case, recipe, jobs, workspace, max_overhead, seed)
-            if word is not None:
-                progress.say(word)
-                case = replace(case, words=(*case.words, word))
+            case, said = _cheaper(case, recipe, jobs, workspace, max_overhead, seed)
+            for one in said:
+                progress.say(one)
+            case = replace(case, words=(*case.words, *said))
             progress.advance(1)
         fitted = _head(case, recipe, jobs, workspace, seed, progress)
         reader = Reader(case.production, case.spec, case.taps, threads=threads)
@@ -453,7 +453,7 @@ def _cheaper(
     workspace: Workspace,
     max_overhead: float | None,
     seed: int,
-) -> tuple[Case, str | None]:
+) -> tuple[Case, tuple[str, ...]]:
     """Return the case with the taps that are read, and words; the workspace gives those rates.
 
     What was chosen is kept there, so that a fit that goes on chooses the same.
@@ -472,8 +472,8 @@ def _cheaper(
         )
         economy.save(file)
     workspace.columns = economy.columns(case.taps)
-    word = economy.words if max_overhead is not None or economy.overhead else None
-    return replace(case, taps=economy.taps(case.taps)), word
+    said = (economy.words,) if max_overhead is not None or economy.overhead else ()
+    return replace(case, taps=economy.taps(case.taps)), said
 
 
 def _golden(

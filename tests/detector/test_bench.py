@@ -8,10 +8,10 @@ import onnx
 import pytest
 
 from reluguard.detector import bench
-from reluguard.detector.bench import bench_guard, reading_ratios
+from reluguard.detector.artifact import read_guard
+from reluguard.detector.bench import bench_guard, pair_ratio, plain_seconds
 from reluguard.detector.errors import ModelMismatchError
 from reluguard.detector.model import infer_spec, load_production
-from reluguard.detector.taps import find_taps
 
 
 def test_times_are_the_clock_s(
@@ -74,14 +74,14 @@ def test_a_guard_of_another_model_is_refused(
         bench_guard(tmp_path / "other.onnx", tiny_guard, batches=[1], rounds=1)
 
 
-def test_reading_has_a_ratio_for_all_taps_and_for_each(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_choices_are_timed_by_the_clock(
+    tiny_model: Path, tiny_guard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that is a second on whenever it is asked, reading costs nothing."""
+    """By a clock that is a second on whenever it is asked, a guard costs nothing."""
     monkeypatch.setattr(bench, "perf_counter", itertools.count().__next__)
     production = load_production(tiny_model)
     spec = infer_spec(production, (8, 8, 1))
-    together, each = reading_ratios(
-        production, spec, find_taps(production, spec), batch=2, rounds=3
-    )
-    assert (together, each) == (1, {"r1": 1, "r2": 1})
+    guard = read_guard(tiny_guard)
+    taps, head = guard.manifest.taps, guard.head
+    assert pair_ratio(production, spec, taps, head, batch=2, rounds=3, threads=2) == 1
+    assert plain_seconds(production, spec, batch=2, rounds=3, threads=2) == 1

@@ -224,7 +224,7 @@ def _fit_weighed(
 
 
 def held_out_auroc(
-    groups: Sequence[Readings], *, taps: Sequence[Tap], settings: HeadSettings, seed: int
+    groups: Sequence[Readings], *, taps: Sequence[Read], settings: HeadSettings, seed: int
 ) -> float:
     """Return the mean AUROC over the attacks of a small head on images that it did not see.
 

@@ -150,7 +150,8 @@ def test_of_many_classes_some_are_asked_of() -> None:
     """The order of a model of hundreds is found as that of ten."""
     taps = made_up(3)
     groups = read(taps, {(0, 0): 1.0})
-    many = [replace(g, logits=np.random.default_rng(1).normal(size=(ROWS, 400))) for g in groups]
+    logits = np.random.default_rng(1).normal(size=(ROWS, 400)).astype(np.float32)
+    many = [replace(group, logits=logits) for group in groups]
     assert order_pieces(many, taps, even(taps))[0] == (0, 0)
 
 
