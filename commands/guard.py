@@ -2,18 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
     Classes,
-    Data,
     GuardFolder,
     Json,
     LooksWanted,
     Model,
+    Pictures,
     Provider,
     SecondModel,
     Threads,
@@ -27,34 +27,55 @@ def score(
     *,
     model: Model,
     guard: GuardFolder,
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The .npz file of verdicts to write.")],
+    data: Pictures,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            help="The file of verdicts to write, which ends in .npz, .csv, .jsonl or .parquet; - "
+            "writes a table to standard output.",
+        ),
+    ],
+    table: Annotated[
+        Literal["csv", "jsonl"],
+        typer.Option("--format", help="What kind of table --out - writes."),
+    ] = "csv",
     classes: Classes = None,
     looks: LooksWanted = None,
     second_model: SecondModel = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Write offline verdicts: prediction, score, likelihood, p_value, is_adversarial, evidence."""
-    from reluguard.training.score import score_data
+    """Write offline verdicts on images: the answer, score, likelihood, p-value and flag of each."""
+    from reluguard.training.score import check_out, summary_of, write_scores
+    from reluguard.training.score import score as scored
+    from reluguard.training.tables import as_bytes
 
     with show_progress() as progress:
-        summary = score_data(
+        if out != "-":
+            check_out(Path(out))
+        columns = scored(
             model,
             guard,
             data,
-            out,
             classes=classes,
             looks=looks_given(looks),
             second_model=second_model,
             threads=threads,
             progress=progress,
         )
-    if as_json:
+    summary = summary_of(columns)
+    if out == "-":
+        typer.echo(as_bytes(columns, table).decode(), nl=False)
+    else:
+        write_scores(columns, Path(out))
+    if as_json and out != "-":
         typer.echo(json.dumps(summary))
     else:
         flagged = f"{summary['flagged']} of {summary['images']} images flagged"
-        typer.echo(f"{flagged} ({summary['flagged'] / summary['images']:.2%}), written to {out}")
+        where = "standard output" if out == "-" else out
+        told = f"{flagged} ({summary['flagged'] / summary['images']:.2%}), written to {where}"
+        typer.echo(told, err=out == "-")
 
 
 def export(

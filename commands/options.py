@@ -19,6 +19,7 @@ __all__ = [
     "Mean",
     "Model",
     "Output",
+    "Pictures",
     "Pixels",
     "Provider",
     "Scale",
@@ -40,6 +41,14 @@ Data = Annotated[
         "--data",
         help="Labelled images: an .npz with `images` uint8 (N, H, W, C) and `labels`, a folder "
         "per class, or torchvision:NAME:ROOT.",
+    ),
+]
+Pictures = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Images with labels, as fit takes them; or pictures without: a file, a folder of "
+        "files, or a pattern in quotes like 'photos/**/*.jpg'.",
     ),
 ]
 Threads = Annotated[

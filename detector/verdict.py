@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.errors import SettingsError
 from reluguard.detector.head import is_scored
 
-__all__ = ["Challenge", "FirstLook", "Readings", "Verdict", "Verdicts"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Challenge", "FirstLook", "Readings", "Verdict", "Verdicts", "columns_of"]
 
 _FROM_SCORES = np.zeros(0, np.bool_)
 _ALL_FIRST = np.zeros(0, np.uint8)
@@ -126,3 +130,35 @@ class Verdicts:
 
     def __iter__(self) -> Iterator[Verdict]:
         return (self[i] for i in range(len(self)))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a pandas data frame, one row an image, `evidence` as a column of lists.
+
+        Raises:
+            SettingsError: pandas is not installed: `pip install 'reluguard[tables]'`.
+        """
+        try:
+            import pandas as pd
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                "expected pandas for a data frame: pip install 'reluguard[tables]'"
+            ) from error
+        columns = columns_of(self).items()
+        return pd.DataFrame({name: list(a) if a.ndim > 1 else a for name, a in columns})
+
+
+def columns_of(verdicts: Verdicts) -> dict[str, NDArray[Any]]:
+    """Return verdicts as columns, (N,) or (N, L), in the order people read them.
+
+    `prediction`, `score`, `likelihood`, `p_value`, `is_adversarial`, `unscored` and `evidence`; of
+    a guard that may look again also `look`, `first_score` and `first_p_value`.
+    """
+    names = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "unscored")
+    columns = {name: getattr(verdicts, name) for name in names}
+    if verdicts.first is not None:
+        columns |= {
+            "look": verdicts.look,
+            "first_score": verdicts.first.score,
+            "first_p_value": verdicts.first.p_value,
+        }
+    return columns | {"evidence": verdicts.evidence}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from reluguard.training.fit import fit
     from reluguard.training.guarded_module import GuardedModule
     from reluguard.training.redteam import redteam
+    from reluguard.training.score import score
 
 __all__ = [
     "AnalysisError",
@@ -74,6 +75,7 @@ __all__ = [
     "evaluate",
     "fit",
     "redteam",
+    "score",
 ]
 
 _NAMES = {  # by the module that holds them
@@ -93,6 +95,7 @@ _NAMES = {  # by the module that holds them
     "training.fit": "fit",
     "training.guarded_module": "GuardedModule",
     "training.redteam": "redteam",
+    "training.score": "score",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 

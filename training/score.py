@@ -1,20 +1,89 @@
-"""Offline verdicts on a data set, from the same compiled graph that serves. N images, L taps."""
+"""Offline verdicts, from the same compiled graph that serves. N images, L taps."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reluguard.detector.artifact import write_file
+from reluguard.detector.images import Images
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.runtime import Guard
-from reluguard.detector.verdict import Verdicts
+from reluguard.detector.verdict import Verdicts, columns_of
 from reluguard.training.data.classes import Classes, guard_data
+from reluguard.training.data.dataset import Dataset
+from reluguard.training.data.folder import Folder, text_of
 from reluguard.training.data.given import Data
+from reluguard.training.data.pictures import Pictures, find_pictures
+from reluguard.training.data.reading import Reading
 from reluguard.training.progress import Progress
+from reluguard.training.tables import as_bytes, format_of
 
-__all__ = ["score_data"]
+__all__ = ["check_out", "score", "score_data", "summary_of", "write_scores"]
 
 BATCH = 64
+
+
+def score(
+    model: Path | str,
+    guard: Path | str,
+    data: Data,
+    *,
+    classes: Classes | None = None,
+    looks: Looks | None = None,
+    second_model: Path | str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Return verdicts on every image as columns, in the order of the images.
+
+    `file` str (N,), where images came from files; `labels` int64 (N,), where they have any;
+    `prediction` int64 (N,), `score` and `likelihood` float32 (N,), `p_value` float64 (N,),
+    `is_adversarial` and `unscored` bool (N,), `evidence` float32 (N, L). Of a guard that looks
+    again also `look` uint8 (N,), which look decided, and `first_score` float32 and
+    `first_p_value` float64, (N,).
+
+    Args:
+        model: the production ONNX file.
+        guard: the guard's folder.
+        data: labelled images, as `fit` takes them; or pictures without labels: a file of an image,
+            a pattern like `photos/**/*.jpg`, or a folder that holds images itself.
+        classes: which class each folder of images is; by default what the guard knows.
+        looks: when a second look is taken; by default at what is suspicious, if the guard can.
+        second_model: the network that looks again, of a guard fitted with one.
+        threads: of ONNX Runtime.
+        progress: told of each batch.
+
+    Raises:
+        DataError: the data can't be read, or there is no telling which class a folder is.
+        ImageError: the images are not of the model's size.
+        GuardError: the guard can't be read or is not the model's.
+    """
+    progress = progress or Progress()
+    opened = Guard.open(model, guard, threads=threads, looks=looks, second_model=second_model)
+    loose = find_pictures(str(data)) if isinstance(data, (str, Path)) else None
+    columns: dict[str, NDArray[Any]] = {}
+    if loose is not None:
+        pictures = Pictures(loose, Reading.of_guard(opened.artifact.manifest))
+        columns["file"] = np.array(pictures.names)
+        batches, count = pictures.batches(BATCH), len(pictures)
+    else:
+        dataset = guard_data(data, opened, classes)
+        for word in dataset.words:
+            progress.say(word)
+        if dataset.folders and isinstance(data, (str, Path)):
+            columns["file"] = np.array([text_of(file) for file, _ in Folder(Path(data)).files])
+        columns["labels"] = dataset.labels
+        batches, count = _batches(dataset), len(dataset)
+    progress.stage("score", count)
+    parts: list[Verdicts] = []
+    for images in batches:
+        parts.append(opened.inspect(images))
+        progress.advance(len(images))
+    found = [columns_of(part) for part in parts]
+    return columns | {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
 def score_data(
@@ -29,18 +98,13 @@ def score_data(
     threads: int | None,
     progress: Progress,
 ) -> dict[str, int]:
-    """Write verdicts on every image to an npz and return how many were flagged.
-
-    The arrays: `prediction` int64 (N,), `score` and `likelihood` float32 (N,), `p_value` float64
-    (N,), `is_adversarial` bool (N,), `evidence` float32 (N, L), `labels` int64 (N,). Of a guard
-    that looks again also `look` uint8 (N,), which look decided, and `first_score` float32 and
-    `first_p_value` float64, (N,).
+    """Write verdicts on every image to a file and return how many were flagged.
 
     Args:
         model: the production ONNX file.
         guard: the guard's folder.
-        data: labelled images, as `fit` takes them.
-        out: the file.
+        data: as `score` takes it.
+        out: the file: .npz, .csv, .jsonl or .parquet; what stands in it is what `score` returns.
         classes: which class each folder of images is; by default what the guard knows.
         looks: when a second look is taken; by default at what is suspicious, if the guard can.
         second_model: the network that looks again, of a guard fitted with one.
@@ -48,30 +112,53 @@ def score_data(
         progress: told of each batch.
 
     Raises:
+        SettingsError: the file's name ends in none of these.
         DataError: the data can't be read, or there is no telling which class a folder is.
         ImageError: the images are not of the model's size.
         GuardError: the guard can't be read or is not the model's.
     """
-    opened = Guard.open(model, guard, threads=threads, looks=looks, second_model=second_model)
-    dataset = guard_data(data, opened, classes)
-    for word in dataset.words:
-        progress.say(word)
-    progress.stage("score", len(dataset))
-    parts: list[Verdicts] = []
-    for start in range(0, len(dataset), BATCH):
-        images = dataset.images[start : start + BATCH]
-        parts.append(opened.inspect(images))
-        progress.advance(len(images))
-    names = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "evidence")
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    first = [part.first for part in parts if part.first is not None]
-    if first:
-        arrays["look"] = np.concatenate([part.look for part in parts])
-        arrays["first_score"] = np.concatenate([one.score for one in first])
-        arrays["first_p_value"] = np.concatenate([one.p_value for one in first])
-    write_file(out, npz=arrays | {"labels": dataset.labels})
-    flagged = int(arrays["is_adversarial"].sum())
-    summary = {"images": len(dataset), "flagged": flagged}
-    if first:
-        summary["looked_again"] = int((arrays["look"] == 2).sum())
+    check_out(out)
+    columns = score(
+        model,
+        guard,
+        data,
+        classes=classes,
+        looks=looks,
+        second_model=second_model,
+        threads=threads,
+        progress=progress,
+    )
+    write_scores(columns, out)
+    return summary_of(columns)
+
+
+def write_scores(columns: dict[str, NDArray[Any]], out: Path) -> None:
+    """Write what `score` returned, whole or not at all, as the file's name says."""
+    kind = format_of(out.name)
+    if kind == "npz":
+        write_file(out, npz=columns)
+    else:
+        write_file(out, as_bytes(columns, kind))
+
+
+def check_out(out: Path) -> None:
+    """Raise SettingsError where a file can't be written in the end, before hours of work.
+
+    Its name must end in .npz, .csv, .jsonl or .parquet, and the last needs pandas and pyarrow.
+    """
+    if format_of(out.name) == "parquet":
+        as_bytes({"prediction": np.zeros(1, np.int64)}, "parquet")
+
+
+def summary_of(columns: dict[str, NDArray[Any]]) -> dict[str, int]:
+    """Return how many images there were, were flagged, and were looked at again if any could be."""
+    flagged = columns["is_adversarial"]
+    summary = {"images": len(flagged), "flagged": int(flagged.sum())}
+    if "look" in columns:
+        summary["looked_again"] = int((columns["look"] == 2).sum())
     return summary
+
+
+def _batches(dataset: Dataset) -> Iterator[Images]:
+    for start in range(0, len(dataset), BATCH):
+        yield dataset.images[start : start + BATCH]

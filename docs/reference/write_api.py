@@ -12,7 +12,7 @@ PAGE = Path(__file__).with_name("api.md")
 GROUPS = {
     "Ask in process": ["Guard", "GuardedSession", "GuardedModule", "Verdict", "Verdicts"],
     "Ask a server": ["Client", "AsyncClient"],
-    "Fit a guard and judge it": ["fit", "evaluate", "redteam", "analyze"],
+    "Fit a guard and judge it": ["fit", "score", "evaluate", "redteam", "analyze"],
     "Write an attack": ["Attack", "AttackResult", "Budget", "Goal", "Victim"],
     "Errors to catch": [
         "DetectorError", "ImageError", "ImageTooLargeError", "ModelError", "NoTapsError",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
-__all__ = ["Folder", "is_shown", "read_folder"]
+__all__ = ["Folder", "decode_file", "is_picture", "is_shown", "read_folder", "text_of"]
 
 MAX_FILE_BYTES = 2**28
 RELEASED_FILES = 256
@@ -46,9 +47,7 @@ class Folder:
             (file, place)
             for place, name in enumerate(self.names)
             for file in sorted((root / name).rglob("*"))
-            if file.suffix.lower() in _SUFFIXES
-            and all(map(is_shown, file.relative_to(root).parts))
-            and file.is_file()
+            if is_picture(file) and all(map(is_shown, file.relative_to(root).parts))
         ]
         if not self.files:
             raise DataError(
@@ -72,28 +71,12 @@ def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ..
         DataError: a file does not decode, or another size than the others has come of it.
     """
     files = [file for file, _ in folder.files]
-    channels = reading.channels or _channels(files)
-    pipeline = reading.pipeline
-
-    def decode(file: Path) -> Images:
-        try:
-            if file.stat().st_size > MAX_FILE_BYTES:
-                raise DataError(f"expected images of at most 256 MiB, {text_of(file)} is larger")
-            return pipeline.decode(
-                file.read_bytes(), channels=channels, max_pixels=MAX_PIXELS, formats=OFFLINE
-            )
-        except ImageError as error:
-            raise DataError(
-                f"expected an image, {text_of(file)} does not decode: {error}"
-            ) from error
-        except OSError as error:
-            raise DataError(f"expected an image, {text_of(file)} can't be read") from error
-
-    first = decode(files[0])
+    told = replace(reading, channels=reading.channels or _channels(files))
+    first = decode_file(files[0], told)
     images: Images = empty_array((len(files), *first.shape), np.uint8)
 
     def place(row: int) -> bool:
-        image = decode(files[row]) if row else first
+        image = decode_file(files[row], told) if row else first
         if image.shape != first.shape:
             raise DataError(
                 f"expected images of one size in {text_of(folder.root)}, got {first.shape} from "
@@ -114,6 +97,36 @@ def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ..
         "pipeline cuts or pads them, say how by --preprocessing"
     )
     return images, (word,)
+
+
+def decode_file(file: Path, reading: Reading) -> Images:
+    """Return the image of a file, uint8 (H, W, C).
+
+    Args:
+        file: what to read.
+        reading: how; must say how many channels.
+
+    Raises:
+        DataError: it does not decode, or can't be read.
+    """
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"expected images of at most 256 MiB, {text_of(file)} is larger")
+        return reading.pipeline.decode(
+            file.read_bytes(),
+            channels=reading.channels or 3,
+            max_pixels=MAX_PIXELS,
+            formats=OFFLINE,
+        )
+    except ImageError as error:
+        raise DataError(f"expected an image, {text_of(file)} does not decode: {error}") from error
+    except OSError as error:
+        raise DataError(f"expected an image, {text_of(file)} can't be read") from error
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a path is a file of an image by its name, and meant to be seen."""
+    return path.suffix.lower() in _SUFFIXES and is_shown(path.name) and path.is_file()
 
 
 def _in_threads(work: Callable[[int], bool], rows: Sequence[int]) -> list[bool]:
