@@ -32,7 +32,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "What it tries": (
         "--recipe", "--attack", "--benign", "--twin", "--surrogate", "--budget", "--standard",
-        "--steps", "--restarts", "--queries", "--ladders", "--rounds", "--refitted", "--papers",
+        "--steps", "--restarts", "--queries", "--asking", "--attacker-guard", "--ladders", "--rounds", "--refitted", "--papers",
         "--pairwise", "--batch", "--leave-out", "--matrix-rows", "--refit", "--share",
         "--most-per-source", "--margin", "--most-contradicted", "--sources",
     ),
@@ -42,6 +42,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "--bgr",
     ),
     "How strict it is": ("--target-fpr", "--prevalence", "--policy", "--max-overhead"),
+    "When it looks again": ("--second", "--looks", "--second-model"),
     "Where it listens": ("--host", "--port", "--metrics-port", "--http-port", "--reflection"),
     "Who may ask": (
         "--tls-certificate", "--tls-key", "--tls-client-ca", "--tokens", "--ca", "--certificate",

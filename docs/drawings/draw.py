@@ -244,12 +244,39 @@ def knowing() -> str:
     )
 
 
+def second_look() -> str:
+    """Return how suspicious images are looked at again."""
+    parts = [
+        box(20, 70, 100, 60, ["images"], fill="#eff6ff", stroke=CLEAN),
+        arrow(120, 100, 168, 100),
+        box(170, 60, 170, 80, ["first look", "in the same pass", "as the answer"], stroke=GUARD),
+        arrow(340, 85, 628, 85),
+        text(484, 74, "most: nothing suspicious", fill=GREY, size=14),
+        arrow(255, 142, 255, 208, stroke=ATTACK),
+        text(266, 180, "a suspicious few", fill=ATTACK, size=14, anchor="start"),
+        box(
+            130,
+            210,
+            250,
+            80,
+            ["second look", "a mirrored or smaller view,", "or another network"],
+            stroke=ATTACK,
+        ),
+        arrow(380, 250, 438, 250, stroke=ATTACK),
+        box(440, 215, 150, 70, ["both readings", "judged together"], stroke=ATTACK),
+        arrow(590, 238, 672, 142, stroke=ATTACK),
+        box(630, 60, 150, 80, ["one p-value", "calibrated as", "one procedure"], stroke=GUARD),
+    ]
+    return svg(800, 310, "What the first look finds suspicious is looked at again.", parts)
+
+
 PICTURES: dict[str, Callable[[], str]] = {
     "one-pass.svg": one_pass,
     "by-depth.svg": by_depth,
     "p-value.svg": p_value,
     "attackers.svg": attackers,
     "knowing.svg": knowing,
+    "second-look.svg": second_look,
 }
 
 if __name__ == "__main__":
