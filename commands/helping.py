@@ -32,7 +32,8 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "What it tries": (
         "--recipe", "--attack", "--benign", "--twin", "--surrogate", "--budget", "--standard",
-        "--steps", "--restarts", "--queries", "--asking", "--attacker-guard", "--ladders", "--rounds", "--refitted", "--papers",
+        "--steps", "--restarts", "--queries", "--asking", "--attacker-guard", "--ladders",
+        "--rounds", "--refitted", "--papers",
         "--pairwise", "--batch", "--leave-out", "--matrix-rows", "--refit", "--share",
         "--most-per-source", "--margin", "--most-contradicted", "--sources",
     ),
