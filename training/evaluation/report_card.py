@@ -27,6 +27,7 @@ from reluguard.training.evaluation.figures import (
     precision,
     promises,
 )
+from reluguard.training.evaluation.two_looks import TwoLooks, two_looks
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.harvest.workspace import Workspace
@@ -103,6 +104,7 @@ class ReportCard(Plain):
         seconds: of the fit.
         resumed: whether the fit went on from shards that lay there.
         words: what people were told of the images.
+        looks: both looks side by side, of a guard that looks again.
         gate: what the gate said of a guard that was retrained.
         red_team: what the red team published with it.
     """
@@ -119,6 +121,7 @@ class ReportCard(Plain):
     seconds: float | None = field(default=None, metadata=UNSAID)
     resumed: bool | None = field(default=None, metadata=UNSAID)
     words: tuple[str, ...] = field(default=(), metadata=UNSAID)
+    looks: TwoLooks | None = field(default=None, metadata=UNSAID)
     gate: GateResult | None = field(default=None, metadata=UNSAID)
     red_team: RedTeamSummary | None = field(default=None, metadata=UNSAID)
 
@@ -184,6 +187,7 @@ def report_card(
         promises=promises(
             len(guard.artifact.head.clean_scores), {*REPORTED_RATES, guard.artifact.manifest.fpr}
         ),
+        looks=two_looks(guard.artifact, workspace, jobs, rates=[*thresholds], seed=seed),
     )
 
 

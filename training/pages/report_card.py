@@ -17,6 +17,7 @@ from reluguard.training.pages.page import (
     verdict,
 )
 from reluguard.training.pages.plots import AMBER, BLUE, canvas, svg
+from reluguard.training.pages.two_looks import looks_section
 from reluguard.training.pages.words import answered_right, few_note, in_order, number, promise_note
 from reluguard.training.provenance import provenance_of
 
@@ -68,6 +69,10 @@ def report_page(card: ReportCard, manifest: Manifest) -> str:
         Section(title="Harmless changes", body=_benign_table(card, fpr)),
         Section(title="Someone who knows the guard", body=red_team_table(card.red_team)),
     ]
+    if card.looks is not None:
+        sections.insert(
+            len(known) > 0, Section(title="Two looks", body=looks_section(card.looks, fpr))
+        )
     if card.answers:
         sections.append(Section(title="By class", body=answer_table(card.answers, fpr)))
     sections.append(Section(title="Precision", body=precision_table(card.precision)))

@@ -8,6 +8,7 @@ from rich.table import Table
 from reluguard.training.evaluation.conclusion import by_fit, conclude
 from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.report_card import ReportCard
+from reluguard.training.pages.two_looks import look_lines
 from reluguard.training.pages.words import answered_right, few_note, number
 
 __all__ = ["print_card", "print_precision"]
@@ -28,7 +29,7 @@ def print_card(card: ReportCard) -> None:
         by_fit(card.attacks),
     )
     console.print(" ".join(come_to.sentences), highlight=False)
-    for line in card.gates.lines if card.gates else ():
+    for line in (*(card.gates.lines if card.gates else ()), *look_lines(card.looks)):
         console.print(line)
     console.print(f"clean accuracy {clean.accuracy} on {clean.images} unseen images")
     for fpr, value in clean.false_positive_rate.items():

@@ -64,18 +64,16 @@ def served(
     metrics = Metrics(CollectorRegistry())
 
     async def main() -> list[Answer]:
-        batcher = Batcher(
-            **{
-                "max_batch": 8,
-                "max_delay_s": 0.0,
-                "max_queue_rows": 1000,
-                "max_wait_s": 60.0,
-                "executor": executor,
-                "slots": Slots(1),
-                "metrics": metrics.model("m", "annotate"),
-            }
-            | options
-        )
+        given: dict[str, Any] = {
+            "max_batch": 8,
+            "max_delay_s": 0.0,
+            "max_queue_rows": 1000,
+            "max_wait_s": 60.0,
+            "executor": executor,
+            "slots": Slots(1),
+            "metrics": metrics.model("m", "annotate"),
+        }
+        batcher = Batcher(**(given | options))
         batcher.start()
         try:
             return await asyncio.gather(*(batcher.submit(part, runner) for part in parts))
