@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from reluguard.detector.runtime import Guard
+from reluguard.service.loop import Loop
 from reluguard.service.server import Server
 from reluguard.service.settings import Settings
 
@@ -40,7 +41,7 @@ class _Background:
     def loop(cls) -> asyncio.AbstractEventLoop:
         with cls._lock:
             if cls._loop is None:
-                cls._loop = asyncio.new_event_loop()
+                cls._loop = Loop()
                 threading.Thread(target=cls._loop.run_forever, name="grpc", daemon=True).start()
             return cls._loop
 

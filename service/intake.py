@@ -71,6 +71,7 @@ class Intake:
         self._slow: dict[_Reader, None] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._evicting: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None  # one for all: a timer each would cost more
 
     @property
     def held(self) -> int:
@@ -95,13 +96,13 @@ class Intake:
         loop = asyncio.get_running_loop()
         reader = _Reader(context, loop.time())
         self._quick[reader] = None
-        limit = loop.call_later(self._longest_s, self._evict, reader)
+        if self._sweep is None:
+            self._sweep = loop.call_later(self._longest_s, self._sweep_out)
         try:
             data = await context.read()
         except grpc.aio.AbortError as error:
             raise EvictedError from error
         finally:
-            limit.cancel()
             self._leave(reader)
         if data is grpc.aio.EOF:
             if reader.evicted:
@@ -128,6 +129,18 @@ class Intake:
     def let_go(self, size: int) -> None:
         """Undo `hold`."""
         self._held -= size
+
+    def _sweep_out(self) -> None:
+        """Give up what takes too long, and look again when the next one would."""
+        loop = asyncio.get_running_loop()
+        self._sweep = None
+        for lane in (self._quick, self._slow):
+            for reader in list(lane):  # by when they came, or moved over
+                if reader.since + self._longest_s <= loop.time():
+                    self._evict(reader)
+        left = [reader.since for lane in (self._quick, self._slow) for reader in lane]
+        if left:
+            self._sweep = loop.call_at(min(left) + self._longest_s, self._sweep_out)
 
     async def _make_way(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """A server's life in its process: started, told by signals, ended with an exit code."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from reluguard.service.settings import Settings
 
 __all__ = ["Serving", "live"]
 
+_GARBAGE = 10_000  # objects between looks for circles of them; a call leaves none
 _LEFT_S = 0.8  # after the drain, so that all is over within a second of it
 _log = logging.getLogger(__name__)
 
@@ -75,6 +77,10 @@ async def live(
             _leave(0, last)
         return 0
     await starting
+    # what was loaded stays: whoever looks for garbage need not look there again and again
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
     _reload_on_sighup(server)
     if ready is not None:
         ready(server)

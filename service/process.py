@@ -8,6 +8,7 @@ from reluguard.service import logs
 from reluguard.service.errors import StartError
 from reluguard.service.fleet.parent import Fleet
 from reluguard.service.lifetime import live
+from reluguard.service.loop import Loop
 from reluguard.service.server import Server
 from reluguard.service.settings import Settings
 
@@ -28,7 +29,8 @@ def serve(settings: Settings, *, ready: Callable[[Server | Fleet], None] | None 
     """
     logs.set_up(settings.log_level)
     try:
-        return asyncio.run(_serve(settings, ready))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            return runner.run(_serve(settings, ready))
     except StartError as error:
         sys.stderr.write(f"reluguard: {error}\n")
         return 1

@@ -65,6 +65,8 @@ _log = logging.getLogger(__name__)
 _LAST_GRACE_S = 0.3
 _FEWEST_DECODERS = 2  # one caller may hold half of them
 _SETTLE_S = 0.02
+_INLINE_S = 0.0003  # about what a thread and back costs
+_INLINE_ON_ONE_S = 0.002  # where there is one processor nothing else could run meanwhile
 _WORKER_NICE = 10
 _LOWEST = 19
 
@@ -365,6 +367,7 @@ class Server:
             executor=self._workers,
             slots=self._slots,
             metrics=metrics,
+            inline_s=_INLINE_S if self._cores > 1 else _INLINE_ON_ONE_S,
         )
         batcher.start()
         self._stack.push_async_callback(batcher.close)

@@ -13,6 +13,7 @@ from reluguard.service.fleet.picture import write_picture
 from reluguard.service.fleet.table import Table
 from reluguard.service.fleet.totals import families
 from reluguard.service.lifetime import live
+from reluguard.service.loop import Loop
 from reluguard.service.server import Server
 from reluguard.service.settings import Settings
 from reluguard.service.share import Share
@@ -22,7 +23,8 @@ __all__ = ["main"]
 
 def main(handle: int) -> None:
     """Serve as the other end of this socket says, and exit."""
-    sys.exit(asyncio.run(_main(socket.socket(fileno=handle))))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        sys.exit(runner.run(_main(socket.socket(fileno=handle))))
 
 
 async def _main(connection: socket.socket) -> int:

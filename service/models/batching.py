@@ -105,6 +105,7 @@ class Batcher:
         max_wait_s: a request that would wait longer than this is refused.
         executor: runs the model.
         slots: one per worker, shared by all models.
+        inline_s: what a run may take, by the measured speed, to be done without a thread.
         metrics: where batch sizes, waiting and rejections are counted.
     """
 
@@ -115,6 +116,7 @@ class Batcher:
     executor: Executor
     slots: Slots
     metrics: ModelMetrics
+    inline_s: float = 0.0
     _queue: deque[_Item] = field(default_factory=deque, init=False)
     _again: AgainQueue[tuple[_Item, _Run]] = field(init=False)
     _queued_rows: int = field(default=0, init=False)
@@ -123,6 +125,7 @@ class Batcher:
     _row_s: float = field(default=0.0, init=False)
     _loop: asyncio.AbstractEventLoop = field(init=False)
     _woken: bool = field(default=False, init=False)
+    _was_alone: bool = field(default=False, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _alone: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -314,17 +317,33 @@ class Batcher:
         self._running += 1
         self._running_rows += run.rows
         self._idle.clear()
-        self.executor.submit(self._work, run)
+        alone = len(batch) == 1
+        if alone and self._was_alone and 0 < self._row_s * run.rows <= self.inline_s:
+            self._run_here(run)
+        else:
+            self.executor.submit(self._work, run)
+        self._was_alone = alone
+
+    def _run_here(self, run: _Run) -> None:
+        """Run the model on the loop: it takes less than the way to a thread and back.
+
+        Not while requests come together: what gathers while a thread runs goes in one run.
+        """
+        self._compute(run)
+        self._loop.call_soon(self._finish, run)
 
     def _work(self, run: _Run) -> None:
         """Run the model, in a thread of the executor."""
+        self._compute(run)
+        self._loop.call_soon_threadsafe(self._finish, run)
+
+    def _compute(self, run: _Run) -> None:
         run.started = self._loop.time()
         try:
             _look(run)
         except Exception as error:  # noqa: BLE001 - it goes to the request that caused it
             run.error = error
         run.took = self._loop.time() - run.started
-        self._loop.call_soon_threadsafe(self._finish, run)
 
     def _finish(self, run: _Run) -> None:
         if run.error is not None and len(run.batch) > 1:

@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -329,3 +330,75 @@ def test_close_refuses_what_waits_and_finishes_what_runs(
             await batcher.submit(tensor[:1], held)
 
     with_batcher(ask)
+
+
+class Threads:
+    """A real version that says in which thread it ran."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._version = Version(guard=guard)
+        self.here: list[bool] = []
+
+    def run(self, tensor: NDArray[Any]) -> Verdicts:
+        """Return the real verdicts."""
+        self.here.append(threading.current_thread() is threading.main_thread())
+        return self._version.run(tensor)
+
+
+def test_a_run_shorter_than_the_way_to_a_thread_stays_on_the_loop(
+    with_batcher: Callable[..., Any], guard: Guard, tensor: NDArray[np.float32]
+) -> None:
+    """Once its speed is known, and while requests come one by one; the answers are the same."""
+    version = Threads(guard)
+    whole = guard.inspect_tensor(tensor[:4])
+
+    async def ask(batcher: Batcher) -> None:
+        alone = [await batcher.submit(tensor[i : i + 1], version) for i in range(4)]
+        together = await asyncio.gather(
+            *(batcher.submit(tensor[i : i + 1], version) for i in range(4))
+        )
+        for answers in (alone, together):
+            assert_allclose([a.verdicts.score[0] for a in answers], whole.score, atol=1e-5)
+
+    with_batcher(ask, inline_s=1.0)
+    assert version.here == [False, True, True, True, False]
+
+
+def test_a_longer_run_goes_to_a_thread(
+    with_batcher: Callable[..., Any], guard: Guard, tensor: NDArray[np.float32]
+) -> None:
+    """The loop is for others meanwhile."""
+    version = Threads(guard)
+
+    async def ask(batcher: Batcher) -> None:
+        for _ in range(3):
+            await batcher.submit(tensor[:1], version)
+
+    with_batcher(ask, inline_s=1e-9)
+    assert version.here == [False] * 3
+
+
+def test_a_run_on_the_loop_that_fails_fails_alone(
+    with_batcher: Callable[..., Any], guard: Guard, tensor: NDArray[np.float32]
+) -> None:
+    """Its request is told, and the next is answered."""
+
+    class Fails(Threads):
+        def run(self, tensor: NDArray[Any]) -> Verdicts:
+            """Return the verdicts, but of the third."""
+            verdicts = super().run(tensor)
+            if len(self.here) == 3:
+                raise ValueError("this run breaks")
+            return verdicts
+
+    version = Fails(guard)
+
+    async def ask(batcher: Batcher) -> None:
+        for _ in range(2):
+            await batcher.submit(tensor[:1], version)
+        with pytest.raises(ValueError, match="this run breaks"):
+            await batcher.submit(tensor[:1], version)
+        assert len((await batcher.submit(tensor[:1], version)).verdicts) == 1
+
+    with_batcher(ask, inline_s=1.0)
+    assert version.here == [False, True, True, True]
