@@ -43,6 +43,8 @@ from reluguard.service.models.models import (
 )
 from reluguard.service.models.slots import Slots
 from reluguard.service.monitoring.decisions import DecisionFile, DecisionLog
+from reluguard.service.monitoring.exported import open_export
+from reluguard.service.monitoring.flagged import Flagged
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.monitoring.tracing import Tracing, open_tracing
 from reluguard.service.protocols import open_inference, servicers
@@ -92,6 +94,7 @@ class Server:
         self._captured: dict[str, CaptureStatus] = {}
         # built on the loop, by start()
         self.address = ""
+        self.flagged = Flagged()
         self.metrics_address: str | None = None
         self.http_address: str | None = None
         self.health_address: str | None = None
@@ -103,6 +106,7 @@ class Server:
         self._slots: Slots
         self._edge: Edge
         self._health: Health
+        self._tokens: Tokens | None
         self._grpc: Any
         self._http: HttpServer | None = None
         self.repository: Repository
@@ -141,7 +145,7 @@ class Server:
         self._decoder = self._pool("decode", self._cores)
         self._loader = self._pool("load", 1)
         self._slots = Slots(settings.workers)
-        tokens = None if settings.tokens is None else Tokens(settings.tokens)
+        self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
         credentials = certificates(settings)
         if self._tracing is None:
             self._tracing = open_tracing(settings.tracing)
@@ -161,7 +165,7 @@ class Server:
         decisions = self._decisions()
         self._edge = Edge(
             metrics=self.metrics,
-            tokens=tokens,
+            tokens=self._tokens,
             decisions=decisions,
             quotas=quotas,
             room=self.room,
@@ -192,6 +196,7 @@ class Server:
                 fail=settings.fail,
                 likelihood_step=settings.likelihood_step,
             ),
+            flagged=self.flagged,
             capture=self._capture(),
             decisions=decisions,
             tracing=self._tracing,
@@ -256,9 +261,12 @@ class Server:
     def _decisions(self) -> DecisionLog | None:
         settings = self.settings
         write = self._share.decide
-        if write is None:
-            if settings.decision_log is None:
-                return None
+        export = open_export(settings.decision_export)
+        if export is not None:
+            self._stack.callback(export.close)
+        if write is None and settings.decision_log is None and export is None:
+            return None
+        if write is None and settings.decision_log is not None:
             file = DecisionFile(
                 settings.decision_log,
                 max_bytes=settings.decision_log_bytes,
@@ -267,7 +275,10 @@ class Server:
             self._stack.callback(file.close)
             write = file.write
         log = DecisionLog(
-            write, share=settings.decision_share, dropped=self.metrics.decision_dropped
+            write,
+            share=settings.decision_share,
+            dropped=self.metrics.decision_dropped,
+            export=export,
         )
         self._stack.callback(log.close)
         return log
@@ -382,7 +393,9 @@ class Server:
         place = self.settings.metrics_place
         if place is None:
             return None
-        return WebServer(place, self.metrics.registry, self.status)
+        return WebServer(
+            place, self.metrics.registry, self.status, self.flagged.newest, self._tokens
+        )
 
     async def _answer_probes(self) -> None:
         """Answer health, and nothing else, in plain text where that is wanted."""

@@ -113,6 +113,8 @@ class Settings:
         capture_max_bytes: of all that is kept; the oldest without a label goes first.
         capture_ttl_s: age at which what has no label goes, and raw input of what has one.
         decision_log: file of JSON lines that say what was answered to whom; None for none.
+        decision_export: the same as OpenTelemetry log records, with a file or without: `otlp` to
+            where OTEL_EXPORTER_OTLP_ENDPOINT says, or `console`; needs the extra `reluguard[otel]`.
         decision_share: share of images told there that are neither flagged nor unscored.
         decision_log_bytes: size at which the file is rotated.
         decision_log_files: rotated files that are kept.
@@ -181,6 +183,7 @@ class Settings:
     capture_max_bytes: int = 1_073_741_824
     capture_ttl_s: float = 2_592_000.0
     decision_log: Path | None = None
+    decision_export: TracingMode = "none"
     decision_share: float = 1.0
     decision_log_bytes: int = 67_108_864
     decision_log_files: int = 5
@@ -251,6 +254,7 @@ class Settings:
             ("policy", get_args(Policy)),
             ("fail", get_args(FailMode)),
             ("tracing", get_args(TracingMode)),
+            ("decision_export", get_args(TracingMode)),
             ("log_level", ("DEBUG", "INFO", "WARNING", "ERROR")),
         ):
             if getattr(self, name) not in allowed:

@@ -13,7 +13,11 @@ from reluguard.service.fleet.picture import write_picture
 from reluguard.service.fleet.table import Table
 from reluguard.service.fleet.totals import families
 from reluguard.service.lifetime import live
+<<<<<<< HEAD
 from reluguard.service.loop import Loop
+=======
+from reluguard.service.monitoring.flagged import write_flags
+>>>>>>> db25df1 (Status page: the last hundred flagged images for admins, phone width; decisions as OpenTelemetry logs)
 from reluguard.service.server import Server
 from reluguard.service.settings import Settings
 from reluguard.service.share import Share
@@ -36,6 +40,8 @@ async def _main(connection: socket.socket) -> int:
         if question == "report":
             picture = write_picture(server.status())
             return {"metrics": families(server.metrics.registry), "picture": picture}
+        if question == "flagged":
+            return write_flags(server.flagged.newest())
         if question == "follow":
             return await server.follow()
         if question == "reload":

@@ -33,6 +33,8 @@ from reluguard.service.fleet.ports import hold_port
 from reluguard.service.fleet.table import Table
 from reluguard.service.fleet.totals import Totals, families
 from reluguard.service.monitoring.decisions import DecisionFile
+from reluguard.service.monitoring.flagged import Flag, read_flags
+from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
 from reluguard.service.web.http import WebServer
 from reluguard.service.web.snapshot import ServerStatus
@@ -44,6 +46,7 @@ _LOOK_S = 2.0  # what a child that is killed had counted since is lost
 _HUNG_S = 30.0
 _SCRAPE_S = 4.0
 _WRITE_S = 2.0
+_FLAGS = 100
 _FIRST_BACK_OFF_S, _LONGEST_BACK_OFF_S = 0.1, 30.0
 _STEADY_S = 60.0  # a child that lived as long is started again at once
 _CODE = """
@@ -397,13 +400,31 @@ class Fleet:
             raise NotReadyError("no process of the server answers")
         return together(pictures)
 
+    def flagged(self) -> list[Flag]:
+        """Return the last flagged images of all children, newest first; from another thread."""
+        asked = asyncio.run_coroutine_threadsafe(self._flags(), self._loop)
+        with contextlib.suppress(
+            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
+        ):
+            return asked.result(_SCRAPE_S)
+        raise NotReadyError("no process of the server answers")
+
+    async def _flags(self) -> list[Flag]:
+        lines = [child.line for child in self._children if child.line is not None]
+        told = await asyncio.gather(
+            *(line.ask("flagged") for line in lines), return_exceptions=True
+        )
+        flags = [flag for part in told if isinstance(part, list) for flag in read_flags(part)]
+        return sorted(flags, key=lambda flag: -flag.time)[:_FLAGS]
+
     def _web(self) -> WebServer | None:
         place = self.settings.metrics_place
         if place is None:
             return None
         registry = CollectorRegistry()
         registry.register(_Merged(self))
-        return WebServer(place, registry, self.status)
+        tokens = None if self.settings.tokens is None else Tokens(self.settings.tokens)
+        return WebServer(place, registry, self.status, self.flagged, tokens)
 
     # ---- the end
 

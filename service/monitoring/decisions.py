@@ -11,7 +11,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,20 +48,23 @@ class DecisionLog:
     """What makes lines of decisions: a bounded queue and one thread.
 
     Args:
-        write: takes one line, and may raise OSError: `DecisionFile.write`, or what leads there.
+        write: takes one line, and may raise OSError: `DecisionFile.write`, or what leads there;
+            None for no file.
         share: of images that are neither flagged nor unscored, in [0, 1].
         dropped: told of each decision or refusal that could not be written.
+        export: takes one line as plain values; None for nobody.
     """
 
     def __init__(
         self,
-        write: Callable[[str], None],
+        write: Callable[[str], None] | None,
         *,
         share: float,
         dropped: Callable[[], None],
+        export: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._share, self._dropped = share, dropped
-        self._put_down = write
+        self._put_down, self._export = write, export
         self._queue: queue.Queue[Decision | dict[str, Any] | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._thread.start()
@@ -106,7 +109,10 @@ class DecisionLog:
         while (what := self._queue.get()) is not None:
             try:
                 for line in [what] if isinstance(what, dict) else self._lines(what):
-                    self._put_down(json.dumps(line, ensure_ascii=False))
+                    if self._export is not None:
+                        self._export(line)
+                    if self._put_down is not None:
+                        self._put_down(json.dumps(line, ensure_ascii=False))
             except Exception as error:  # noqa: BLE001 - the next ones may well be written
                 self._dropped()
                 _log.error("a decision is lost: %s", error)

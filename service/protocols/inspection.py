@@ -21,6 +21,7 @@ from reluguard.service.edge import Call, request_id
 from reluguard.service.errors import RequestError
 from reluguard.service.models.models import Model, Version
 from reluguard.service.monitoring.decisions import Decision, DecisionLog
+from reluguard.service.monitoring.flagged import Flagged
 from reluguard.service.monitoring.tracing import Tracing
 from reluguard.service.protocols.policy import Detail, Rules, View
 from reluguard.service.quotas import Quotas
@@ -177,6 +178,7 @@ class Inspector:
         quotas: what each caller may use.
         limits: of one request.
         rules: the server's policy.
+        flagged: what keeps the last flagged images.
         capture: what keeps a sample of the traffic; None for nothing.
         decisions: what writes down who was answered what; None for nothing.
         tracing: what writes spans; None for nothing.
@@ -187,6 +189,7 @@ class Inspector:
     quotas: Quotas
     limits: Limits
     rules: Rules
+    flagged: Flagged
     capture: Capture | None = None
     decisions: DecisionLog | None = None
     tracing: Tracing | None = None
@@ -232,21 +235,25 @@ class Inspector:
                 kind=kind,
             )
         chosen = rules or self.rules
-        if self.decisions is not None:
-            self.decisions.add(
-                Decision(
-                    time=time.time(),
-                    request=request_id.get(),
-                    capture=name,
-                    caller=call.who or call.caller.name,
-                    model=model.name,
-                    guard=version.digest,
-                    policy=chosen.policy,
-                    fail=chosen.fail,
-                    latency_s=time.perf_counter() - started,
-                    verdicts=answer.verdicts,
-                )
+        is_flagged = bool(answer.verdicts.is_adversarial.any())
+        if self.decisions is not None or is_flagged:
+            decision = Decision(
+                time=time.time(),
+                request=request_id.get(),
+                capture=name,
+                caller=call.who or call.caller.name,
+                model=model.name,
+                guard=version.digest,
+                policy=chosen.policy,
+                fail=chosen.fail,
+                latency_s=time.perf_counter() - started,
+                verdicts=answer.verdicts,
             )
+            if self.decisions is not None:
+                self.decisions.add(decision)
+            if is_flagged:
+                taps = version.guard.artifact.manifest.taps
+                self.flagged.add(decision, [tap.name for tap in taps])
         view = chosen.view(
             answer.verdicts,
             privileged=call.caller.may(Scope.PRIVILEGED),

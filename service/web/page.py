@@ -17,7 +17,7 @@ from reluguard.service.web.snapshot import (
     ServerStatus,
 )
 
-__all__ = ["page", "whats_wrong"]
+__all__ = ["document_of", "page", "whats_wrong"]
 
 _LAYERS = 3  # shown: those that moved furthest
 _SHORT = 16
@@ -57,6 +57,15 @@ svg { display: block; width: 100%; height: auto }
 svg text { fill: var(--soft); font: 10px system-ui, sans-serif }
 .clean { fill: var(--clean) } .flagged { fill: var(--flagged) } .mixed { fill: var(--mixed) }
 .axis { stroke: var(--line) } .limit { stroke: var(--ink); stroke-dasharray: 3 3 }
+.legend { white-space: nowrap; margin-right: .4rem }
+a { color: var(--clean) }
+@media (max-width: 36rem) {
+  .stack, .stack tbody, .stack tr { display: block } .stack tr:first-child { display: none }
+  .stack tr { border-top: 1px solid var(--line); padding: .4rem 0 }
+  .stack tr:nth-child(2) { border-top: 0 }
+  .stack td { display: grid; grid-template-columns: 4rem minmax(0, 1fr); border: 0; padding: 0;
+    text-align: left; overflow-wrap: anywhere }
+  .stack td::before { content: attr(data-name); color: var(--soft) } }
 .key { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .35em }
 .key.clean { background: var(--clean) } .key.flagged { background: var(--flagged) }
 .key.mixed { background: var(--mixed) }
@@ -80,17 +89,35 @@ def page(status: ServerStatus) -> str:
     """Return the status page."""
     mood = "ok" if status.state == "serving" else "bad"
     wrong = "".join(f"<li>{_text(sentence)}" for sentence in whats_wrong(status))
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width'><meta http-equiv=refresh content=10>",
-        f"<title>reluguard: {_text(status.state)}</title><style>{_STYLE}</style>",
-        "<header><h1>reluguard</h1>",
-        f"<span class='pill {mood}' id=state>{_text(status.state)}</span>",
-        f"<p>version {_text(status.version)}, at {_text(_moment(status.when))} UTC</p>",
-        "<p><a href=/metrics>metrics</a> <a href=/status.json>JSON</a></p></header>",
+    head = (
+        f"<span class='pill {mood}' id=state>{_text(status.state)}</span>"
+        f"<p>version {_text(status.version)}, at {_text(_moment(status.when))} UTC</p>"
+        "<p><a href=/flagged>last flagged</a> <a href=/metrics>metrics</a>"
+        " <a href=/status.json>JSON</a></p>"
+    )
+    body = [
         f"<ul class=wrong>{wrong}</ul>" if wrong else "",
         *map(_section, status.models),
         "" if status.room is None else _room(status.room),
+    ]
+    return document_of(status.state, head, "\n".join(body))
+
+
+def document_of(title: str, head: str, body: str, *, style: str = "") -> str:
+    """Return a whole page.
+
+    Args:
+        title: plain text.
+        head: markup beside the product's name.
+        body: markup below.
+        style: rules beside those of every page.
+    """
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'><meta http-equiv=refresh content=10>",
+        f"<title>reluguard: {_text(title)}</title><style>{_STYLE}{style}</style>",
+        f"<header><h1>reluguard</h1>{head}</header>",
+        body,
         "</html>",
     ]
     return "\n".join(parts)
@@ -232,7 +259,7 @@ def _scores(title: str, histogram: Sequence[tuple[float, int]], guard: GuardStat
     marks = {i: f"{bound:g}" for i, bound in enumerate(bounds) if i % 2 == 0 and bound < math.inf}
     chart = _columns(parts, marks=marks, label=f"{title}: images by upper bound of the score")
     key = "".join(
-        f"<span class='key {side}'></span>{words} &ensp;"
+        f"<span class=legend><span class='key {side}'></span>{words}</span> "
         for side, words in (
             ("clean", "below the threshold"),
             ("mixed", "around it"),
@@ -334,15 +361,29 @@ def _drift(drift: Drift) -> str:
 
 
 def _changes(changes: Sequence[ChangeStatus]) -> str:
+    names = ("No.", "When", "What", "Who", "Why", "Gate")
     rows = "".join(
-        f"<tr><td class=number>{change.number}<td>{_text(_moment(change.when))}"
-        f"<td>{_ACTIONS.get(change.action, _text(change.action))}"
-        f" <code>{_text(change.guard[:_SHORT])}</code><td>{_text(change.who)}"
-        f"<td>{_text(change.why)}<td>{_gate(change)}"
+        "<tr>"
+        + "".join(
+            f"<td data-name='{name}'{' class=number' if name == 'No.' else ''}><span>{cell}</span>"
+            for name, cell in zip(names, _change(change), strict=True)
+        )
         for change in changes
     )
-    head = "<tr><th class=number>No.<th>When<th>What<th>Who<th>Why<th>Gate"
-    return _card("Last changes", f"<table>{head}{rows}</table>", wide=True)
+    head = "".join(f"<th{' class=number' if name == 'No.' else ''}>{name}" for name in names)
+    return _card("Last changes", f"<table class=stack><tr>{head}{rows}</table>", wide=True)
+
+
+def _change(change: ChangeStatus) -> tuple[str, ...]:
+    action = _ACTIONS.get(change.action, _text(change.action))
+    return (
+        str(change.number),
+        _text(_moment(change.when)),
+        f"{action} <code>{_text(change.guard[:_SHORT])}</code>",
+        _text(change.who),
+        _text(change.why),
+        _gate(change),
+    )
 
 
 def _gate(change: ChangeStatus) -> str:

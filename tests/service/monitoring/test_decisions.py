@@ -80,10 +80,10 @@ def test_a_disk_that_fails_costs_lines_and_nothing_else(tmp_path: Path) -> None:
     """They are counted, and the next ones are written."""
     path, dropped = tmp_path / "log" / "decisions.jsonl", []
     file = DecisionFile(path, max_bytes=10, files=1)
-    log = DecisionLog(file.write, share=1.0, dropped=lambda: dropped.append(1))
-    log.refused(caller="a", request="first", reason="x")
     (path.parent / "decisions.jsonl.1").mkdir()  # nothing can be rotated there
     (path.parent / "decisions.jsonl.1" / "full").touch()
+    log = DecisionLog(file.write, share=1.0, dropped=lambda: dropped.append(1))
+    log.refused(caller="a", request="first", reason="x")
     for i in range(3):
         log.refused(caller="a", request=str(i), reason="x")
     log.close()
