@@ -13,11 +13,8 @@ from reluguard.service.fleet.picture import write_picture
 from reluguard.service.fleet.table import Table
 from reluguard.service.fleet.totals import families
 from reluguard.service.lifetime import live
-<<<<<<< HEAD
 from reluguard.service.loop import Loop
-=======
 from reluguard.service.monitoring.flagged import write_flags
->>>>>>> db25df1 (Status page: the last hundred flagged images for admins, phone width; decisions as OpenTelemetry logs)
 from reluguard.service.server import Server
 from reluguard.service.settings import Settings
 from reluguard.service.share import Share
