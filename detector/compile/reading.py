@@ -175,8 +175,8 @@ def _alone(graph: Graph, tap: Tap) -> list[_Part]:
     x = tap.name
     if tap.dtype != "float32":
         x = graph.add("Cast", x, to=TensorProto.FLOAT)
-    if tap.dtype == "int8":
-        x = graph.add("Add", x, graph.constant(np.float32(128)))
+    if tap.off:
+        x = graph.add("Add", x, graph.constant(np.float32(-tap.off)))
     if tap.is_strided:
         x = _sample(graph, tap, x)
     rank = len(tap.shape) + 1

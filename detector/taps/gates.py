@@ -34,6 +34,7 @@ _FUSED_OPEN = {"Relu", "LeakyRelu", "Gelu", "HardSwish", "Elu", "Mish", "Silu", 
 # where operators on integers keep the zero point of their output
 _INTEGER_ZERO = {
     "QLinearConv": 7, "QLinearMatMul": 7, "QLinearAdd": 7, "QGemm": 8, "QLinearLeakyRelu": 4,
+    "QLinearMul": 7,
 }  # fmt: skip
 _COMPARISONS = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Not", "And", "Or"}
 # one number of each input makes one number of the output
@@ -46,7 +47,8 @@ _ELEMENTWISE = _COMPARISONS | {
 }  # fmt: skip
 _LAST = {"Mul", "Div", "Where", "Max", "Min", "Add", "Sub", "Sum", "Log", "QLinearMul"}
 _LINEAR = {"Add", "Sub", "Mul", "Div", "Neg", "Identity", "Cast", "Dropout"}
-_MIDDLE = "its 8-bit numbers have zero in the middle of their range"
+_MOST_OPEN = 0.5
+_MIDDLE = "the zero of its integers is not known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +60,14 @@ class Gate:
         op: what the gate is called: an operator, or the activation that a few nodes spell.
         before: the tensor that the activation is a function of, of the same sign; "" if none is.
         trouble: why it can't be read, "" if it can.
+        zero: above which number it is open, of a tensor of integers with zero inside their range.
     """
 
     name: str
     op: str
     before: str = ""
     trouble: str = ""
+    zero: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class _Search:
     values: Values
     functions: Functions = field(init=False)
     readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
-    makers: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, onnx.NodeProto] = field(default_factory=dict)
     outputs: set[str] = field(default_factory=set)
     origins: dict[str, _Origin] = field(default_factory=dict)
     found: dict[str, _Found] = field(default_factory=dict)
@@ -130,7 +134,7 @@ class _Search:
         for node in graph.node:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
-            self.makers.update(dict.fromkeys(node.output, node.op_type))
+            self.nodes.update(dict.fromkeys(node.output, node))
 
     def run(self) -> tuple[Gate, ...]:
         for place, node in enumerate(self.model.graph.node):
@@ -143,7 +147,7 @@ class _Search:
         return tuple(gates.values())
 
     def _visit(self, place: int, node: onnx.NodeProto) -> None:
-        gate = self._named(node)
+        gate = self._named(node) or self._learned(node)
         origin = self._origin(place, node)
         target = node.output[0]
         if gate is not None and node.op_type == "Clip" and self._is_hard_sigmoid(origin, target):
@@ -212,11 +216,10 @@ class _Search:
     def _spelled(self, node: onnx.NodeProto, origin: _Origin, shape: Shape, word: str) -> Gate:
         if shape is Shape.SOFT:
             return Gate(name=origin.source, op=word)
-        trouble = ""
-        if node.op_type == "QLinearMul" and not self._cuts_negatives(node):
-            trouble = _MIDDLE
+        if node.op_type == "QLinearMul":
+            return self._from_zero(Gate(name=node.output[0], op=word), node)
         before = origin.source if word != "gate" else ""
-        return Gate(name=node.output[0], op=word, before=before, trouble=trouble)
+        return Gate(name=node.output[0], op=word, before=before)
 
     def _move_on(self, node: onnx.NodeProto, origin: _Origin) -> None:
         """Read a spelled gate behind a scale or cast that belongs to it: 0.5 * (x * ...)."""
@@ -246,11 +249,12 @@ class _Search:
     def _named(self, node: onnx.NodeProto) -> Gate | None:
         """Return the gate that a node is by its name, None if it is none."""
         op = node.op_type
-        if op in _INTEGER_ZERO:
+        if op in _INTEGER_ZERO and op not in _ELEMENTWISE:
             return self._in_integers(node)
         if op == "QuantizeLinear":
             # a quantised image or pooled map has its least value as zero point and is no gate
-            if self.makers.get(node.input[0]) not in _AFFINE or not self._cuts_negatives(node):
+            maker = self.nodes.get(node.input[0])
+            if maker is None or maker.op_type not in _AFFINE or not self._cuts_negatives(node):
                 return None
             restored = _dequantised(node.output[0], self.readers)
             return None if restored is None else Gate(name=restored, op=op)
@@ -262,11 +266,40 @@ class _Search:
         trouble = "it is multiplied by other values at once" if op == "BiasSplitGelu" else ""
         return Gate(name=place, op=op, before=moving[0] if same else "", trouble=trouble)
 
+    def _learned(self, node: onnx.NodeProto) -> Gate | None:
+        """Return the gate that x * sigmoid(b * x) is, with a b of its own for each channel.
+
+        A sigmoid is above zero, so the product has the sign of x; most b must be above zero too, so
+        that the open side lets more through.
+        """
+        if node.op_type != "Mul":
+            return None
+        for x, smooth in (node.input, reversed(node.input)):
+            step = self.nodes.get(smooth)
+            inner = self.nodes.get(step.input[0]) if step and step.op_type == "Sigmoid" else None
+            if inner is None or inner.op_type != "Mul" or x not in inner.input:
+                continue
+            factor = next((name for name in inner.input if name != x), "")
+            values = self.values.get(factor) if factor in self.values else None
+            if values is not None and values.size > 1 and (values > 0).mean() > _MOST_OPEN:
+                return Gate(name=node.output[0], op="Swish", before=x)
+        return None
+
     def _in_integers(self, node: onnx.NodeProto) -> Gate | None:
         gate = Gate(name=node.output[0], op=node.op_type)
         if self._cuts_negatives(node):
             return gate
-        return replace(gate, trouble=_MIDDLE) if node.op_type == "QLinearLeakyRelu" else None
+        return self._from_zero(gate, node) if node.op_type == "QLinearLeakyRelu" else None
+
+    def _from_zero(self, gate: Gate, node: onnx.NodeProto) -> Gate:
+        """Return a gate of integers, open above the zero of its output."""
+        if self._cuts_negatives(node):
+            return gate
+        position = _INTEGER_ZERO[node.op_type]
+        zero = self.values.get(node.input[position]) if len(node.input) > position else None
+        if zero is None or zero.size != 1 or zero.dtype not in {np.dtype("u1"), np.dtype("i1")}:
+            return replace(gate, trouble=_MIDDLE)
+        return replace(gate, zero=int(zero.ravel()[0]))
 
     def _place(self, node: onnx.NodeProto) -> str | None:
         """Return the tensor that is above zero where a node of the name of a gate is open."""
@@ -301,7 +334,7 @@ class _Search:
 
     def _cuts_negatives(self, node: onnx.NodeProto) -> bool:
         """A zero point at the least value cuts everything negative: a Relu in the rounding."""
-        position = _INTEGER_ZERO.get(node.op_type, 7 if node.op_type == "QLinearMul" else 2)
+        position = _INTEGER_ZERO.get(node.op_type, 2)
         if len(node.input) <= position or not node.input[position]:
             return node.op_type == "QuantizeLinear"  # its default is uint8 zero
         zero = self.values.get(node.input[position])

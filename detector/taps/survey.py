@@ -146,8 +146,16 @@ def survey(production: Production, spec: InputSpec) -> Survey:
         value = found[place]
         shape = value.shape[1:]
         axis = channels.axis(gate.name, shape)
+        whole = value.dtype.name in {"int8", "uint8"}
         taps.append(
-            Tap(name=place, op=gate.op, shape=shape, channel_axis=axis, dtype=value.dtype.name)
+            Tap(
+                name=place,
+                op=gate.op,
+                shape=shape,
+                channel_axis=axis,
+                dtype=value.dtype.name,
+                zero=gate.zero if whole and place == gate.name else None,
+            )
         )
     if not taps:
         raise NoTapsError(f"expected gates that can be read, {unread[0].reason}")

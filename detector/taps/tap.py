@@ -12,13 +12,14 @@ from reluguard.detector.errors import ModelError, SettingsError
 __all__ = ["MAX_LEVEL", "Tap", "check_taps", "in_blocks"]
 
 MAX_LEVEL = 1e6
+_OFF = {"int8": -128, "uint8": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
     """One gate to read: ONNX tensor `name`, of `shape` per image; its bit is `value > 0`.
 
-    An int8 or uint8 tensor is off at the least value of its type.
+    An int8 or uint8 tensor is off at `zero`, by default the least value of its type.
 
     `channel_axis` is the axis of `shape` that a firing rate is kept for; the others are averaged,
     over every `stride`-th column and every `row_stride`-th row, 0 being the same as `stride`. Each
@@ -36,6 +37,7 @@ class Tap:
     levels: tuple[float, ...] = (0.0,)
     row_stride: int = 0
     pooled: bool = False
+    zero: int | None = None
 
     def __post_init__(self) -> None:
         sizes = (*self.shape, self.stride)
@@ -64,6 +66,13 @@ class Tap:
             raise SettingsError(
                 f"expected strides of the pooled tap {self.name!r}, got {self.strides}"
             )
+        if self.zero is not None and (
+            type(self.zero) is not int or self.dtype not in _OFF or abs(self.zero) > 255
+        ):
+            raise SettingsError(
+                f"expected a zero of 8 bits of the integer tap {self.name!r}, got {self.zero!r} of "
+                f"{self.dtype}"
+            )
         if self.is_strided and (len(self.shape) != 3 or self.channel_axis != 0):
             raise SettingsError(f"tap {self.name!r} of shape {self.shape} can't be read in strides")
 
@@ -81,8 +90,16 @@ class Tap:
         return cls(**{**known, "levels": tuple(known["levels"])})
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values; without `zero` where it is the least, as before there was one."""
+        values = asdict(self)
+        if self.zero is None:
+            del values["zero"]
+        return values
+
+    @property
+    def off(self) -> int:
+        """The value at which the tensor is off."""
+        return _OFF.get(self.dtype, 0) if self.zero is None else self.zero
 
     @property
     def channels(self) -> int:

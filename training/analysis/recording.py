@@ -122,8 +122,7 @@ class Recorder:
             *values, scores = in_batches(self._session, self.spec, tensor, names)
             logits.append(scores.astype(np.float32))
             for i, (tap, value) in enumerate(zip(self.taps, values, strict=True)):
-                # an integer tensor of a quantised model is off at the least value of its type
-                on = value > (np.iinfo(value.dtype).min if value.dtype.kind in "iu" else 0)
+                on = value > tap.off
                 patterns[i][start:stop] = pack(on.reshape(len(on), -1))
                 others = tuple(a + 1 for a in range(len(tap.shape)) if a != tap.channel_axis)
                 rates[i][start:stop] = on.mean(axis=others, dtype=np.float32) if others else on

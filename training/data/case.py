@@ -321,7 +321,7 @@ def with_levels(
         tensor = spec.to_tensor(images[rows[start : start + step]])
         values = run_session(session, {spec.name: tensor}, [tap.name for tap in taps])
         for i, (tap, value) in enumerate(zip(taps, values, strict=True)):
-            real = value.astype(np.float32) + (128 if tap.dtype == "int8" else 0)
+            real = value.astype(np.float32) - tap.off
             positive = real[real > 0]
             total[i] += positive.sum(dtype=np.float64)
             count[i] += positive.size

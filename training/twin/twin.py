@@ -218,7 +218,10 @@ def _check(twin: Twin, production: Production, how: str, images: Images, toleran
         )
     unit = unit_of(production.proto)
     ending = "" if how == "auto" else production.ending
-    apart = difference(found, wanted, unit=unit, tolerance=tolerance, ending=ending)
+    unoptimised = _scorer(production, twin.spec, optimise=False)(images) if unit else None
+    apart = difference(
+        found, wanted, unit=unit, tolerance=tolerance, ending=ending, unoptimised=unoptimised
+    )
     if not apart.is_small:
         raise TwinError(
             f"expected the twin {how} to answer as the model within {apart.allowed:.3g} "
@@ -236,14 +239,14 @@ def _check(twin: Twin, production: Production, how: str, images: Images, toleran
         )
 
 
-def _scorer(production: Production, spec: InputSpec) -> Scorer:
+def _scorer(production: Production, spec: InputSpec, *, optimise: bool = True) -> Scorer:
     """Return the model's class scores before any softmax, of images."""
     proto, name = production.proto, production.logits
     if name not in {value.name for value in proto.graph.output}:
         proto = onnx.ModelProto()
         proto.CopyFrom(production.proto)
         proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = open_session(proto)
+    session = open_session(proto, optimise=optimise)
 
     def score(images: Images) -> NDArray[np.float32]:
         scores = in_batches(session, spec, spec.to_tensor(images), [name])[0]

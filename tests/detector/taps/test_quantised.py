@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -22,7 +23,7 @@ from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.detector.session import open_session, run_session
-from reluguard.detector.taps import find_taps
+from reluguard.detector.taps import Tap, find_taps
 from reluguard.detector.taps.quantised import with_unsigned_pairs
 
 INTEGER_OPERATORS = ("QLinearConv", "QLinearAdd", "QGemm", "QLinearGlobalAveragePool")
@@ -151,6 +152,54 @@ def test_a_quantised_resnet_keeps_its_outputs(
     source = shared / "models" / "resnet20-cifar10.onnx"
     path = quantise(source, tmp_path / "model.onnx", images, kind)
     assert hold_the_laws(path, images, make_head) == 19
+
+
+def with_gates(model: onnx.ModelProto, op: str) -> onnx.ModelProto:
+    """Return a network with LeakyRelu or SiLU where it had Relu."""
+    nodes = []
+    for node in model.graph.node:
+        x, y = node.input[:1], node.output[:1]
+        if node.op_type != "Relu":
+            nodes.append(node)
+        elif op == "LeakyRelu":
+            nodes.append(helper.make_node("LeakyRelu", x, y, alpha=0.1))
+        else:
+            nodes.append(helper.make_node("Sigmoid", x, [f"{y[0]}/step"]))
+            nodes.append(helper.make_node("Mul", [*x, f"{y[0]}/step"], y))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["operators", "signed operators"])
+@pytest.mark.parametrize("op", ["LeakyRelu", "Silu"])
+def test_gates_with_zero_inside_the_range_are_read_from_there(
+    op: str,
+    kind: str,
+    make_network: Callable[..., onnx.ModelProto],
+    make_head: Callable[..., Head],
+    make_images: Callable[..., Images],
+    tmp_path: Path,
+) -> None:
+    """What lies below zero is let through in part, so the zero of the integers says what is on."""
+    onnx.save(with_gates(make_network(channels=3, size=16), op), tmp_path / "float.onnx")
+    images = make_images(24, size=16, channels=3)
+    path = quantise(tmp_path / "float.onnx", tmp_path / "model.onnx", images, kind)
+    assert hold_the_laws(path, images, make_head) == 2
+    production = load_production(path)
+    spec = infer_spec(production, (16, 16, 3))
+    taps = find_taps(production, spec)
+    least = 0 if kind == "operators" else -128
+    assert all(tap.zero is not None and tap.zero > least for tap in taps)
+    assert all(Tap.from_json(tap.to_json()) == tap for tap in taps)
+    feeds = {spec.name: spec.to_tensor(images)}
+    rates = run_session(open_session(compile_reader(production, taps)), feeds, [RATES])[0]
+    probe = onnx.load(path)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=tap.name) for tap in taps)
+    values = run_session(open_session(probe), feeds, [tap.name for tap in taps])
+    on = [(value > tap.off).mean(axis=(2, 3)) for tap, value in zip(taps, values, strict=True)]
+    np.testing.assert_allclose(rates, np.concatenate(on, axis=1), atol=1e-6)
 
 
 def test_unsigned_pairs_mean_the_same_numbers(

@@ -247,6 +247,27 @@ def test_a_silu_in_eight_bits_is_read_behind_its_rounding() -> None:
     assert (gate.name, gate.op) == (output, "Silu")
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_swish_learned_by_channel_is_a_gate(turned: bool) -> None:
+    """x * sigmoid(b * x) with a b for each channel has the sign of x."""
+    g = Graph()
+    factor = g.number([0.5, 1.0, 2.5])
+    step = g("Sigmoid", g("Mul", factor, "x") if turned else g("Mul", "x", factor))
+    output = g("Mul", step, "x") if turned else g("Mul", "x", step)
+    model = g.model(output)
+    assert find_gates(model) == (Gate(name=output, op="Swish", before="x"),)
+    (answer,) = run_session(open_session(model, threads=1), {"x": X.astype(np.float32)}, [output])
+    np.testing.assert_array_equal(answer > 0, X > 0)
+
+
+def test_a_swish_learned_to_be_closed_is_none() -> None:
+    """Where most channels let more through on the other side, or another tensor decides."""
+    for other, factor in (("x", [-0.5, -1.0, 2.5]), ("y", [0.5, 1.0, 2.5])):
+        g = Graph()
+        output = g("Mul", other, g("Sigmoid", g("Mul", "x", g.number(factor))))
+        assert find_gates(g.model(output)) == ()
+
+
 def test_a_gate_follows_a_gate() -> None:
     """Of two activations with a scale between, each is one."""
     g = Graph()
