@@ -6,10 +6,11 @@
 Without `--model`, networks of torchvision with random weights see scikit-learn's digits at 64
 pixels, tinted; only the last layer is fitted, on what the frozen rest says of other digits, so they
 answer well above chance. With `--model`, a trained network of yours and its number forms see your
-photographs. What is printed of each: how many of its gates are read, how far the twin is from it,
-(root mean square, as a share of the distance between classes) and on how many images it answers
-alike, how many attacks succeeded of those tried, how well they are told in fitting and in evaluation, the
-seconds of each step, and whether a server gives the very bits that bare ONNX Runtime gives.
+photographs. What is printed of each: how many of its gates are read, how far the twin is from it
+(root mean square, as a share of the distance between classes) and on how many images both answer
+alike, how many attacks succeeded of those tried, how well they are told in fitting and in
+evaluation, whether a server gives the very bits that bare ONNX Runtime gives, and the seconds of
+each step.
 """
 
 import argparse

@@ -249,7 +249,7 @@ def test_a_silu_in_eight_bits_is_read_behind_its_rounding() -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_swish_learned_by_channel_is_a_gate(turned: bool) -> None:
-    """x * sigmoid(b * x) with a b for each channel has the sign of x."""
+    """Of x * sigmoid(b * x), with a b for each channel, the sign is that of x."""
     g = Graph()
     factor = g.number([0.5, 1.0, 2.5])
     step = g("Sigmoid", g("Mul", factor, "x") if turned else g("Mul", "x", factor))

@@ -206,9 +206,9 @@ def test_the_models_own_two_ways_are_the_measure() -> None:
         noise: np.ndarray = wanted + rng.normal(0, by, wanted.shape).astype(np.float32)
         return noise
 
-    found, own = off(0.2), off(0.1)
+    found, own = off(0.08), off(0.04)
     assert not difference(found, wanted, unit=2.0**-8, tolerance=1e-3).is_small
     assert difference(found, wanted, unit=2.0**-8, tolerance=1e-3, unoptimised=own).is_small
-    far = off(1.0)
+    far = off(0.5)
     assert not difference(far, wanted, unit=2.0**-8, tolerance=1e-3, unoptimised=own).is_small
     assert not difference(found, wanted, unit=0.0, tolerance=1e-3, unoptimised=own).is_small
