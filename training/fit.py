@@ -393,7 +393,9 @@ def _harvest(
         some = _portion(right, portion, recipe.least, orders.seed + ATTACK_SEEDS + index)
         made = plan_jobs(portion.change.name, "attack", some, size=size)
         alone = isinstance(portion.change, AtBoth)  # the same attack is composed without it
-        jobs[portion.change.name] = made if alone else with_changes(made, then, seed=orders.seed)
+        jobs[portion.change.name] = (
+            made if alone else with_changes(made, then, seed=orders.seed, caused=True)
+        )
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
     every = [job for made in jobs.values() for job in made]

@@ -41,7 +41,8 @@ def passes_of(job: Job, orders: Orders) -> Passes:
     change = orders.changes.get(job.slug)
     if not isinstance(change, Attack):
         return Passes(asked=1)
-    after = sum(len(later.sources) for later in job.then) / max(1, len(job.sources))
+    asked = sum(len(later.sources) * (1 + later.caused) for later in job.then)
+    after = asked / max(1, len(job.sources))
     return replace(change.passes, asked=change.passes.asked + _AROUND + after)
 
 

@@ -127,14 +127,19 @@ class Maker:
         )
 
     def _afterwards(self, later: Job, made: "_Made") -> "_Made":
-        """Return attacked images after a harmless change: a success is still answered wrong."""
+        """Return attacked images after a harmless change: a success is answered wrong still."""
         change = self._orders.changes[later.slug]
         assert isinstance(change, Change)
         assert made.before is not None
         chosen = np.flatnonzero(np.isin(made.asked, later.sources))
         changed = change(made.images[chosen], seed=self._seed(later))
-        answers = self._latest.read(changed)[1].argmax(axis=1)
-        success = made.success[chosen] & (answers != made.before[chosen])
+        before = made.before[chosen]
+        success = made.success[chosen]
+        if later.caused:
+            clean, _, _ = source_images(self._orders.dataset, later.sources)
+            alone = change(clean, seed=self._seed(later))  # drawn alike
+            success = success & (self._latest.read(alone)[1].argmax(axis=1) == before)
+        success = success & (self._latest.read(changed)[1].argmax(axis=1) != before)
         return _Made(later.sources, made.sources[chosen], made.labels[chosen], changed, success)
 
     def _seed(self, job: Job) -> int:

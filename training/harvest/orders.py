@@ -36,6 +36,8 @@ class Job:
     """One shard to make: `slug` on these source images, in one split.
 
     `then` are shards of what its images, attacked, go through afterwards: some of its sources each.
+    Of these a success is answered wrong still; where it is `caused` by the attack, the change alone
+    leaves the clean image's answer as it was.
     """
 
     slug: str
@@ -44,6 +46,7 @@ class Job:
     number: int
     sources: NDArray[np.int64]
     then: tuple["Job", ...] = ()
+    caused: bool = False
 
     @property
     def file(self) -> str:
@@ -117,7 +120,9 @@ def plan_jobs(
     ]
 
 
-def with_changes(jobs: Sequence[Job], changes: Mapping[str, float], *, seed: int) -> list[Job]:
+def with_changes(
+    jobs: Sequence[Job], changes: Mapping[str, float], *, seed: int, caused: bool = False
+) -> list[Job]:
     """Return the shards of an attack, and with each those of what its images go through then.
 
     Args:
@@ -125,6 +130,7 @@ def with_changes(jobs: Sequence[Job], changes: Mapping[str, float], *, seed: int
         changes: harmless changes by name, and the share of the attacked images that each is made
             of, in (0, 1]: at least one image of a shard.
         seed: of which images.
+        caused: whether a change that would flip the answer alone makes no success.
     """
     found = []
     for job in jobs:
@@ -134,7 +140,7 @@ def with_changes(jobs: Sequence[Job], changes: Mapping[str, float], *, seed: int
             order = np.random.default_rng(entropy).permutation(len(job.sources))
             chosen = np.sort(order[: max(1, round(share * len(order)))])
             slug = composed_name(job.slug, name)
-            then.append(replace(job, slug=slug, sources=job.sources[chosen]))
+            then.append(replace(job, slug=slug, sources=job.sources[chosen], caused=caused))
         found.append(replace(job, then=tuple(then)))
     return found
 

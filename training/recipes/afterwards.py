@@ -2,6 +2,17 @@
 
 Nobody uploads an attacked image as it is. A change that leaves the answer wrong hides an attack
 from a guard that never saw the two together.
+
+Chosen on ResNet-20 and 3,000 images of CIFAR-10, heads of one member and at most 250 rows a group,
+18 attacks; mean and worst AUROC after a mild change and after one of the recipe's strengths, and
+mean and most of the harmless changes flagged at 5 %:
+
+    without                              .918 / .838   .842 / .742   .061   .122
+    all that are answered wrong still    .927 / .847   .883 / .783   .086   .178
+    of them what the attack caused       .926 / .858   .845 / .729   .069   .122
+
+What a change flips by itself is an accident, whatever was done before: taking it for an attack
+teaches that harmless changes are attacks. So a fit leaves it out; an evaluation counts it.
 """
 
 from reluguard.training.changes import (

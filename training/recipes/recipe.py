@@ -61,8 +61,8 @@ class Recipe:
     more: a step costs a hundred times what it does at 32, and other things happen to photographs.
 
     Attacked images are seldom sent as they are. A share of every attack's goes through the harmless
-    changes `then`, and is an attack again where the model still answers wrong: a group each, of so
-    much of the attack's own weight.
+    changes `then`, and is an attack again where the model still answers wrong, and would not after
+    the change alone: a group each, of so much of the attack's own weight.
 
     Measured in 8 x 8 blocks on heads of .8 of the images, mean and worst AUROC of the default
     recipe's attacks: on ResNet-20 at 0 and 1.5 .951 and .883, at .5 and 2 .959 and .894, at .5, 1.5

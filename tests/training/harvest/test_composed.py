@@ -85,6 +85,28 @@ def test_a_success_is_still_answered_wrong(orders: Orders, digits_victim: Victim
     assert 0 < len(workspace.readings(both)) < sum(len(job.sources) for job in both)
 
 
+def test_what_the_change_does_alone_is_no_success(orders: Orders, digits_victim: Victim) -> None:
+    """Where the attack has to have caused it, a flip by the same noise alone does not count."""
+    strong = GaussianNoise(sigma=60.0)
+    changes = {ATTACK.name: ATTACK, f"{ATTACK.name}+{strong.name}": strong}
+    plain = plan_jobs(ATTACK.name, "attack", {"fit": np.arange(60)})
+    shards = []
+    for folder, caused in (("all", False), ("caused", True)):
+        made = replace(orders, changes=changes, workspace=orders.workspace.with_name(folder))
+        jobs = with_changes(plain, {strong.name: 1.0}, seed=0, caused=caused)
+        harvest(jobs, made, workers=1)
+        shards.append(read(made, [later for job in jobs for later in job.then])[0])
+    every, caused_only = shards
+    assert_array_equal(every.images, caused_only.images)
+    assert not (caused_only.success & ~every.success).any()
+    assert 0 < caused_only.success.sum() < every.success.sum()
+    assert every.images is not None
+    clean = orders.dataset.images
+    before = digits_victim.predict(clean).argmax(axis=1)
+    answers = digits_victim.predict(every.images).argmax(axis=1)
+    assert (answers != before)[caused_only.success].all()
+
+
 def test_what_was_attacked_is_not_attacked_again(
     orders: Orders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
