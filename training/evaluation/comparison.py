@@ -27,13 +27,14 @@ from reluguard.training.head.fit import HeadSettings
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import provenance_of
 from reluguard.training.statistics.bootstrap import Drawn, Resampling, Word, interval, word
-from reluguard.training.statistics.metrics import auroc
+from reluguard.training.statistics.metrics import auroc, detected_below
 
 __all__ = ["GUARD", "DetectorFigures", "Group", "Lead", "Leads", "compare", "mean"]
 
 MATCHED_RATE = 0.05
 CHUNK = 256
 POOLED = 1000  # composed attacks that baselines are judged on, for each change
+EARLY = 0.01  # the highest rate of false alarms that many would act on
 GUARD = "reluguard"
 
 Scores = NDArray[np.floating[Any]]
@@ -98,6 +99,8 @@ class DetectorFigures(Plain):
         mean_auroc: over the attacks.
         worst_auroc: of them.
         detected: share of each attack's successes that is flagged.
+        mean_early: the mean share detected over false-positive rates from 0 to 1 %, over the
+            attacks: partial AUROC by its width.
         benign_flagged: share of each harmless change that is flagged.
         mean_benign_flagged: over them.
         composed: AUROC of attacked images that were changed afterwards, some of every attack's, by
@@ -110,6 +113,7 @@ class DetectorFigures(Plain):
     mean_auroc: float | None = field(default=None, metadata=UNSAID)
     worst_auroc: float | None = field(default=None, metadata=UNSAID)
     detected: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
+    mean_early: float | None = field(default=None, metadata=UNSAID)
     benign_flagged: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
     mean_benign_flagged: float | None = field(default=None, metadata=UNSAID)
     composed: Mapping[str, float] = field(default_factory=dict, metadata=UNSAID)
@@ -262,6 +266,7 @@ def _figures(
         mean_auroc=mean([*areas.values()]),
         worst_auroc=min(areas.values(), default=None),
         detected={slug: float((attacked > limit).mean()) for slug, attacked in hits.items()},
+        mean_early=mean([detected_below(clean, one, rate=EARLY) for one in hits.values()]),
         benign_flagged=harmless,
         mean_benign_flagged=mean([*harmless.values()]),
         composed={

@@ -240,13 +240,18 @@ def _baseline_table(card: Evaluation) -> str:
     for name, entry in card.baselines.items():
         figures = [
             number(value)
-            for value in (entry.mean_auroc, entry.worst_auroc, entry.mean_benign_flagged)
+            for value in (
+                entry.mean_auroc,
+                entry.worst_auroc,
+                entry.mean_early,
+                entry.mean_benign_flagged,
+            )
         ]
         leads = (entry.lead.mean, entry.lead.worst) if entry.lead else (None, None)
         figures += ["-" if lead is None else f"{lead:+.3f}" for lead in leads]
         figures += [number(entry.composed.get(change)) for change in changes]
         rows.append([name, *figures, entry.note or ""])
-    head = ["detector", "mean AUROC", "worst AUROC", "harmless flagged"]
+    head = ["detector", "mean AUROC", "worst AUROC", "found below 1 %", "harmless flagged"]
     head += ["guard minus it: mean", "worst", *(f"then {name}" for name in changes), "note"]
     detail = [
         [slug, *(number(entry.auroc.get(slug)) for entry in card.baselines.values())]
@@ -258,7 +263,8 @@ def _baseline_table(card: Evaluation) -> str:
             "Every detector on the same images, its threshold set where 5 % of these clean images "
             "are flagged. Those that need fitting are fitted on the guard's own fitting split. "
             "Differences are paired: both detectors are judged on the same draws of source images, "
-            "and one is ahead only where the whole 95 % interval says so."
+            "and one is ahead only where the whole 95 % interval says so. Found below 1 % is the "
+            "mean share of attacks found over rates of false alarms from 0 to 1 %."
         )
         + left_out
         + table(head, rows, text_columns=(0, len(head) - 1))

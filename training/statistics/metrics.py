@@ -13,7 +13,14 @@ from scipy import stats
 from reluguard.detector.metrics import Interval
 from reluguard.training.errors import DataError
 
-__all__ = ["Interval", "auroc", "auroc_interval", "rate_above", "rate_interval"]
+__all__ = [
+    "Interval",
+    "auroc",
+    "auroc_interval",
+    "detected_below",
+    "rate_above",
+    "rate_interval",
+]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -33,6 +40,33 @@ def auroc(clean: Floats, attacked: Floats) -> float:
     ranks = stats.rankdata(np.concatenate([clean, attacked]))
     above = ranks[len(clean) :].sum() - len(attacked) * (len(attacked) + 1) / 2
     return float(above / (len(clean) * len(attacked)))
+
+
+def detected_below(clean: Floats, attacked: Floats, *, rate: float) -> float:
+    """Return the mean share of attacked images found over false-positive rates from 0 to `rate`.
+
+    The partial AUROC divided by its width, in [0, 1]: what the score's tail is worth, where AUROC
+    is about rates that nobody would act on. Ties are counted half.
+
+    Args:
+        clean: (N,).
+        attacked: (M,).
+        rate: the highest false-positive rate, in (0, 1].
+
+    Raises:
+        DataError: one of the two is empty, or no such rate.
+    """
+    if not 0 < rate <= 1:
+        raise DataError(f"expected a false-positive rate in (0, 1], got {rate}")
+    if not len(clean) or not len(attacked):
+        raise DataError(f"expected images on both sides, got {len(clean)} and {len(attacked)}")
+    ordered, own = np.sort(clean)[::-1], np.sort(attacked)
+    high = len(own) - np.searchsorted(own, ordered, side="right")
+    low = len(own) - np.searchsorted(own, ordered, side="left")
+    found = (high + low) / 2 / len(own)  # at each clean image, the strictest first
+    width = rate * len(ordered)
+    share = np.clip(width - np.arange(len(ordered)), 0, 1)
+    return float((found * share).sum() / width)
 
 
 def auroc_interval(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
@@ -15,6 +15,7 @@ from reluguard.training.statistics.metrics import (
     Interval,
     auroc,
     auroc_interval,
+    detected_below,
     rate_above,
     rate_interval,
 )
@@ -140,3 +141,31 @@ def test_a_stored_interval_reads_as_it_did_before() -> None:
     stored = Interval(0.25, 0.125, 0.5, 8).to_json()
     assert str(Interval.from_json(stored)) == "0.250 [0.125, 0.500]"
     assert format(Interval.from_json(stored), "+.2f") == "+0.25 [+0.12, +0.50]"
+
+
+@given(seed=st.integers(0, 2**31), rate=st.sampled_from([0.01, 0.1, 0.5, 1.0]))
+@settings(max_examples=25, deadline=None)
+def test_found_below_a_rate_is_partial_auroc(seed: int, rate: float) -> None:
+    """Over all rates it is AUROC; over few it is what summing detection step by step gives."""
+    rng = np.random.default_rng(seed)
+    clean = rng.integers(0, 40, 200).astype(np.float64)
+    attacked = rng.integers(10, 60, 70).astype(np.float64)
+    found = detected_below(clean, attacked, rate=rate)
+    assert 0 <= found <= 1
+    if rate == 1.0:
+        assert found == pytest.approx(auroc(clean, attacked))
+    strict = np.sort(clean)[::-1][: round(rate * 200)]
+    steps = [(attacked > c).mean() + (attacked == c).mean() / 2 for c in strict]
+    assert found == pytest.approx(np.mean(steps))
+
+
+def test_a_tail_can_differ_where_auroc_does_not() -> None:
+    """A few clean images above all attacks cost everything below their share."""
+    clean, attacked = np.arange(1000.0), np.full(50, 980.5)
+    assert auroc(clean, attacked) > 0.98
+    assert detected_below(clean, attacked, rate=0.01) == 0
+    assert detected_below(clean, attacked, rate=0.04) == pytest.approx(21 / 40)
+    with pytest.raises(DataError, match=r"false-positive rate in \(0, 1\], got 0"):
+        detected_below(clean, attacked, rate=0)
+    with pytest.raises(DataError, match="images on both sides, got 1000 and 0"):
+        detected_below(clean, attacked[:0], rate=0.01)
