@@ -9,8 +9,8 @@ from numpy.testing import assert_array_equal
 
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.detector.taps import find_taps
-from reluguard.training.attacks import FGSM, Victim
-from reluguard.training.changes import GaussianNoise
+from reluguard.training.attacks import FGSM, Attack, Victim
+from reluguard.training.changes import Change, GaussianNoise
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.harvest.forecast import passes_of
 from reluguard.training.harvest.harvest import harvest
@@ -88,7 +88,10 @@ def test_a_success_is_still_answered_wrong(orders: Orders, digits_victim: Victim
 def test_what_the_change_does_alone_is_no_success(orders: Orders, digits_victim: Victim) -> None:
     """Where the attack has to have caused it, a flip by the same noise alone does not count."""
     strong = GaussianNoise(sigma=60.0)
-    changes = {ATTACK.name: ATTACK, f"{ATTACK.name}+{strong.name}": strong}
+    changes: dict[str, Attack | Change] = {
+        ATTACK.name: ATTACK,
+        f"{ATTACK.name}+{strong.name}": strong,
+    }
     plain = plan_jobs(ATTACK.name, "attack", {"fit": np.arange(60)})
     shards = []
     for folder, caused in (("all", False), ("caused", True)):
