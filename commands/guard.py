@@ -91,14 +91,19 @@ def export(
             " the guard's own]",
         ),
     ] = None,
+    looks: LooksWanted = None,
+    second_model: SecondModel = None,
 ) -> None:
     """Write one self-contained guarded ONNX file, for any ONNX runtime."""
     from reluguard.detector.artifact import write_file
     from reluguard.detector.runtime import Guard
 
-    opened = Guard.open(model, guard, fpr=target_fpr)
-    write_file(out, opened.compiled.SerializeToString())
-    names = ", ".join(value.name for value in opened.compiled.graph.output)
+    opened = Guard.open(
+        model, guard, fpr=target_fpr, looks=looks_given(looks), second_model=second_model
+    )
+    exported = opened.exported()
+    write_file(out, exported.SerializeToString())
+    names = ", ".join(value.name for value in exported.graph.output)
     typer.echo(f"{out}: outputs {names}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ from reluguard.detector.errors import GuardError, ImageError
 from reluguard.detector.head import conformal_p_values, is_scored, threshold_at
 from reluguard.detector.images import Images, InputSpec, check_images, decode_image
 from reluguard.detector.looks.again import LookAgain, find_network, looks_of
+from reluguard.detector.looks.export import export_twice
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import Production, TensorInfo, load_production
 from reluguard.detector.probe import SCORE_TOLERANCE, check_golden
@@ -328,6 +330,17 @@ class Guard:
             return first
         both = self.again.judged(first, rows, scores)
         return both if self._shows_readings else replace(both, readings=None)
+
+    def exported(self) -> onnx.ModelProto:
+        """Return this guard as one self-contained model, its second look in a branch of it.
+
+        Raises:
+            ModelError: both looks can't be in one file.
+        """
+        if self.again is None:
+            return self.compiled
+        spec = self.spec
+        return export_twice(self.compiled, self.again, spec.name, spec.batch, self.fpr)
 
     def _look_once(self, images: Images) -> Verdicts:
         return self.verdicts(self.run(self.spec.to_tensor(images)))
