@@ -13,6 +13,7 @@ from reluguard.commands.options import (
     GuardFolder,
     Json,
     Model,
+    SecondModel,
     Seed,
     Threads,
     Twin,
@@ -70,6 +71,7 @@ def evaluate(
             " on yours, and how it doubts the answers is compared.",
         ),
     ] = None,
+    second_model: SecondModel = None,
     trained_on: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +124,7 @@ def evaluate(
             leave_out=left_out_named(leave_out),
             matrix_rows=matrix_rows,
             surrogates=surrogate or (),
+            second_model=second_model,
             trained_on=trained_on,
             classes=classes,
             seed=seed,

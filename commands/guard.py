@@ -127,6 +127,8 @@ def bench(
             "--rounds", min=1, help="How many pairs of runs are timed for each batch size."
         ),
     ] = 200,
+    looks: LooksWanted = None,
+    second_model: SecondModel = None,
     threads: Annotated[
         int, typer.Option("--threads", min=1, help="How many threads a run has.")
     ] = 1,
@@ -144,10 +146,15 @@ def bench(
         threads=threads,
         providers=provider,
         challenger=challenger,
+        looks=looks_given(looks),
+        second_model=second_model,
     )
     if as_json:
         typer.echo(json.dumps(result))
         return
+    if told := result.get("looks"):
+        share = f"{told['clean_looked_again']:.1%} of clean images looked at again"
+        typer.echo(f"second look: {told['second']}, {told['when']}, {share}")
     for row in result["batches"]:
         low, high = row["overhead_quartiles"]
         shadowed = row.get("challenger_overhead_p50")
@@ -157,3 +164,9 @@ def bench(
             f"{row['guarded_p50_s'] * 1e3:8.3f} ms, ratio {row['overhead_p50']:.3f} "
             f"[{low:.3f}, {high:.3f}]{more}"
         )
+        if cost := row.get("looks"):
+            typer.echo(
+                f"      clean traffic: first look {cost['first_overhead_mean']:.3f} mean, "
+                f"{cost['first_overhead_p99']:.3f} p99; both looks "
+                f"{cost['both_overhead_mean']:.3f} mean, {cost['both_overhead_p99']:.3f} p99"
+            )

@@ -21,6 +21,7 @@ from reluguard.detector.compile.guarded import (
     CHALLENGER_SCORE,
     EVIDENCE,
     LIKELIHOOD,
+    LOGITS,
     RATES,
     SCORE,
     compile_guard,
@@ -28,6 +29,8 @@ from reluguard.detector.compile.guarded import (
 from reluguard.detector.compile.reading import add_rates
 from reluguard.detector.head import Head
 from reluguard.detector.images import InputSpec
+from reluguard.detector.looks.again import LookAgain
+from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
@@ -63,6 +66,8 @@ def bench_guard(
     seed: int = 0,
     providers: Sequence[str] | None = None,
     challenger: Path | str | None = None,
+    looks: Looks | None = None,
+    second_model: Path | str | None = None,
 ) -> dict[str, Any]:
     """Return `overhead_p50` per batch size: the median ratio of guarded to plain, pair by pair.
 
@@ -79,14 +84,21 @@ def bench_guard(
         providers: ONNX Runtime's names in order of preference; CPU by default.
         challenger: a second guard: also `challenger_overhead_p50`, the median ratio of the guarded
             model with it in shadow to the one without.
+        looks: as `Guard.open`. Of a guard that looks again also what both looks cost over clean
+            traffic, of which as many rows are looked at again as of the calibration images.
+        second_model: the network that looks again, of a guard that was fitted with one.
 
     Raises:
         SettingsError: a provider is not available.
     """
-    artifact = read_guard(guard)
+    guarded = Guard.open(
+        model, guard, threads=threads, providers=providers, looks=looks, second_model=second_model
+    )
+    artifact = guarded.artifact
     production = load_production(model, output=artifact.manifest.answer)
-    guarded = Guard(production, artifact, threads=threads, providers=providers)
     sides = _sides(production, guarded.compiled, threads, providers)
+    if guarded.again is not None:  # which reads what the first look gives out for it
+        sides = (sides[0], (sides[1][0], [*sides[1][1], RATES, LOGITS]))
     if challenger is not None:
         both = Guard(
             production,
@@ -94,6 +106,7 @@ def bench_guard(
             threads=threads,
             providers=providers,
             challenger=read_guard(challenger),
+            looks="first",
         )
         sides = (*sides, (both.session, [*sides[1][1], CHALLENGER_SCORE]))
     spec = artifact.manifest.input
@@ -115,6 +128,9 @@ def bench_guard(
         if challenger is not None:
             shadowed = np.median(seconds[:, 2] / seconds[:, 1])
             rows[-1]["challenger_overhead_p50"] = float(shadowed)
+        if guarded.again is not None:
+            timed = _time_looks(sides, guarded, guarded.again, int(batch), rounds, seed)
+            rows[-1]["looks"] = _looks_cost(timed)
     added = len(guarded.compiled.graph.node) - len(production.proto.graph.node)
     return {
         "threads": threads,
@@ -124,7 +140,61 @@ def bench_guard(
         "nodes_added": added,
         "overhead_p50": {str(row["batch"]): row["overhead_p50"] for row in rows},
         "batches": rows,
+        **({} if guarded.again is None else {"looks": _looks_told(guarded.again)}),
     }
+
+
+def _looks_told(again: LookAgain) -> dict[str, Any]:
+    return {
+        "second": again.second.look.name,
+        "when": again.looks,
+        "clean_looked_again": again.order.share,
+    }
+
+
+def _looks_cost(seconds: NDArray[np.float64]) -> dict[str, float]:
+    """Return what the looks cost, of seconds (rounds, 3) of plain model, first and second look.
+
+    Ratios to the plain model of means, and of 99th percentiles.
+    """
+    plain, first, second = seconds.T
+    both = first + second
+    late = float(np.quantile(plain, 0.99))
+    return {
+        "first_overhead_mean": float(first.mean() / plain.mean()),
+        "both_overhead_mean": float(both.mean() / plain.mean()),
+        "first_overhead_p99": float(np.quantile(first, 0.99) / late),
+        "both_overhead_p99": float(np.quantile(both, 0.99) / late),
+        "batches_looked_again": float((second > 0).mean()),
+    }
+
+
+def _time_looks(
+    sides: Sides, guard: Guard, again: LookAgain, batch: int, rounds: int, seed: int
+) -> NDArray[np.float64]:
+    """Return seconds of the plain model, the first and the second look: (rounds, 3).
+
+    In each round as many rows are looked at again as chance makes suspicious among clean ones.
+    """
+    feeds = _feeds(guard.spec, batch, seed)
+    tensor = feeds[guard.spec.name]
+    first = guard.verdicts(guard.run(tensor))
+    wanted = np.random.default_rng(seed).binomial(batch, again.order.share, rounds)
+    seconds = np.zeros((rounds, 3))
+    for turn in range(-WARM_UP, rounds):
+        rows = np.arange(batch if turn < 0 else wanted[turn])
+        for side in range(2)[:: 1 if turn % 2 else -1]:
+            session, fetch = sides[side]
+            started = perf_counter()
+            session.run(fetch, feeds)
+            seconds[max(turn, 0), side] = perf_counter() - started
+        started = perf_counter()
+        if len(rows):
+            again.scores(tensor[rows], again.read(first, rows))
+            seconds[max(turn, 0), 2] = perf_counter() - started
+        elif turn <= 0:
+            seconds[0, 2] = 0  # what warmed up counts for nothing
+    return seconds
 
 
 def pair_ratio(

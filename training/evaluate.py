@@ -22,7 +22,7 @@ from reluguard.detector.lock import hold
 from reluguard.detector.metrics import red_team_of
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
-from reluguard.training.attacks import Attack, attack_named, open_victim
+from reluguard.training.attacks import PGD, Attack, attack_named, open_victim
 from reluguard.training.changes import Change, benign_named, controls
 from reluguard.training.composed import SEPARATOR, composed_name, is_composed
 from reluguard.training.data.case import predict
@@ -38,6 +38,7 @@ from reluguard.training.evaluation.leave_out import LeftOut, leave_one_out, open
 from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
+from reluguard.training.evaluation.two_looks import two_looks
 from reluguard.training.harvest.harvest import harvest_told
 from reluguard.training.harvest.orders import (
     SHARD_IMAGES,
@@ -49,6 +50,8 @@ from reluguard.training.harvest.orders import (
     with_changes,
 )
 from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
+from reluguard.training.looks.both import AtBoth
+from reluguard.training.looks.choice import Second
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Provenance, provenance_of
@@ -88,6 +91,7 @@ DEFAULT_ATTACKS = (
     "patch-6",
     "art-newtonfool",
 )
+BOTH_SIZES = (2.0, 4.0, 8.0)  # of PGD led by both looks, of a guard that looks again
 TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to come from
 
 
@@ -108,6 +112,7 @@ def evaluate(
     leave_out: LeftOut = "family",
     composed: bool = True,
     surrogates: Sequence[Path | str] = (),
+    second_model: Path | str | None = None,
     trained_on: Data | None = None,
     classes: Classes | None = None,
     seed: int = 0,
@@ -139,6 +144,8 @@ def evaluate(
         composed: whether attacked images are judged after a harmless change too.
         surrogates: ONNX files of other models of the same task, whose attacks are tried on this;
             the first is the other network that a baseline asks.
+        second_model: the network that looks again, of a guard fitted with one, as `Guard.open` has
+            it. Of a guard that looks again both looks are judged, and attacks on both at once.
         trained_on: images the model was trained on, to make sure that none of them is judged.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
@@ -159,7 +166,8 @@ def evaluate(
     started = perf_counter()
     progress = progress or Progress()
     model, guard, out = Path(model), Path(guard), Path(out)
-    opened = Guard.open(model, guard, threads=threads)
+    opened = Guard.open(model, guard, threads=threads, second_model=second_model)
+    again = Second.of_guard(opened.artifact, model, second_model)
     manifest = opened.artifact.manifest
     dataset = guard_data(data, opened, classes)
     for word in dataset.words:
@@ -175,6 +183,9 @@ def evaluate(
         **_attacks(attacks, opened.spec, twin, with_transfer=bool(surrogates)),
         **_benign(benign, opened.spec, manifest),
     }
+    if again is not None and twin != "none":
+        led = (AtBoth(attack=PGD(size=size)) for size in BOTH_SIZES)
+        changes |= {one.name: one for one in led}
     shape = (opened.spec.height, opened.spec.width, opened.spec.channels)
     then = judged_afterwards(*shape) if composed else {}
     orders = Orders(
@@ -197,6 +208,7 @@ def evaluate(
         seed=seed,
         threads=threads,
         surrogates=tuple(map(Path, surrogates)),
+        second=again,
     )
     size = shard_images(dataset.images.shape[1:])
     right = logits.argmax(axis=1) == dataset.labels[rows]
@@ -208,6 +220,7 @@ def evaluate(
         harvest_told(every, orders, workers=workers or available_workers(), progress=progress)
         jobs |= composed_jobs(every)
         groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
+        looks = two_looks(opened.artifact, workspace, jobs, rates=[*manifest.thresholds], seed=seed)
     threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
     provenance = provenance_of(manifest)
     known = (
@@ -242,6 +255,7 @@ def evaluate(
         left_out=missing,
         baselines=figures,
         matrix=matrix,
+        looks=looks,
         red_team=red_team_of(manifest),
         seconds=perf_counter() - started,
     )
@@ -292,6 +306,7 @@ def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, An
         "twin": orders.twin,
         "seed": orders.seed,
         "limit": limit,
+        **({} if orders.second is None else {"second look": orders.second.look.to_json()}),
     } | ({"surrogates": [_hash(path) for path in orders.surrogates]} if orders.surrogates else {})
 
 

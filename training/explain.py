@@ -59,7 +59,7 @@ def explain(
     """
     if out.suffix not in {".png", ".svg", ".pdf"}:
         raise ImageError(f"expected a .png, .svg or .pdf to write to, got {out.name}")
-    guarded = Guard.open(model, guard, threads=threads)
+    guarded = Guard.open(model, guard, threads=threads, looks="first")
     try:
         pixels = decode_image(image.read_bytes(), guarded.spec)
     except OSError as error:

@@ -30,7 +30,7 @@ from reluguard.detector.session import in_batches, open_session
 from reluguard.detector.taps import Tap
 from reluguard.detector.verdict import FirstLook, Readings, Verdicts
 
-__all__ = ["LookAgain", "find_network", "looks_of"]
+__all__ = ["LookAgain", "find_file", "find_network", "looks_of"]
 
 
 def looks_of(second: SecondLook | None, wanted: Looks | None, guard: Path) -> Looks:
@@ -52,7 +52,22 @@ def looks_of(second: SecondLook | None, wanted: Looks | None, guard: Path) -> Lo
 def find_network(
     look: Look, guard: Path, model: Path, given: Path | str | None = None
 ) -> Production | None:
-    """Return the other network that a guard looks with, None where the model itself looks.
+    """Return the other network that a guard looks with; for arguments and errors see `find_file`.
+
+    Raises:
+        ModelMismatchError: it is another one than at fitting.
+        ModelError: it can't be read.
+    """
+    found = find_file(look, guard, model, given)
+    if found is None:
+        return None
+    network = load_production(found, output=look.answer or None)
+    _check_digest(network, look.model_sha256, found)
+    return network
+
+
+def find_file(look: Look, guard: Path, model: Path, given: Path | str | None = None) -> Path | None:
+    """Return the file of the network that a guard looks with, None where the model itself looks.
 
     Args:
         look: the guard's second look.
@@ -62,8 +77,6 @@ def find_network(
 
     Raises:
         SettingsError: it isn't there, or a network was given to a guard that takes none.
-        ModelMismatchError: it is another one than at fitting.
-        ModelError: it can't be read.
     """
     if not look.is_other:
         if given is not None:
@@ -80,9 +93,7 @@ def find_network(
             f"{' and '.join(map(str, dict.fromkeys(places)))} not there: give its file as "
             "second_model (--second-model), or take looks first"
         )
-    network = load_production(found, output=look.answer or None)
-    _check_digest(network, look.model_sha256, found)
-    return network
+    return found
 
 
 def _check_digest(network: Production, wanted: str, what: object) -> None:

@@ -112,7 +112,7 @@ def open_network(
         raise SettingsError(
             f"expected neither preprocessing nor an output beside the guard {guard}: it says both"
         )
-    opened = Guard.open(model, guard, threads=threads)
+    opened = Guard.open(model, guard, threads=threads, looks="first")
     manifest = opened.artifact.manifest
     return Network(
         production=load_production(model, output=manifest.answer),

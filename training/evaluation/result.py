@@ -10,6 +10,7 @@ from reluguard.training.evaluation.comparison import GUARD, DetectorFigures
 from reluguard.training.evaluation.conclusion import Beside
 from reluguard.training.evaluation.leave_out import Matrix
 from reluguard.training.evaluation.scorecard import Scorecard
+from reluguard.training.evaluation.two_looks import TwoLooks
 
 __all__ = ["About", "Evaluation"]
 
@@ -39,6 +40,7 @@ class Evaluation(Scorecard):
         left_out: what could not be judged, and why.
         baselines: the guard and other detectors on the same images.
         matrix: seen against unseen.
+        looks: both looks side by side, of a guard that looks again.
         red_team: what the red team published with the guard.
         seconds: it took.
     """
@@ -47,6 +49,7 @@ class Evaluation(Scorecard):
     left_out: str | None = field(default=None, metadata=UNSAID)
     baselines: Mapping[str, DetectorFigures]
     matrix: Matrix | None = field(default=None, metadata=UNSAID)
+    looks: TwoLooks | None = field(default=None, metadata=UNSAID)
     red_team: RedTeamSummary | None = None
     seconds: float
 
@@ -70,6 +73,7 @@ class Evaluation(Scorecard):
         left_out: str | None,
         baselines: Mapping[str, DetectorFigures],
         matrix: Matrix | None,
+        looks: TwoLooks | None = None,
         red_team: RedTeamSummary | None,
         seconds: float,
     ) -> "Evaluation":
@@ -80,6 +84,7 @@ class Evaluation(Scorecard):
             left_out=left_out,
             baselines=baselines,
             matrix=matrix,
+            looks=looks,
             red_team=red_team,
             seconds=seconds,
         )

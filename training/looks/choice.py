@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.errors import DetectorError
 from reluguard.detector.images import InputSpec
+from reluguard.detector.looks.again import find_file
 from reluguard.detector.looks.second import Look
 from reluguard.detector.looks.views import SAME, VIEWS, viewed
 from reluguard.detector.model import Production, load_production
@@ -52,6 +54,28 @@ class Second:
     file: Path
     output: str
     taps: tuple[Tap, ...]
+
+    @classmethod
+    def of_guard(
+        cls, artifact: GuardArtifact, model: Path, other: Path | str | None = None
+    ) -> "Second | None":
+        """Return the second look of a guard, None where it has none.
+
+        Args:
+            artifact: the guard.
+            model: the production model's file.
+            other: the other network's, where one looks; by default found as `Guard.open` does.
+
+        Raises:
+            SettingsError: the other network is not there.
+            ModelMismatchError: it is another one than at fitting.
+        """
+        second = artifact.second
+        if second is None:
+            return None
+        file = find_file(second.look, artifact.path, model, other) or model
+        output = second.look.answer or artifact.manifest.answer
+        return cls(look=second.look, file=file, output=output, taps=second.taps)
 
     def network(self, spec: InputSpec) -> tuple[Production, InputSpec]:
         """Return who looks, at the view, and how images go into it.

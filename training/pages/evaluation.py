@@ -9,6 +9,7 @@ from reluguard.training.evaluation.figures import Precision
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages import evaluation_plots as plots
 from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table, verdict
+from reluguard.training.pages.two_looks import looks_section
 from reluguard.training.pages.words import answered_right, few_note, in_order, number, promise_note
 
 __all__ = ["answer_table", "evaluation_page", "precision_table", "red_team_table"]
@@ -73,6 +74,8 @@ def evaluation_page(
         Section(title="Evidence by depth", body=plots.evidence(groups)),
         Section(title="Examples", body=plots.examples(groups, thresholds, rate)),
     ]
+    if card.looks is not None:
+        sections.insert(1, Section(title="Two looks", body=looks_section(card.looks, rate)))
     sections = [section for section in sections if section.body]
     if card.matrix is not None and card.matrix.auroc:
         at = [section.title for section in sections].index("Baselines")

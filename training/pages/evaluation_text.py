@@ -6,6 +6,7 @@ from rich.table import Table
 from reluguard.training.evaluation.conclusion import conclude
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages.report_card_text import print_precision
+from reluguard.training.pages.two_looks import look_lines
 from reluguard.training.pages.words import few_note, number
 
 __all__ = ["print_evaluation"]
@@ -22,6 +23,8 @@ def print_evaluation(card: Evaluation) -> None:
     console.print(f"{card.about.images} unseen images ({card.about.origin})")
     for rate, value in card.clean.false_positive_rate.items():
         console.print(f"clean images flagged at the {rate} threshold: {value}")
+    for line in look_lines(card.looks):
+        console.print(line, highlight=False)
     _print_attacks(console, card, list(card.clean.false_positive_rate)[-1])
     for composed in card.composed.values():
         console.print(

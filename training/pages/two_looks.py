@@ -46,7 +46,8 @@ def _summary_rows(
             number(one.worst_auroc),
             *(number(one.mean_detected.get(rate)) for rate in rates),
         ]
-        for looks, one in summary.items()
+        for looks in HEADS  # JSON has them by name
+        if (one := summary.get(looks)) is not None
     ]
 
 
@@ -71,7 +72,8 @@ def look_lines(found: TwoLooks | None) -> list[str]:
     if found is None:
         return []
     lines = [f"second look: {found.second}, at {found.looked_again} of clean images"]
-    for looks, one in found.summary.items():
+    for looks in HEADS:
+        one = found.summary[looks]
         detected = ", ".join(f"{value:.2f} at {rate}" for rate, value in one.mean_detected.items())
         lines.append(
             f"  {HEADS[looks]}: AUROC mean {number(one.mean_auroc)}, worst "

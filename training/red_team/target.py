@@ -123,7 +123,7 @@ def open_target(
         TwinError: the model can't be run in torch.
         GuardError: a guard can't be read or is not the model's, or the attacker's is this one.
     """
-    opened = Guard.open(model, guard, threads=threads)
+    opened = Guard.open(model, guard, threads=threads, looks="first")
     manifest, spec = opened.artifact.manifest, opened.spec
     dataset = guard_data(data, opened, classes)
     unseen = np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))

@@ -254,7 +254,7 @@ def _cost_row(
     production: Production, pair: Pair, limits: GateLimits, threads: int | None
 ) -> GateRow:
     """Time both on one image, in turn, which one first changing from pair to pair."""
-    guards = [Guard(production, artifact, threads=threads) for artifact in pair]
+    guards = [Guard(production, artifact, threads=threads, looks="first") for artifact in pair]
     tensor = pair[0].manifest.input.to_tensor(pair[0].golden.images[:1])
     seconds = np.empty((limits.rounds, 2))
     for turn in range(-WARM_UP, limits.rounds):

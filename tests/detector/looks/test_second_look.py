@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from reluguard.detector.artifact import read_guard, write_guard
+from reluguard.detector.bench import bench_guard
 from reluguard.detector.dropin import GuardedSession
 from reluguard.detector.errors import GuardError, ModelMismatchError, SettingsError
 from reluguard.detector.head import conformal_p_values
@@ -296,3 +297,17 @@ def test_what_overflows_in_the_second_look_counts_as_attacked(
     assert found.is_adversarial[3]
     assert found.p_value[3] == found.p_value.min()
     assert {item.name for item in fields(found.first or first)} >= {"score", "p_value"}
+
+
+def test_the_cost_of_both_looks_is_measured(tiny_model: Path, folder: Path) -> None:
+    """Over clean traffic: never less than the first look, and twice where it always looks."""
+    some = bench_guard(tiny_model, folder, batches=[4], rounds=60)
+    assert some["looks"]["when"] == "suspicious"
+    assert 0.1 < some["looks"]["clean_looked_again"] < 0.3
+    cost = some["batches"][0]["looks"]
+    assert cost["both_overhead_mean"] > cost["first_overhead_mean"] > 0
+    assert 0.2 < cost["batches_looked_again"] < 1
+    always = bench_guard(tiny_model, folder, batches=[4], rounds=20, looks="always")
+    assert always["batches"][0]["looks"]["batches_looked_again"] == 1
+    once = bench_guard(tiny_model, folder, batches=[4], rounds=2, looks="first")
+    assert "looks" not in once["batches"][0]
