@@ -17,7 +17,15 @@ from reluguard.detector.session import open_session
 from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.pb import reluguard_v1 as own
 
-__all__ = ["bare", "export", "inspect_request", "on_cores", "open_inference_request", "tensor_of"]
+__all__ = [
+    "bare",
+    "export",
+    "inspect_request",
+    "on_cores",
+    "open_inference_request",
+    "share_of",
+    "tensor_of",
+]
 
 _WARM_UP = 3
 
@@ -80,17 +88,36 @@ def bare(
     seconds: float,
     cores: set[int],
 ) -> dict[str, Any]:
-    """Return images/s, p50 and p99 of `session.run` alone, one thread, in this process."""
+    """Return images/s, p50 and p99 of `session.run` alone, one thread, in this process.
+
+    `share` is how much of its time the thread had its core: less than 1 where others want it too.
+    """
     with on_cores(cores):
         session = open_session(guarded.read_bytes(), threads=1)
         fetch, feeds = list(outputs), {name: tensor}
         for _ in range(_WARM_UP):
             session.run(fetch, feeds)
         latencies: list[float] = []
-        started = now = time.perf_counter()
+        had, started = time.thread_time(), time.perf_counter()
+        now = started
         while now < started + seconds:
             session.run(fetch, feeds)
             before, now = now, time.perf_counter()
             latencies.append(now - before)
+        share = (time.thread_time() - had) / (now - started)
     rate = len(latencies) * len(tensor) / (now - started)
-    return {"rows": len(tensor), "images_per_s": round(rate, 1), **spread(latencies)}
+    return {
+        "rows": len(tensor),
+        "images_per_s": round(rate, 1),
+        "share": round(share, 3),
+        **spread(latencies),
+    }
+
+
+def share_of(cores: set[int], *, seconds: float = 0.3) -> float:
+    """Return how much of its time a busy thread gets on these cores: 1 on idle ones."""
+    with on_cores(cores):
+        had, started = time.thread_time(), time.perf_counter()
+        while time.perf_counter() < started + seconds:
+            pass
+        return round((time.thread_time() - had) / (time.perf_counter() - started), 3)

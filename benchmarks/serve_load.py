@@ -13,6 +13,9 @@ the bare loop takes, slowed down to the same capacity. Figures are medians over 
 least and largest; ratios and differences are taken within a round. The goal for added time is one
 for small requests and not held against others.
 
+Where something else works on either core, no goal is said to be met or missed: the share of its
+time that a busy thread gets there is measured in each round, and must be 0.95 at least.
+
 Overload, refusals and recovery are `python -m benchmarks.faults overload`.
 """
 
@@ -28,7 +31,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.calls import bare, export, inspect_request, open_inference_request, tensor_of
+from benchmarks.calls import (
+    bare,
+    export,
+    inspect_request,
+    open_inference_request,
+    share_of,
+    tensor_of,
+)
 from benchmarks.load import Load, arrivals, measure, spread
 from benchmarks.networks import NETWORKS, Network, make
 from benchmarks.peers.servers import INFER, OUTPUTS, Served, start
@@ -40,6 +50,7 @@ _SECONDS = {"resnet50": 10.0}  # what takes 40 ms per image needs longer
 _LOAD = 0.8
 _SMALL_BYTES = 64 * 1024
 _MAX_BATCH = 32  # the server's default
+_IDLE = 0.95  # of a core that nobody else works on
 _METHODS = {"open inference": INFER, "inspect": "/reluguard.v1.Guard/Inspect"}
 
 
@@ -57,8 +68,8 @@ class Goal:
 
 
 GOALS = {
-    "throughput_ratio": Goal(what="throughput / bare", limit=0.9, at_least=True),
-    "added_p50_ms": Goal(what="p50 added to one small call, ms", limit=1.0),
+    "throughput_ratio": Goal(what="throughput / bare", limit=0.8, at_least=True),
+    "added_p50_ms": Goal(what="p50 added to one small call, ms", limit=0.6),
     "loaded_p99_over_p50": Goal(what="p99 / p50 at 80 % load", limit=3.0),
 }
 
@@ -133,6 +144,7 @@ def _measure(
     with start("reluguard", served, cores=cores, probe=requests["open inference"]) as address:
         for _ in range(options.rounds):
             found: Report = {
+                "callers_share": share_of(caller_cores),
                 "bare": {
                     str(rows): bare(
                         guarded, tensor_of(rows, shape), name=name, outputs=outputs,
@@ -166,7 +178,7 @@ def _measure(
         "network": network.name,
         "seconds": seconds,
         "request_bytes": {kind: len(data) for kind, data in requests.items()},
-        **_summary(rounds, small=max(map(len, requests.values())) <= _SMALL_BYTES),
+        **summary(rounds, small=max(map(len, requests.values())) <= _SMALL_BYTES),
     }
 
 
@@ -199,9 +211,10 @@ def _best(by: Report) -> float:
     return max(float(row["images_per_s"]) for row in by.values())
 
 
-def _summary(rounds: list[Report], *, small: bool) -> Report:
+def summary(rounds: list[Report], *, small: bool) -> Report:
     """Return each figure's median, least and largest, and the rounds that they come from."""
     figures: Report = {}
+    share = least_share(rounds)
     for kind in _METHODS:
         ratios = [_best(found[kind]) / _best(found["bare"]) for found in rounds]
         added = [
@@ -228,9 +241,16 @@ def _summary(rounds: list[Report], *, small: bool) -> Report:
                     "largest": round(max(values), 3),
                 }
                 if key in GOALS and (small or key != "added_p50_ms"):
-                    goal = {"goal": GOALS[key].limit, "met": GOALS[key].met(middle)}
-                    figures[kind][key] |= goal
-    return {"figures": figures, "rounds": rounds}
+                    met = GOALS[key].met(middle) if share >= _IDLE else None
+                    figures[kind][key] |= {"goal": GOALS[key].limit, "met": met}
+    return {"figures": figures, "share": share, "rounds": rounds}
+
+
+def least_share(rounds: list[Report]) -> float:
+    """Return the least share of a core's time that a busy thread got in any round."""
+    shares = [found["callers_share"] for found in rounds]
+    shares += [row["share"] for found in rounds for row in found["bare"].values()]
+    return float(min(shares))
 
 
 def table(report: Report) -> str:
@@ -265,10 +285,14 @@ def table(report: Report) -> str:
                 )
                 if "goal" in found:
                     sign = ">=" if GOALS[key].at_least else "<="
-                    mark = "met" if found["met"] else "MISSED"
+                    mark = {True: "met", False: "MISSED", None: _busy(network)}[found["met"]]
                     line += f", goal {sign} {found['goal']:g}: {mark}"
                 lines.append(line)
     return "\n".join(lines)
+
+
+def _busy(network: Report) -> str:
+    return f"not measurable here: a busy thread got {network['share']:.0%} of its core"
 
 
 def _row(label: str, rows: list[Report]) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.calls import share_of
 from benchmarks.load import Load, arrivals
-from benchmarks.serve_load import ideal, table
+from benchmarks.serve_load import ideal, summary, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,33 @@ def test_runs_are_stretched_to_the_capacity() -> None:
     )
     fast = ideal(load(80.0), runs(0.01), 100.0)
     assert slow["p50_ms"] == pytest.approx(2 * fast["p50_ms"], rel=0.01)
+
+
+def found_with(share: float) -> dict[str, Any]:
+    """Return a round in which every goal is reached and a thread got this share of its core."""
+    asked = {"images_per_s": 99.0, "p50_ms": 1.0, "p99_ms": 1.5, "accepted": 9, "asked_per_s": 80.0}
+    bare = {str(n): {"images_per_s": 100.0, "p50_ms": 0.9, "p99_ms": 1.0, "share": share}
+            for n in (1, 8, 32)}  # fmt: skip
+    kinds = ("open inference", "inspect")
+    loaded = {f"{kind}, loaded{more}": asked for kind in kinds for more in ("", ", ideal")}
+    return {"bare": bare, "callers_share": 1.0, **{kind: {"1": asked} for kind in kinds}, **loaded}
+
+
+@pytest.mark.parametrize(("shares", "met"), [([0.99, 1.0], True), ([1.0, 0.6, 1.0], None)])
+def test_nothing_is_met_or_missed_on_a_busy_machine(shares: list[float], met: bool | None) -> None:
+    """One round in which another had the core is enough to say nothing."""
+    network = {"network": "n", **summary([found_with(share) for share in shares], small=True)}
+    for figures in network["figures"].values():
+        assert {found["met"] for key, found in figures.items() if key != "ideal"} == {met}
+    text = table({"rounds": len(shares), "networks": [network]})
+    assert ("goal >= 0.8: met" in text) == bool(met)
+    assert ("not measurable here: a busy thread got 60% of its core" in text) == (met is None)
+    assert "MISSED" not in text
+
+
+def test_a_share_is_of_the_time() -> None:
+    """A thread that has a core to itself gets nearly all of it, and never more."""
+    assert 0 < share_of(os.sched_getaffinity(0), seconds=0.05) <= 1.01
 
 
 @pytest.mark.slow
