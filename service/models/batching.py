@@ -41,6 +41,7 @@ __all__ = ["Answer", "Batcher", "Runner"]
 
 _log = logging.getLogger(__name__)
 _SMOOTHING = 0.2  # weight of the newest run in the measured speed
+_ALONE = 1.1  # requests in a run: less is as good as one
 _PUSHBACK_S = 0.05  # shortest time we ask a refused caller to wait
 
 
@@ -125,7 +126,7 @@ class Batcher:
     _row_s: float = field(default=0.0, init=False)
     _loop: asyncio.AbstractEventLoop = field(init=False)
     _woken: bool = field(default=False, init=False)
-    _was_alone: bool = field(default=False, init=False)
+    _company: float = field(default=1.0, init=False)  # requests in a run, smoothed
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
     _alone: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _idle: asyncio.Event = field(default_factory=asyncio.Event, init=False)
@@ -317,17 +318,17 @@ class Batcher:
         self._running += 1
         self._running_rows += run.rows
         self._idle.clear()
-        alone = len(batch) == 1
-        if alone and self._was_alone and 0 < self._row_s * run.rows <= self.inline_s:
+        self._company += _SMOOTHING * (len(batch) - self._company)
+        is_short = 0 < self._row_s * run.rows <= self.inline_s
+        if is_short and self._company < _ALONE:
             self._run_here(run)
         else:
             self.executor.submit(self._work, run)
-        self._was_alone = alone
 
     def _run_here(self, run: _Run) -> None:
         """Run the model on the loop: it takes less than the way to a thread and back.
 
-        Not while requests come together: what gathers while a thread runs goes in one run.
+        Not while requests come together: then what gathers while a thread runs goes in one run.
         """
         self._compute(run)
         self._loop.call_soon(self._finish, run)
