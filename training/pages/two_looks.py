@@ -26,10 +26,10 @@ def looks_section(found: TwoLooks, fpr: str) -> str:
     rates = [rate for rate in ("0.01", fpr) if rate in found.clean["first"].flagged]
     rates = list(dict.fromkeys(rates))
     rows = [
-        *_summary_rows("all attacks", found.summary, rates),
-        *_summary_rows("attacked, then changed", found.composed, rates),
+        *_summary_rows("", found.summary, rates),
+        *_summary_rows(", then changed", found.composed, rates),
     ]
-    head = ["over", "look", "attacks", "mean AUROC", "worst AUROC"]
+    head = ["look", "attacks", "mean AUROC", "worst AUROC"]
     head += [f"detected at {rate}, mean" for rate in rates]
     return lead + table(head, rows) + _groups(found, fpr)
 
@@ -39,8 +39,7 @@ def _summary_rows(
 ) -> list[list[str]]:
     return [
         [
-            what,
-            HEADS[looks],
+            HEADS[looks] + what,
             str(one.attacks),
             number(one.mean_auroc),
             number(one.worst_auroc),
@@ -72,11 +71,11 @@ def look_lines(found: TwoLooks | None) -> list[str]:
     if found is None:
         return []
     lines = [f"second look: {found.second}, at {found.looked_again} of clean images"]
-    for looks in HEADS:
+    for looks, head in HEADS.items():
         one = found.summary[looks]
         detected = ", ".join(f"{value:.2f} at {rate}" for rate, value in one.mean_detected.items())
         lines.append(
-            f"  {HEADS[looks]}: AUROC mean {number(one.mean_auroc)}, worst "
+            f"  {head}: AUROC mean {number(one.mean_auroc)}, worst "
             f"{number(one.worst_auroc)}; detected {detected}"
         )
     return lines
