@@ -135,7 +135,7 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     if tensor.elem_type == TensorProto.UNDEFINED:
         hint = (
             "; skl2onnx leaves that out with options={'zipmap': False}"
-            if value.type.HasField("sequence_type")
+            if value.type.sequence_type.elem_type.HasField("map_type")
             else ""
         )
         raise ModelError(
@@ -158,6 +158,8 @@ def _choose_output(outputs: tuple[TensorInfo, ...], wanted: str | None, path: Pa
     many = [o for o in scores if not o.shape or _wide(o.shape) == 1]
     if len(many or scores) != 1:
         hint = "" if named else ": name the one that holds the class scores"
+        if not any("float" in info.dtype for info in outputs):
+            hint = "; labels alone say nothing of how sure it is: export it with its class scores"
         raise ModelError(
             f"expected one float output of shape (N, classes), {path} has {found}{hint}"
         )

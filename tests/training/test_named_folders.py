@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from reluguard.commands.app import app
 from reluguard.detector.artifact import GuardArtifact
-from reluguard.detector.runtime import Guard
-from reluguard.training.data.classes import guard_data
+from reluguard.detector.model import load_production
+from reluguard.detector.runtime import Guard, Reader
+from reluguard.training.data.classes import guard_data, known_classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.network import open_network
 from reluguard.training.errors import DataError
@@ -21,6 +22,7 @@ from reluguard.training.explain import explain
 from reluguard.training.fit import fit
 from reluguard.training.recipes import Recipe
 from reluguard.training.red_team.target import open_target
+from reluguard.training.retraining.additions import read_attacked
 from reluguard.training.retraining.original import Original
 
 SYNSETS = tuple(f"n{90 - 7 * label:08}" for label in range(10))  # not in the order of the classes
@@ -115,6 +117,24 @@ def test_every_command_labels_alike(named: Named, tmp_path: Path) -> None:
     found = explain(named.model, guard, named.others, shown, tmp_path / "why.png", threads=1)
     assert set(found.neighbour_labels.ravel().tolist()) <= set(wanted)
     assert Original(named.guard).dataset.folders == {s: i for i, s in enumerate(SYNSETS[:FITTED])}
+
+
+def test_attacked_images_come_in_folders_per_class(named: Named, tmp_path: Path) -> None:
+    """What `retrain --new` takes: true classes by the guard's names, rows that fool the model."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-150, 150, named.unseen.images.shape)
+    loud = np.clip(named.unseen.images + noise, 0, 255).astype(np.uint8)
+    root = written(replace(named.unseen, images=loud), tmp_path / "noise", range(10))
+    manifest = named.guard.manifest
+    reader = Reader(load_production(named.model), manifest.input, manifest.taps, threads=1)
+    (fresh,) = read_attacked(root, reader, known_classes(manifest))
+    assert fresh.name == "noise"
+    assert 0 < len(fresh.labels) < len(loud)
+    assert (fresh.logits.argmax(axis=1) != fresh.labels).all()
+    assert len(fresh.labels) + fresh.dropped["answered right"] == len(loud)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="a folder of them per class"):
+        read_attacked(tmp_path / "empty", reader)
 
 
 def test_without_a_guard_it_is_said(named: Named) -> None:
