@@ -88,7 +88,7 @@ def _both(of: Callable[[int], Matrix]) -> Callable[[int, int], tuple[Matrix, Mat
     return lambda height, width: (of(height), of(width))
 
 
-# in the order of what they show of attacks, ResNet-20 of CIFAR-10: see docs/explanation/second-look.md
+# in the order of what they showed of attacks on ResNet-20 for CIFAR-10
 VIEWS: Mapping[str, Callable[[int, int], tuple[Matrix, Matrix]]] = MappingProxyType(
     {
         "mirror": _mirrored,
