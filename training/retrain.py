@@ -47,7 +47,12 @@ from reluguard.training.retraining.additions import (
     run_attack,
     store,
 )
-from reluguard.training.retraining.challenger import with_head, with_origin, write_challenger
+from reluguard.training.retraining.challenger import (
+    LOOKS_ONCE,
+    with_head,
+    with_origin,
+    write_challenger,
+)
 from reluguard.training.retraining.contradictions import contradicted
 from reluguard.training.retraining.gate import gate
 from reluguard.training.retraining.kept import WEIGHT, Kept, hold_kept, open_kept
@@ -140,6 +145,8 @@ def retrain(
         raise DataError("expected something new: images, labelled captures or an attack to run")
     progress = progress or Progress()
     champion = current(guard) or read_guard(guard)
+    if champion.second is not None:
+        progress.say(LOOKS_ONCE)
     manifest = champion.manifest
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)

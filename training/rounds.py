@@ -34,7 +34,12 @@ from reluguard.training.provenance import Added, Refits, Step
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
 from reluguard.training.red_team.relaxed import RelaxedGuard
-from reluguard.training.retraining.challenger import with_head, with_origin, write_challenger
+from reluguard.training.retraining.challenger import (
+    LOOKS_ONCE,
+    with_head,
+    with_origin,
+    write_challenger,
+)
 from reluguard.training.retraining.gate import gate
 from reluguard.training.retraining.kept import Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import refit
@@ -106,6 +111,8 @@ def refit_in_rounds(
         )
     progress = progress or Progress()
     champion = read_guard(guard)
+    if champion.second is not None:
+        progress.say(LOOKS_ONCE)
     manifest = champion.manifest
     original = Original(champion, data)
     dataset, splits = original.dataset, original.splits

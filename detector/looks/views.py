@@ -88,7 +88,8 @@ def _both(of: Callable[[int], Matrix]) -> Callable[[int, int], tuple[Matrix, Mat
     return lambda height, width: (of(height), of(width))
 
 
-# in the order of what they showed of attacks on ResNet-20 for CIFAR-10
+# alone, over twelve attacks on ResNet-20 of CIFAR-10, the mirror has a mean AUROC of .825 and a shift
+# by one pixel of .650; the others were not compared
 VIEWS: Mapping[str, Callable[[int, int], tuple[Matrix, Matrix]]] = MappingProxyType(
     {
         "mirror": _mirrored,

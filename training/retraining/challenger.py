@@ -19,7 +19,12 @@ from reluguard.training.pages.report_card import report_page
 from reluguard.training.provenance import REFITS, Refits, Step
 from reluguard.training.retraining.kept import Kept
 
-__all__ = ["with_head", "with_origin", "write_challenger"]
+__all__ = ["LOOKS_ONCE", "with_head", "with_origin", "write_challenger"]
+
+LOOKS_ONCE = (
+    "the new guard looks once: a second look is calibrated with the head of the first, so fit anew "
+    "to have one"
+)
 
 
 def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtifact:

@@ -21,7 +21,7 @@ from reluguard.training.errors import DataError
 from reluguard.training.evaluation.leave_out import family
 from reluguard.training.looks.both import AtBoth, both_twin
 from reluguard.training.looks.choice import Second, choose_second
-from reluguard.training.recipes import Recipe
+from reluguard.training.recipes import Recipe, recipe_named
 from reluguard.training.recipes.both import with_both
 from tests.training.conftest import save_network, trained
 from tests.training.fitting import Order
@@ -143,6 +143,9 @@ def test_a_recipe_attacks_both_looks_too(brief_recipe: Recipe) -> None:
     more = with_both(brief_recipe)
     added = [p.change.name for p in more.attacks if p not in brief_recipe.attacks]
     assert added == ["both-fgsm-linf-48", "both-pgd-linf-24-4"]
+    full = {p.change.name for p in with_both(recipe_named("default")).attacks}
+    assert {"both-pgd-linf-2", "both-fgsm-linf-8"} <= full
+    assert not any(name.startswith("both-cw") for name in full)  # a hundred passes an image
     assert not any(isinstance(p.change, Square) for p in more.attacks[len(brief_recipe.attacks) :])
     assert more.benign == brief_recipe.benign
 
