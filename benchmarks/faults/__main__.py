@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.faults.report import Finding, add_options, given_pair, tell
 
 # each module has `run(pair or None, folder, *, short) -> list[Finding]`
-EXERCISES = ("refusals", "hostile", "rotation", "drain", "kill", "overload", "fuzz", "decoders",
-             "soak")  # fmt: skip
+EXERCISES = ("refusals", "hostile", "by_http", "rotation", "drain", "kill", "overload", "fuzz",
+             "decoders", "soak")  # fmt: skip
 
 
 def main() -> int:

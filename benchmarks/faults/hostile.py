@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from benchmarks.faults.traffic import NO_RETRIES, Ask, Kit, code_of
 from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 
-__all__ = ["run"]
+__all__ = ["Attack", "run", "tried"]
 
 _SLOWER = 3
 _FLOOR_MS = 50.0  # p99 below this is as good as before, whatever it was
@@ -61,13 +61,33 @@ def run(pair: Pair | None, folder: Path, *, short: bool) -> list[Finding]:
         ("pings without end", _pings, ask),
         *((f"worst bytes: {name}", _flood(method, make()), ask) for name, method, make in WORST),
     ]
-    return [_try(kit, ask, name, attack, theirs, seconds) for name, attack, theirs in attacks]
+    return [tried(kit, ask, name, attack, theirs, seconds) for name, attack, theirs in attacks]
 
 
-def _try(kit: Kit, ask: Ask, name: str, attack: Attack, theirs: Ask, seconds: float) -> Finding:
+def tried(
+    kit: Kit,
+    ask: Ask,
+    name: str,
+    attack: Attack,
+    theirs: Ask,
+    seconds: float,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Finding:
+    """Compare a good caller's latency before and during an attack.
+
+    Args:
+        kit: what is served.
+        ask: the good caller's request.
+        name: of the attack.
+        attack: what the others do.
+        theirs: a request for them.
+        seconds: how long each phase lasts.
+        settings: of the server.
+    """
     steady = Phase(rate=50, seconds=seconds)
     share = _share()
-    with served(kit.pair) as server:
+    with served(kit.pair, settings=settings) as server:
         warm, before = send(server.address, ask, [Phase(rate=50, seconds=1), steady])
         del warm
         held = server.usage()

@@ -59,7 +59,13 @@ from reluguard.service.protocols.wire import (
 )
 from reluguard.service.security import Scope
 
-__all__ = ["SERVICE", "Answer", "OpenInferenceServicer", "RepositoryControl"]
+__all__ = [
+    "SERVICE",
+    "Answer",
+    "OpenInferenceServicer",
+    "RepositoryControl",
+    "check_sizes",
+]
 
 SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnx_onnxv1"
@@ -168,7 +174,7 @@ class OpenInferenceServicer:
     async def model_ready(self, _: Call, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Answer whether a model is ready."""
         try:
-            model = self._model(request.name, request.version)
+            model = self.model(request.name, request.version)
         except NotFoundError:  # as Triton answers: not an error, just not ready
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=model.is_ready and self._health.is_serving)
@@ -185,7 +191,7 @@ class OpenInferenceServicer:
         self, call: Call, request: pb.ModelMetadataRequest
     ) -> pb.ModelMetadataResponse:
         """Answer what a model takes and gives."""
-        model = self._model(request.name, request.version)
+        model = self.model(request.name, request.version)
         guard = model.version.guard
         tensor = pb.ModelMetadataResponse.TensorMetadata
         extras = self._extras(call, self._inspector.rules)
@@ -256,7 +262,8 @@ class OpenInferenceServicer:
             raise DisabledError("this server does not load or unload models on request")
         call.caller.require(Scope.ADMIN)
 
-    def _model(self, name: str, version: str) -> Model:
+    def model(self, name: str, version: str) -> Model:
+        """Return the model of this name, in its one version."""
         if not name:
             raise RequestError("expected the name of a model, got none")
         model = self._repository.get(name)
@@ -285,7 +292,7 @@ class OpenInferenceServicer:
         self, call: Call, request: pb.ModelInferRequest, payload: memoryview | None = None
     ) -> "Answer":
         """Return the answer to one request, whose data may lie beside it."""
-        model = self._model(request.model_name, request.model_version)
+        model = self.model(request.model_name, request.model_version)
         guard = model.version.guard
         rules = self._rules(request.parameters)
         production = [info.name for info in guard.production_outputs]
@@ -386,14 +393,14 @@ def _read_input(
     if raw:
         array = read_tensor(raw[0], name=name, datatype=tensor.datatype, shape=shape)
     elif typed:
-        _check_sizes(shape, spec, tensor.datatype)
+        check_sizes(shape, spec, tensor.datatype)
         array = _read_typed(tensor.contents, name=name, datatype=tensor.datatype, shape=shape)
     else:
         raise RequestError(f"expected data for the input {name!r}, got none")
     return TensorArray(array) if tensor.datatype == datatype else PixelArray(array)
 
 
-def _check_sizes(shape: tuple[int, ...], spec: InputSpec, datatype: str) -> None:
+def check_sizes(shape: tuple[int, ...], spec: InputSpec, datatype: str) -> None:
     """Raise ImageError unless numbers of this shape are worth reading one by one."""
     claimed = np.broadcast_to(np.zeros((), DATATYPES[datatype]), shape)
     if datatype == datatype_of(spec.dtype):

@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ _MOST_TENSORS = 64
 _INT64 = range(-(2**63), 2**63)
 _UINT64 = range(2**64)
 _LENGTH_BYTES = 4
+Check = Callable[[str, tuple[int, ...]], None]
 _PIECE = 4096  # numbers written between two turns of other threads
 
 
@@ -50,7 +51,12 @@ class Asked:
 
 
 def read_infer(
-    body: bytes | bytearray, header_bytes: int | None, *, most_parts: int, most_bytes: int
+    body: bytes | bytearray,
+    header_bytes: int | None,
+    *,
+    most_parts: int,
+    most_bytes: int,
+    check: Check | None = None,
 ) -> Asked:
     """Return what a request asks. Takes time with the number of numbers: for a thread.
 
@@ -59,6 +65,8 @@ def read_infer(
         header_bytes: `Inference-Header-Content-Length`; None where all of it is JSON.
         most_parts: of the JSON document, beside numbers.
         most_bytes: of one tensor.
+        check: told datatype and shape of numbers before they are read; raises if they are not
+            worth it.
 
     Raises:
         RequestError: it is no such request.
@@ -86,7 +94,10 @@ def read_infer(
         )
     behind = memoryview(b"") if header_bytes is None else whole[header_bytes:]
     payload = _read_inputs(
-        message, _objects(document.get("inputs", []), "inputs"), behind, cut.arrays, most_bytes
+        message,
+        _objects(document.get("inputs", []), "inputs"),
+        behind,
+        _Numbers(cut.arrays, most_bytes, check),
     )
     return Asked(
         message=message,
@@ -100,8 +111,7 @@ def _read_inputs(
     message: Any,
     inputs: Sequence[Mapping[str, Any]],
     behind: memoryview,
-    arrays: Sequence[memoryview],
-    most_bytes: int,
+    numbers: "_Numbers",
 ) -> memoryview | None:
     """Add the inputs to the message, and return the data of the only one."""
     payloads: list[memoryview] = []
@@ -120,9 +130,7 @@ def _read_inputs(
         )
         if size is None:
             if "data" in given:
-                payloads.append(
-                    _data(given["data"], arrays, name, datatype, shape, most_bytes=most_bytes)
-                )
+                payloads.append(_data(given["data"], numbers, name, datatype, shape))
             continue
         if "data" in given:
             raise RequestError(f"expected data or binary_data_size for the {what}, got both")
@@ -144,14 +152,17 @@ def _read_inputs(
     return payloads[0] if payloads else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The texts of arrays of numbers, how large a tensor of them may be, and which is worth it."""
+
+    arrays: Sequence[memoryview]
+    most_bytes: int
+    check: Check | None
+
+
 def _data(
-    given: Any,
-    arrays: Sequence[memoryview],
-    name: str,
-    datatype: str,
-    shape: Sequence[int],
-    *,
-    most_bytes: int,
+    given: Any, numbers: _Numbers, name: str, datatype: str, shape: Sequence[int]
 ) -> memoryview:
     """Return the data of an input in JSON as it lies on the wire of gRPC."""
     count = check_shape(shape, name=name)
@@ -161,13 +172,15 @@ def _data(
     if dtype is None:
         raise RequestError(f"expected a datatype of {', '.join(DATATYPES)} or BYTES for {name!r},"
                            f" got {datatype[:32]!r}")  # fmt: skip
-    if count * dtype.itemsize > most_bytes:
+    if count * dtype.itemsize > numbers.most_bytes:
         raise RequestError(
-            f"expected at most {most_bytes} bytes of {name!r}, got the shape {list(shape)}"
+            f"expected at most {numbers.most_bytes} bytes of {name!r}, got the shape {list(shape)}"
         )
+    if numbers.check is not None:
+        numbers.check(datatype, tuple(shape))
     if not (isinstance(given, list) and len(given) == 1 and type(given[0]) is int):
         raise RequestError(f"expected an array of numbers as data of {name!r}, got something else")
-    return memoryview(read_numbers_text(arrays[given[0]], dtype, count=count).tobytes())
+    return memoryview(read_numbers_text(numbers.arrays[given[0]], dtype, count=count).tobytes())
 
 
 def _images(given: Any, count: int) -> bytes:

@@ -14,9 +14,10 @@ import grpc
 
 from reluguard.service.edge import Call, Edge
 from reluguard.service.errors import RequestError
-from reluguard.service.protocols.inspection import Inspector
-from reluguard.service.protocols.open_inference import OpenInferenceServicer
+from reluguard.service.protocols.inspection import Inspector, check_rows
+from reluguard.service.protocols.open_inference import OpenInferenceServicer, check_sizes
 from reluguard.service.protocols.pb import open_inference as pb
+from reluguard.service.protocols.wire import datatype_of
 from reluguard.service.rest.documents import read_document
 from reluguard.service.rest.exchange import Exchange, Head, Reply, http_status
 from reluguard.service.rest.inference import read_infer, write_answer
@@ -152,6 +153,12 @@ class Routes:
         loop = asyncio.get_running_loop()
         header_bytes = _header_bytes(exchange.head)
         limits = self._inspector.limits
+        spec = self._servicer.model(target.model, target.version).version.guard.spec
+
+        def check(datatype: str, shape: tuple[int, ...]) -> None:
+            check_rows(shape[0] if shape else 0, limits)
+            if datatype in {datatype_of(spec.dtype), "UINT8"}:
+                check_sizes(shape, spec, datatype)
 
         def read() -> Any:
             return read_infer(
@@ -159,6 +166,7 @@ class Routes:
                 header_bytes,
                 most_parts=self._room.max_fields,
                 most_bytes=limits.max_message_bytes,
+                check=check,
             )
 
         small = (len(body) if header_bytes is None else header_bytes) <= _INLINE_BYTES

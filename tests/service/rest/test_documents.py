@@ -183,7 +183,7 @@ MIB = 2**20
 )  # fmt: skip
 def test_a_bomb_is_refused_before_it_costs(body: bytes) -> None:
     """A megabyte of the worst we can think of takes no longer than reading a megabyte should."""
-    limits = {"most_parts": 768, "most_bytes": 16 * MIB}
+    limits: dict[str, Any] = {"most_parts": 768, "most_bytes": 16 * MIB}
     started = time.thread_time()
     with pytest.raises(RequestError):
         read_infer(body, None, **limits)
