@@ -28,7 +28,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     "What it works on": (
         "--model", "--guard", "--data", "--out", "--shelf", "--captures", "--models",
         "--challenger", "--other", "--new", "--server", "--address", "--service", "--token",
-        "--file",
+        "--file", "--format",
     ),
     "What it tries": (
         "--recipe", "--attack", "--benign", "--twin", "--surrogate", "--budget", "--standard",
