@@ -95,6 +95,10 @@ def evaluate(
             help="How many images of each group those heads are fitted on; 0 fits no such heads.",
         ),
     ] = 1500,
+    composed: Annotated[
+        bool,
+        typer.Option(help="Attacked images are judged after a harmless change too."),
+    ] = True,
     limit: Annotated[
         int | None,
         typer.Option("--limit", help="Judge on so many unseen images at most. [default: all]"),
@@ -123,6 +127,7 @@ def evaluate(
             twin=twin,
             leave_out=left_out_named(leave_out),
             matrix_rows=matrix_rows,
+            composed=composed,
             surrogates=surrogate or (),
             second_model=second_model,
             trained_on=trained_on,

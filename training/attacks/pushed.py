@@ -4,6 +4,12 @@ Not an attack that anybody makes: a generator of positives. The direction is the
 gradient for a class by chance, at a place by chance, put through filters and masks by chance; the
 push ends where the answer flips, or by chance further on. A head fitted on it learns what a push
 across a boundary looks like rather than a list of attacks.
+
+Measured on ResNet-20 and CIFAR-10, heads of one member and at most 250 rows a group (1,000 of this
+one), composed positives in both; AUROC of what was left out, without and with it: FGSM 2, 4 and
+8/255 .887, .845, .726 and .903, .900, .902; PGD 1, 2, 4 and 8/255 .817, .868, .969, .983 and .823,
+.864, .956, .978; DeepFool, FMN and CW .888, .883, .914 and .885, .895, .913. No direction is the
+plain gradient's sign, but that of a lightly blurred one is among them, which is close to FGSM.
 """
 
 from dataclasses import dataclass, replace
