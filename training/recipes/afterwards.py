@@ -10,6 +10,9 @@ mean and most of the harmless changes flagged at 5 %:
     without                              .918 / .838   .842 / .742   .061   .122
     all that are answered wrong still    .927 / .847   .883 / .783   .086   .178
     of them what the attack caused       .926 / .858   .845 / .729   .069   .122
+    without, alarms weighed              .911 / .834   .839 / .753   .052   .122
+    all, alarms weighed                  .923 / .840   .876 / .772   .089   .178
+    what the attack caused, likewise     .925 / .852   .856 / .746   .056   .111
 
 What a change flips by itself is an accident, whatever was done before: taking it for an attack
 teaches that harmless changes are attacks. So a fit leaves it out; an evaluation counts it.

@@ -54,8 +54,8 @@ def default_on_photographs() -> Recipe:
     Seconds of one core: PGD with L2 and L1, 1.37 times 2,020 images at .78 each, 2,150; APGD 280;
     FGSM 300; CW 890; DeepFool and FMN 370; squares 500; turns 290; places 400 and patches 330;
     chance 80. That is 5,600 s; harmless changes are 9,900 forward passes, 180 s. With two cores it
-    comes to 48 minutes, and fitting the head after that. Reckoned and not measured: pushes 150 s, and
-    changes afterwards two questions for .6 of 9,400 attacked images, 140 s.
+    comes to 48 minutes, and fitting the head after that. Reckoned and not measured: pushes 150 s,
+    and changes afterwards two questions for .6 of 9,400 attacked images, 140 s.
     """
     return Recipe(
         name="default",
