@@ -77,7 +77,7 @@ def default() -> Recipe:
             Portion(Patch(), 0.25),
             Portion(Varied("patch-varied", (Patch(side=4), Patch(side=9))), 0.1, weight=0.5),
             Portion(RandomSearch(), 0.25, weight=0.5),
-            Portion(Pushed(), 0.3, weight=5.0),
+            Portion(Pushed(), 0.3, weight=4.0),
         ),
         benign=harmless(0.3),
         then=(afterwards(0.6, weight=0.5),),

@@ -40,7 +40,7 @@ def quick() -> Recipe:
             Portion(SparsePGD(steps=20), 0.06),
             Portion(Patch(steps=20), 0.06),
             Portion(RandomSearch(), 0.1, weight=0.5),
-            Portion(Pushed(), 0.15, weight=3.0),
+            Portion(Pushed(), 0.15, weight=2.0),
         ),
         benign=harmless(0.15),
         then=(afterwards(0.6, weight=0.5),),
