@@ -48,7 +48,7 @@ from reluguard.training.retraining.additions import (
     store,
 )
 from reluguard.training.retraining.challenger import (
-    LOOKS_ONCE,
+    tell_of_looks,
     with_head,
     with_origin,
     write_challenger,
@@ -145,8 +145,7 @@ def retrain(
         raise DataError("expected something new: images, labelled captures or an attack to run")
     progress = progress or Progress()
     champion = current(guard) or read_guard(guard)
-    if champion.second is not None:
-        progress.say(LOOKS_ONCE)
+    tell_of_looks(champion, progress)
     manifest = champion.manifest
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)

@@ -35,7 +35,7 @@ from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
 from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.retraining.challenger import (
-    LOOKS_ONCE,
+    tell_of_looks,
     with_head,
     with_origin,
     write_challenger,
@@ -111,8 +111,7 @@ def refit_in_rounds(
         )
     progress = progress or Progress()
     champion = read_guard(guard)
-    if champion.second is not None:
-        progress.say(LOOKS_ONCE)
+    tell_of_looks(champion, progress)
     manifest = champion.manifest
     original = Original(champion, data)
     dataset, splits = original.dataset, original.splits

@@ -16,15 +16,20 @@ from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.evaluation.report_card import promised_rates, report_card
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.pages.report_card import report_page
+from reluguard.training.progress import Progress
 from reluguard.training.provenance import REFITS, Refits, Step
 from reluguard.training.retraining.kept import Kept
 
-__all__ = ["LOOKS_ONCE", "with_head", "with_origin", "write_challenger"]
+__all__ = ["tell_of_looks", "with_head", "with_origin", "write_challenger"]
 
-LOOKS_ONCE = (
-    "the new guard looks once: a second look is calibrated with the head of the first, so fit anew "
-    "to have one"
-)
+
+def tell_of_looks(champion: GuardArtifact, progress: Progress) -> None:
+    """Say that a guard retrained from one that looks twice looks once."""
+    if champion.second is not None:
+        progress.say(
+            "the new guard looks once: a second look is calibrated with the head of the first, so "
+            "fit anew to have one"
+        )
 
 
 def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtifact:
