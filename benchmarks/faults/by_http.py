@@ -227,4 +227,5 @@ def _mutated(draw: random.Random, request: bytes) -> bytes:
                 data[at : at + 8], data[other : other + 8] = (
                     data[other : other + 8], data[at : at + 8]
                 )  # fmt: skip
-    return bytes(data)
+    # without an end of its head the server would wait for one, as it should
+    return bytes(data) if b"\r\n\r\n" in data else bytes(data) + b"\r\n\r\n"
