@@ -17,6 +17,7 @@ from reluguard.commands.retraining import retrain
 from reluguard.commands.server import health, serve
 from reluguard.commands.shelf import promote, rollback, shadow
 from reluguard.commands.status import status
+from reluguard.commands.trial import try_
 
 __all__ = ["app", "run"]
 
@@ -79,6 +80,7 @@ _COMMANDS = (  # in the order of --help
 )
 for _command in _COMMANDS:
     app.command(cls=Command)(_command)
+app.command("try", cls=Command)(try_)
 app.add_typer(label, name="label")
 
 

@@ -1,7 +1,7 @@
 """`reluguard analyze`: read a network's bits, run every study, write the report. N images, P rows.
 
-What is on disk afterwards: `report.html` (one file, nothing is fetched), `analysis.json` (settings,
-figures per tap, claims) and `arrays.npz` (every array of every study).
+What is on disk afterwards: `report.html` with a page per chapter in `report` (nothing is fetched),
+`analysis.json` (settings, figures per tap, claims) and `arrays.npz` (every array of every study).
 """
 
 import json
@@ -45,7 +45,7 @@ from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
 from reluguard.training.errors import AnalysisError
 from reluguard.training.harden import HardenSettings, harden_images
-from reluguard.training.pages.analysis.report import report_page, summary
+from reluguard.training.pages.analysis.report import report_pages, summary
 from reluguard.training.progress import Progress
 from reluguard.training.twin.twin import Twin, load_twin
 
@@ -78,7 +78,9 @@ def analyze(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
-    """Write `report.html`, `analysis.json` and `arrays.npz` to `out`; return what the JSON holds.
+    """Write report, `analysis.json` and `arrays.npz` to `out`; return what the JSON holds.
+
+    `report.html` has what came out, and leads to a page per chapter in `report`.
 
     Args:
         model: the production ONNX file.
@@ -414,9 +416,11 @@ def _write(
         write_arrays(stream, arrays)
     with _aside(out / "analysis.json") as file:
         file.write_text(json.dumps(found.to_json(), indent=2, allow_nan=False), encoding="utf-8")
-    with _aside(out / "report.html") as file:
-        page = report_page(found, material, findings, claims, seeds, hardening)
-        file.write_text(page, encoding="utf-8")
+    pages = report_pages(found, material, findings, claims, seeds, hardening)
+    for place, text in reversed(pages.items()):  # what points at the others comes last
+        (out / place).parent.mkdir(exist_ok=True)
+        with _aside(out / place) as file:
+            file.write_text(text, encoding="utf-8")
 
 
 @contextmanager

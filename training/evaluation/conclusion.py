@@ -12,7 +12,7 @@ from reluguard.training.evaluation.figures import FEW, Tried, few
 from reluguard.training.evaluation.report_card import AttackFigures
 from reluguard.training.statistics.bootstrap import Word
 
-__all__ = ["Beside", "Conclusion", "Level", "by_fit", "conclude", "kind_of"]
+__all__ = ["Beside", "Conclusion", "Level", "by_fit", "conclude", "kind_of", "percent"]
 
 # The first that a slug begins with, or all of it
 _KINDS: Mapping[str, str] = {
@@ -109,7 +109,7 @@ class Conclusion:
     def _caught(self) -> str | None:
         parts = [
             f"{level.verb} "
-            + _joined([f"{kind} ({_percent(share)})" for kind, share in level.kinds.items()])
+            + _joined([f"{kind} ({percent(share)})" for kind, share in level.kinds.items()])
             for level in self.levels
         ]
         if not parts:
@@ -134,7 +134,7 @@ class Conclusion:
         if not self.red_team:
             return None
         parts = [
-            f"{_percent(x.value)} of the pictures within {size}/255"
+            f"{percent(x.value)} of the pictures within {size}/255"
             for size, x in self.red_team.items()
         ]
         return f"someone who knows the guard gets past it with {_joined(parts)}"
@@ -237,8 +237,8 @@ def _joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _percent(share: float) -> str:
-    """Never 100 % of what is not all, nor 0 % of what is not nothing."""
+def percent(share: float) -> str:
+    """Return a share in words, never 100 % of what is not all nor 0 % of what is not nothing."""
     if 0.995 <= share < 1:
         return "over 99 %"
     if 0 < share < 0.005:

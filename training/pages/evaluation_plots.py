@@ -95,7 +95,7 @@ def severity(card: Evaluation, rate: str) -> str:
         plot.set_ylim(0, None)
         plot.set_xlabel("severity, as CIFAR-10-C")
         plot.set_ylabel(f"flagged at {rate}")
-        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8.5)
+        drawing.legend(loc="outside upper left", ncols=4, fontsize=8.5)
         return figure(
             svg(drawing, "flagged share of harmless changes by severity"),
             "Harmless changes of growing strength, with 95 % intervals. What is flagged here is a "
@@ -138,7 +138,7 @@ def densities(card: Evaluation, groups: Mapping[str, Group]) -> str:
             )
         plot.set_xlabel("score, log-odds")
         plot.set_ylabel("density")
-        plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8.5)
+        drawing.legend(loc="outside upper left", ncols=4, fontsize=8.5)
         return figure(
             svg(drawing, "score densities"),
             "Scores of clean images, and of the attacks hardest and easiest to tell from them.",

@@ -1,7 +1,7 @@
 """One self-contained HTML page: no script, no font, no address that is fetched."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -92,24 +92,42 @@ class Section:
         """What the table of contents points at."""
         return "".join(c if c.isalnum() else "-" for c in self.title.lower())
 
+    @property
+    def opening(self) -> str:
+        """Its first paragraph, HTML; all of it where there is none."""
+        first, end, _ = self.body.partition("</p>")
+        return first + end
 
-def page(title: str, subtitle: str, lead: str, sections: Sequence[Section]) -> str:
+
+def page(
+    title: str,
+    subtitle: str,
+    lead: str,
+    sections: Sequence[Section],
+    *,
+    others: Mapping[str, str] | None = None,
+) -> str:
     """Return the whole page.
 
     Args:
         title: plain text.
         subtitle: plain text under it.
-        lead: HTML of the box on top.
+        lead: HTML of the box on top; none where it is empty.
         sections: in order.
+        others: pages that belong to it: their names by where they are, relative to this one.
     """
-    links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
+    links = "".join(
+        f'<a href="{escape(place)}">{escape(name)}</a>' for place, name in (others or {}).items()
+    )
+    links += "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
     chapters = "".join(f'<h2 id="{s.anchor}">{escape(s.title)}</h2>{s.body}' for s in sections)
+    box = f'<div class="lead">{lead}</div>' if lead else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
         f'<h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p><nav>{links}</nav>'
-        f'<div class="lead">{lead}</div>{chapters}</main></body></html>'
+        f"{box}{chapters}</main></body></html>"
     )
 
 

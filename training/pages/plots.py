@@ -141,7 +141,7 @@ def depth_lines(
     limits: tuple[float | None, float | None] = (None, None),
     chance: tuple[float, str] | None = None,
 ) -> None:
-    """Draw curves over the taps, first to last.
+    """Draw curves over the taps, first to last; those that say nothing anywhere are left out.
 
     Args:
         axes: from `canvas`.
@@ -153,6 +153,10 @@ def depth_lines(
     """
     from matplotlib.ticker import MaxNLocator
 
+    lines = [line for line in lines if np.isfinite(line.values).any()]
+    if not lines:
+        axes.set_visible(False)
+        return
     for index, line in enumerate(lines):
         x = np.arange(1, len(line.values) + 1)
         axes.plot(
@@ -208,6 +212,9 @@ def heat_map(
         xlabel: of the columns.
         ylabel: of the rows.
     """
+    if not np.isfinite(values).any():
+        axes.set_visible(False)
+        return
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
     picture = axes.imshow(
         np.ma.masked_invalid(values),

@@ -4,12 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.images import Images
+from reluguard.training.evaluation.conclusion import percent
 from reluguard.training.pages.evaluation_plots import before_and_after
-from reluguard.training.pages.page import Section, figure, page, paragraph, table
+from reluguard.training.pages.page import Section, figure, page, paragraph, table, verdict
 from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
 from reluguard.training.pages.red_team_words import pair_sentences
 from reluguard.training.pages.words import number, sign
-from reluguard.training.red_team.report import RedTeamReport
+from reluguard.training.red_team.report import SEARCH, RedTeamReport
 
 __all__ = ["red_team_page"]
 
@@ -34,12 +35,18 @@ def red_team_page(
     """
     rates = list(card.thresholds)
     rate = max(rates, key=float)
-    lead = paragraph(
-        f"{card.images} images that no step of fitting saw, attacked by someone who has the "
-        "model, this guard and its thresholds. Evaded: the answer is wrong and the real guard, on "
-        "whole 8-bit pixels, does not flag it."
-    ) + paragraph(
-        "; ".join(f"{size}/255: {row.evaded[rate]} at {rate}" for size, row in card.best.items())
+    lead = (
+        verdict(_come_to(card, rate))
+        + paragraph(
+            f"{card.images} images that no step of fitting saw, attacked by someone who has the "
+            "model, this guard and its thresholds. Evaded: the answer is wrong and the real guard, "
+            "on whole 8-bit pixels, does not flag it."
+        )
+        + paragraph(
+            "; ".join(
+                f"{size}/255: {row.evaded[rate]} at {rate}" for size, row in card.best.items()
+            )
+        )
     )
     sections = [
         Section(title="Attacks", body=_attacks(card, rates)),
@@ -53,15 +60,39 @@ def red_team_page(
     return page("reluguard red team", f"guard {card.guard[:16]}, {settings}", lead, sections)
 
 
+def _come_to(card: RedTeamReport, rate: str) -> list[str]:
+    """Return what the page comes to: who gets past, at what size, and by asking alone."""
+    best = {float(size): row.evaded[rate] for size, row in card.best.items() if row.evaded}
+    if not best:
+        return ["No attack was tried on any picture."]
+    sizes = sorted(best)
+    parts = [f"{percent(best[size].value)} of pictures within {size:g}/255" for size in sizes]
+    text = f"Someone who knows the guard gets past it with {', '.join(parts)}"
+    asked = {
+        float(size): rows[SEARCH].evaded[rate]
+        for size, rows in card.budgets.items()
+        if SEARCH in rows and rows[SEARCH].evaded
+    }
+    if asked:
+        largest = max(asked)
+        share = percent(asked[largest].value)
+        text += f"; someone who only asks it, with {share} within {largest:g}/255"
+    sentences = [f"{text} (at the threshold for {rate})."]
+    blinded = [check for check, held in card.checks.items() if held is False]
+    if blinded:
+        sentences.append("Read it with care: a sign that the attacks work does not hold.")
+    return sentences
+
+
 def _attacks(card: RedTeamReport, rates: list[str]) -> str:
     rows = []
-    for size, attacks in card.budgets.items():
+    for size, attacks in sorted(card.budgets.items(), key=lambda one: float(one[0])):
         for name, entry in attacks.items():
             tried = str(card.images if entry.images is None else entry.images)
             if entry.misclassified is None:
                 rows.append([f"{size}/255", name, tried, *["-"] * (len(rates) + 2)])
                 continue
-            queries = "" if entry.mean_queries is None else f"{entry.mean_queries:.0f}"
+            queries = "-" if entry.mean_queries is None else f"{entry.mean_queries:.0f}"
             shares = (str(entry.evaded[rate]) for rate in rates)
             rows.append(
                 [
@@ -86,6 +117,9 @@ def _pairs(card: RedTeamReport) -> str:
 def _ladders(card: RedTeamReport) -> str:
     parts = []
     for norm, shares in card.ladders.items():
+        if not any(entry.value for column in shares.values() for entry in column.values()):
+            parts.append(paragraph(f"Within no {norm} budget tried did an image evade."))
+            continue
         with canvas(8, 3.2) as (drawing, axes):
             plot = axes[0][0]
             for i, (name, column) in enumerate(shares.items()):
@@ -101,7 +135,7 @@ def _ladders(card: RedTeamReport) -> str:
             plot.set_ylim(0, 1.03)
             plot.set_xlabel("budget, 8-bit steps" if norm == "linf" else f"{norm} budget")
             plot.set_ylabel("share of images that evade")
-            plot.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=9)
+            drawing.legend(loc="outside upper left", ncols=3, fontsize=9)
             picture = svg(drawing, f"share of images that evade by {norm} budget")
         medians = ", ".join(
             f"{name} {number(value, 'g')}" for name, value in card.median_budget[norm].items()

@@ -62,18 +62,37 @@ def folder(
     return out
 
 
-def test_three_files_and_nothing_else(folder: Path) -> None:
-    """Report, figures and arrays are there, and no working file is left."""
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["analysis.json", "arrays.npz", "report.html"]
+PAGES = (
+    "report.html",
+    "report/similarity-of-bits.html",
+    "report/fiedler-cuts.html",
+    "report/discriminating-bits.html",
+    "report/self-organizing-maps.html",
+    "report/graphs-and-cka.html",
+    "report/consistency.html",
+)
 
 
-def test_the_report_fetches_nothing_and_is_well_formed(folder: Path) -> None:
-    """Tags close in order, there is no script, and no address outside the page."""
-    text = (folder / "report.html").read_text()
+def test_report_figures_arrays_and_nothing_else(folder: Path) -> None:
+    """All are there, and no working file is left."""
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert names == sorted(["analysis.json", "arrays.npz", *PAGES])
+
+
+def test_what_is_opened_first_is_small(folder: Path) -> None:
+    """The pictures of every tap are on the chapters' pages."""
+    assert (folder / "report.html").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_report_fetches_nothing_and_is_well_formed(folder: Path, name: str) -> None:
+    """Tags close in order, there is no script, and no address outside the report."""
+    text = (folder / name).read_text()
     links = re.findall(r'(?:href|src)="([^"]*)"', text)
     assert links
-    assert all(link.startswith(("#", "data:")) for link in links)
+    ours = [link for link in links if not link.startswith(("#", "data:"))]
+    assert ours
+    assert all(((folder / name).parent / link).is_file() for link in ours)
     assert "<script" not in text
     assert not re.search(r"url\((?!#)", text)
     open_tags: list[str] = []

@@ -1,6 +1,7 @@
 """The report: one page, and the same figures as plain values. L taps."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,23 @@ from reluguard.training.pages.analysis.maps import maps_chapter
 from reluguard.training.pages.analysis.similarity import similarity_chapter
 from reluguard.training.pages.analysis.splits import splits_chapter
 from reluguard.training.pages.analysis.votes import votes_chapter
-from reluguard.training.pages.page import Section, bullet_list, figure, page, paragraph, table
+from reluguard.training.pages.page import (
+    Section,
+    bullet_list,
+    figure,
+    page,
+    paragraph,
+    table,
+    verdict,
+)
 from reluguard.training.pages.plots import AMBER, BLUE, RED, Line, canvas, depth_lines, svg
 from reluguard.training.statistics.intervals import class_pair_mean
 from reluguard.training.statistics.metrics import auroc, rate_interval
 
-__all__ = ["report_page", "summary"]
+__all__ = ["CHAPTERS", "INDEX", "report_pages", "summary"]
+
+INDEX = "report.html"
+CHAPTERS = "report"  # the folder beside it
 
 
 def summary(
@@ -99,18 +111,20 @@ def _guard_auroc(view: GuardView | None) -> float | None:
     return auroc(view.clean_scores, view.attacked_scores)
 
 
-def report_page(
+def report_pages(
     found: Analysis,
     material: Material,
     findings: Findings,
     claims: Sequence[Claim],
     seeds: SeedStudy | None,
     hardening: HardenReport | None,
-) -> str:
-    """Return the whole report as HTML."""
+) -> dict[str, str]:
+    """Return the report as HTML by where it lies: `report.html`, and a page for each chapter.
+
+    Chapters hold pictures of every tap, megabytes of them: nobody has to load all to read one.
+    """
     about = found.about
-    sections = [
-        _claims_section(claims),
+    chapters = [
         similarity_chapter(findings.similarity, material),
         splits_chapter(findings.splits, material),
         votes_chapter(findings.votes, material),
@@ -118,17 +132,29 @@ def report_page(
         graphs_chapter(findings.graphs, material, findings.other, seeds),
         consistency_chapter(findings.consistency, material, hardening),
     ]
+    title = f"Inside {about['model']}"
+    subtitle = (
+        f"{about['images']} images of {about['data']}, {about['pairwise']} of them attacked and "
+        f"compared pairwise, {len(material.taps)} taps, "
+        f"{sum(tap.bits for tap in material.taps):,} bits per image"
+    )
+    listed = "".join(
+        f'<li><a href="{CHAPTERS}/{one.anchor}.html">{escape(one.title)}</a>{one.opening}</li>'
+        for one in chapters
+    )
+    sections = [
+        Section(title="Chapters", body=f'<ul class="chapters">{listed}</ul>'),
+        _claims_section(claims),
+    ]
     if findings.guard is not None:
         sections.append(_guard_section(findings.guard, material.main))
     sections.append(_method_section(about, material))
-    return page(
-        f"Inside {about['model']}",
-        f"{about['images']} images of {about['data']}, {about['pairwise']} of them attacked and "
-        f"compared pairwise, {len(material.taps)} taps, "
-        f"{sum(tap.bits for tap in material.taps):,} bits per image",
-        _lead(found, findings, claims),
-        sections,
-    )
+    pages = {INDEX: page(title, subtitle, _lead(found, findings, claims), sections)}
+    others = {f"../{INDEX}": "All chapters"}
+    others |= {f"{one.anchor}.html": one.title for one in chapters}
+    for one in chapters:
+        pages[f"{CHAPTERS}/{one.anchor}.html"] = page(title, subtitle, "", [one], others=others)
+    return pages
 
 
 def _lead(found: Analysis, findings: Findings, claims: Sequence[Claim]) -> str:
@@ -138,7 +164,13 @@ def _lead(found: Analysis, findings: Findings, claims: Sequence[Claim]) -> str:
     attacks = ", ".join(f"{name} {entry.value:.1%}" for name, entry in found.attacks.items())
     votes = findings.votes
     best = votes.hits[0].max() / votes.trials[0]
-    return bullet_list(
+    split = found.taps[-1].fiedler_accuracy
+    come_to = (
+        "The last layer's bits alone, without a label, tell two classes apart for "
+        f"{100 * split.value:.0f} % of the pictures; a simple classifier on all bits tells clean "
+        f"from attacked ones for {100 * best:.0f} %."
+    )
+    return verdict([come_to]) + bullet_list(
         [
             (
                 f"The network answers {found.accuracy.value:.1%} of the images right. "

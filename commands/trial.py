@@ -1,0 +1,58 @@
+"""A page on this machine where one's own guard can be played with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reluguard.commands.console import fail, show_progress
+from reluguard.commands.options import Classes, Threads, Twin
+
+__all__ = ["try_"]
+
+
+def try_(
+    *,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The production model. [that of the demo]")
+    ] = None,
+    guard: Annotated[
+        Path | None, typer.Option("--guard", help="The guard's folder. [that of the demo]")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Labelled images to begin with. [the guard's golden inputs]"),
+    ] = None,
+    classes: Classes = None,
+    twin: Twin = "auto",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Where it listens; another than 127.0.0.1 can be reached by others."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8400,
+    out: Annotated[
+        Path, typer.Option("--out", help="Without a model: where the demo's guard is, or is made.")
+    ] = Path("out/demo"),
+    threads: Threads = None,
+) -> None:
+    """Open a page where a picture is dropped, attacked and changed while the verdict is watched."""
+    from reluguard.training.demo import made_guard
+    from reluguard.training.trial.server import TrialPage
+    from reluguard.training.trial.trial import open_trial
+
+    if (model is None) != (guard is None):
+        fail("expected --model and --guard together, or neither for the guard of the demo")
+    title = "" if guard is None else f"guard {guard}"
+    if model is None or guard is None:
+        title = "the guard of the demo"
+        with show_progress() as progress:
+            made = made_guard(out, progress=progress)
+        model, guard, data = made.model, made.guard, data or str(made.held_out)
+    trial = open_trial(model, guard, data=data, classes=classes, twin=twin, threads=threads)
+    if trial.without_gradients is not None:
+        typer.echo(f"without gradients: {trial.without_gradients}", err=True)
+    with TrialPage(trial, title=title, host=host, port=port) as page:
+        typer.echo(f"open {page.url}\nCtrl-C ends it")
+        page.wait()

@@ -1,0 +1,1 @@
+"""Trying a guard by hand: a picture in, attacks and harmless changes by sliders, verdicts out."""
