@@ -139,6 +139,7 @@ class Lines(Progress):
         self._stream = stream
         self._clock = clock
         self._current: Estimate | None = None
+        self._began = clock()
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -165,15 +166,16 @@ class Lines(Progress):
         """Print how far the current step is: a timer does it every minute."""
         with self._lock:
             current, now = self._current, self._clock()
-            if current is None:
-                return
-            left = current.left(now)
-            coming = "time left not known yet" if left is None else f"about {words_of(left)} left"
-            line = (
-                f"{current.title}: {current.share:.0%}, {words_of(current.elapsed(now))} so far, "
-                f"{coming}"
-            )
-        self._print(line)
+        if current is None:
+            self._print(f"still at it, {words_of(now - self._began)} so far")
+            return
+        took = words_of(current.elapsed(now))
+        if current.share >= 1:
+            self._print(f"{current.title}: done, and what follows it, {took} so far")
+            return
+        left = current.left(now)
+        coming = "time left not known yet" if left is None else f"about {words_of(left)} left"
+        self._print(f"{current.title}: {current.share:.0%}, {took} so far, {coming}")
 
     def __enter__(self) -> Self:
         self._ended.clear()

@@ -11,8 +11,13 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 import reluguard
+from reluguard.detector.metrics import Interval
 from reluguard.detector.runtime import Guard
-from reluguard.training.demo import digits, train_classifier
+from reluguard.detector.verdict import Verdict
+from reluguard.training.demo import Demo, DemoResult, digits, train_classifier
+from reluguard.training.demo.painted import SIDE, paint, strokes
+from reluguard.training.demo.picture import Pair, draw_pairs
+from reluguard.training.demo.story import story
 
 
 def test_digits_are_whole_grey_images() -> None:
@@ -22,6 +27,96 @@ def test_digits_are_whole_grey_images() -> None:
     assert data.images.dtype == np.uint8
     assert (data.images.min(), data.images.max()) == (0, 255)
     assert_array_equal(np.unique(data.labels), np.arange(10))
+
+
+def test_digits_are_painted_on_photographs_whole_and_repeatably() -> None:
+    """Whole pixels in colour, a seed repeats, and where there is paint the picture changed most."""
+    drawn, labels = strokes()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    assert drawn.shape == (1797, SIDE, SIDE)
+    assert_array_equal(np.bincount(labels), np.bincount(digits().labels))
+    first, again, other = (paint(drawn[:40], np.random.default_rng(s)) for s in (3, 3, 4))
+    assert first.shape == (40, SIDE, SIDE, 3)
+    assert first.dtype == np.uint8
+    assert_array_equal(first, again)
+    assert (first != other).any()
+    bare = paint(np.zeros_like(drawn[:40]), np.random.default_rng(3))
+    change = np.abs(first.astype(int) - bare.astype(int)).mean(axis=3)
+    covered = drawn[:40] > 0.5
+    assert change[covered].mean() > 40
+    assert change[drawn[:40] < 0.003].max() <= 1
+
+
+def pair(largest: int = 4) -> Pair:
+    """A picture before and after, with made-up verdicts."""
+    before, after = np.full((8, 8, 3), 90, np.uint8), np.full((8, 8, 3), 94, np.uint8)
+    calm, loud = (
+        Verdict(
+            prediction=answer,
+            score=score,
+            likelihood=0.5,
+            p_value=p,
+            is_adversarial=score > 0,
+            evidence=evidence,
+        )
+        for answer, score, p, evidence in ((3, -2.0, 0.4, (0.1, -0.5)), (8, 4.0, 0.004, (0.2, 1.0)))
+    )
+    return Pair(
+        before=before,
+        after=after,
+        attack="pgd-linf-4",
+        label=3,
+        calm=calm,
+        loud=loud,
+        largest=largest,
+    )
+
+
+def test_the_story_is_ten_lines() -> None:
+    """Each fits a terminal of 100 columns, and figures are those of the result."""
+    share = Interval(0.75, 0.7, 0.8, 400)
+    result = DemoResult(
+        summary={
+            "clean_accuracy": 0.975,
+            "attacked_images": 400,
+            "clean_images": 200,
+            "logits_identical": True,
+            "served_equals_offline": False,
+            "seconds": 21.4,
+        },
+        auroc=Interval(0.95, 0.94, 0.96, 600),
+        detected=share,
+        alarms=Interval(0.04, 0.02, 0.07, 200),
+        pairs=[pair()],
+        metrics=[
+            f'reluguard_verdicts_total{{model="m",policy="annotate",verdict="{word}"}} {count}.0'
+            for word, count in (("clean", 292), ("adversarial", 308))
+        ],
+        files=Demo(model=Path("d/digits.onnx"), held_out=Path("d/h.npz"), guard=Path("d/guard")),
+        picture=Path("d/verdicts.png"),
+    )
+    lines = story(result)
+    assert len(lines) == 10
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    assert "A 3, read as 3: not flagged, p-value 0.400." in text
+    assert "read as 8: ADVERSARIAL, p-value 0.004 (layer 2)." in text
+    assert "75.0 % of 400 attacks" in text
+    assert "SOMETHING ELSE" in text
+    assert "292 clean and 308 adversarial" in text
+
+
+def test_the_picture_is_as_wide_as_it_is_said(tmp_path: Path) -> None:
+    """A thousand and more pixels, to be read at 800; without a pair nothing is written."""
+    file = tmp_path / "verdicts.png"
+    share = Interval(0.9, 0.8, 0.95, 100)
+    draw_pairs(file, [pair(), pair()], share, share)
+    with Image.open(file) as picture:
+        assert picture.width == 1600
+    file.unlink()
+    draw_pairs(file, [], share, share)
+    assert not file.exists()
 
 
 def test_training_learns_and_repeats() -> None:

@@ -144,6 +144,7 @@ def test_a_line_tells_how_far_it_is() -> None:
     clock.now += 60
     lines.beat()
     assert stream.getvalue().splitlines() == [
+        "reluguard: still at it, under a minute so far",
         "reluguard: attack and read: about 9 min",
         "reluguard: attack and read: 0%, 1 min so far, about 8 min left",
         "reluguard: note: 7 images are copies",
@@ -165,3 +166,19 @@ def test_bars_tell_the_forecast_and_the_time_left(capfd: pytest.CaptureFixture[s
     told = capfd.readouterr().err
     assert "attack and read: about 9 min\n" in told
     assert "9 min left" in told
+
+
+def test_a_line_comes_even_where_no_step_has_a_name() -> None:
+    """Before the first step and after the last unit of one, somebody who waits is told so."""
+    clock, stream = Clock(), io.StringIO()
+    lines = Lines(stream, clock)
+    clock.now += 61
+    lines.beat()
+    lines.stage("score", 2)
+    lines.advance(2)
+    clock.now += 120
+    lines.beat()
+    assert stream.getvalue().splitlines() == [
+        "reluguard: still at it, 1 min so far",
+        "reluguard: score: done, and what follows it, 2 min so far",
+    ]
