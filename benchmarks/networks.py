@@ -113,10 +113,34 @@ def _mobilenet_v2() -> nn.Module:
     return network
 
 
+def _efficientnet_b0() -> nn.Module:
+    from torchvision.models import efficientnet_b0
+
+    network: nn.Module = efficientnet_b0(weights=None)
+    return network
+
+
+def _convnext_tiny() -> nn.Module:
+    from torchvision.models import convnext_tiny
+
+    network: nn.Module = convnext_tiny(weights=None)
+    return network
+
+
+def _vit_b_16() -> nn.Module:
+    from torchvision.models import vit_b_16
+
+    network: nn.Module = vit_b_16(weights=None)
+    return network
+
+
 NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "resnet20": (32, _resnet20),
     "resnet50": (224, _resnet50),
     "mobilenet_v2": (224, _mobilenet_v2),
+    "efficientnet_b0": (224, _efficientnet_b0),
+    "convnext_tiny": (224, _convnext_tiny),
+    "vit_b_16": (224, _vit_b_16),
 }
 
 

@@ -3,9 +3,11 @@
     python -m benchmarks.one_pass [--network resnet20] [--batch 1] [--json OUT] [--profile]
 
 Heads have random weights of the shapes that a fit gives: time depends on shapes alone. Readings are
-`whole` (every place of every tap), `blocks` (as `reluguard fit` reads every tap) and `chosen`
-(blocks of every second tap, a smaller head). Per network, reading and batch size: the median of the
-ratio of guarded to plain over pairs, with quartiles, threads pinned; how much more memory a process
+`whole` (every place of every tap), `blocks` (as `reluguard fit --max-overhead 0` reads every tap)
+and `chosen` (one level of each of twelve of these taps, evenly spread: about as much as a fit finds
+worth its time, which a network of random weights can't tell). Per network, reading and batch size:
+the median of the ratio of guarded to plain over pairs, with quartiles, threads pinned, of one
+thread its processor time, which others on the machine are not in; how much more memory a process
 holds at its peak that runs the guarded file; and the operators added. `--profile` says which of
 them take the time, in ONNX Runtime's own profile.
 """
@@ -17,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -39,10 +41,10 @@ from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap, find_taps
 from reluguard.training.head.fit import HeadSettings
 
-COLUMNS, CLASSES, PROBES = 1400, 128, 4  # as reluguard.training.head.probes has them
+COLUMNS, CLASSES, PROBES, CODE = 1400, 128, 4, 32  # as reluguard.training.head.probes has them
 READINGS_DRAWN = 100
 READINGS = ("whole", "blocks", "chosen")
-CHOSEN_UNITS = 48
+CHOSEN_TAPS = 12
 WARM_UP = 3
 _CHILD = """
 import sys
@@ -101,7 +103,10 @@ def _read(taps: tuple[Tap, ...], reading: str) -> tuple[Tap, ...]:
     fitted = as_fitted(taps)
     if reading == "whole":
         return tuple(replace(tap, stride=1, row_stride=0, pooled=False) for tap in fitted)
-    return fitted if reading == "blocks" else fitted[::2]
+    if reading == "blocks":
+        return fitted
+    places = np.unique(np.linspace(0, len(fitted) - 1, CHOSEN_TAPS).round().astype(int))
+    return tuple(replace(fitted[i], levels=fitted[i].levels[:1]) for i in places)
 
 
 def _measure(
@@ -114,9 +119,7 @@ def _measure(
     """Return a row of figures."""
     classes = production.outputs[0].shape[-1] or 0
     fitted = HeadSettings()
-    chosen = len(taps) < len(find_taps(production, spec))
-    units = CHOSEN_UNITS if chosen else fitted.members * fitted.units
-    head = _head(taps, classes, units)
+    head = _head(taps, classes, fitted.members * fitted.units)
     guarded = compile_guard(production, taps, head, fpr=0.5)
     providers = ["CUDAExecutionProvider"] if args.provider == "cuda" else None
     sides = [
@@ -125,7 +128,8 @@ def _measure(
     ]
     found = {}
     for batch in args.batch or (1, 8, 32):
-        seconds = _in_turn(sides, _feeds(spec, batch), max(3, args.rounds // batch))
+        clock = thread_time if args.threads == 1 and args.provider == "cpu" else perf_counter
+        seconds = _in_turn(sides, _feeds(spec, batch), max(3, args.rounds // batch), clock)
         ratio = seconds[:, 1] / seconds[:, 0]
         low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75]).tolist()
         plain = float(np.median(seconds[:, 0]))
@@ -147,7 +151,9 @@ def _head(taps: tuple[Tap, ...], classes: int, units: int) -> Head:
     rng = np.random.default_rng(0)
     rates = rng.random((READINGS_DRAWN, sum(tap.rates for tap in taps)), np.float32)
     logits = rng.normal(size=(READINGS_DRAWN, classes)).astype(np.float32)
-    drawing = Drawing(units=(units,), most_columns=COLUMNS, most_classes=CLASSES, probes=PROBES)
+    drawing = Drawing(
+        units=(units,), most_columns=COLUMNS, most_classes=CLASSES, probes=PROBES, code=CODE
+    )
     return draw_head(taps, rates, logits, drawing)
 
 
@@ -158,16 +164,19 @@ def _feeds(spec: InputSpec, batch: int) -> dict[str, NDArray[Any]]:
 
 
 def _in_turn(
-    sides: list[ort.InferenceSession], feeds: Mapping[str, NDArray[Any]], rounds: int
+    sides: list[ort.InferenceSession],
+    feeds: Mapping[str, NDArray[Any]],
+    rounds: int,
+    clock: Callable[[], float],
 ) -> NDArray[np.float64]:
     """Return seconds of each run, (rounds, 2): plain and guarded, first one first in turn."""
     seconds = np.empty((rounds, 2))
     for turn in range(-WARM_UP, rounds):
         for side in (0, 1) if turn % 2 else (1, 0):
-            started = perf_counter()
+            started = clock()
             sides[side].run(None, feeds)
             if turn >= 0:
-                seconds[turn, side] = perf_counter() - started
+                seconds[turn, side] = clock() - started
     return seconds
 
 

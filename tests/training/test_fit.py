@@ -199,7 +199,13 @@ def test_a_second_fit_goes_on_from_the_shards(
     replace(fit_settings, out=tmp_path / "again", work=work).run(told)
     assert {file: file.stat().st_mtime_ns for file in work.rglob("*.npz")} == stamps
     assert told.done == told.totals
-    assert set(told.totals) == {"model and data", "attack and read", "head", "report card"}
+    assert set(told.totals) == {
+        "model and data",
+        "attack and read",
+        "choose taps",
+        "head",
+        "report card",
+    }
     assert_same_head(fit_settings.out, tmp_path / "again")
 
 

@@ -321,10 +321,10 @@ def with_levels(
         tensor = spec.to_tensor(images[rows[start : start + step]])
         values = run_session(session, {spec.name: tensor}, [tap.name for tap in taps])
         for i, (tap, value) in enumerate(zip(taps, values, strict=True)):
-            real = value.astype(np.float32) - tap.off
-            positive = real[real > 0]
-            total[i] += positive.sum(dtype=np.float64)
-            count[i] += positive.size
+            real = value.astype(np.float32, copy=False)
+            real = real - np.float32(tap.off) if tap.off else real
+            count[i] += np.count_nonzero(real > 0)
+            total[i] += np.fmax(real, 0).sum(dtype=np.float64)
     means = np.where(total > 0, total / np.maximum(count, 1), 1.0)  # some gates never open
     means = np.minimum(means, MAX_LEVEL / 2 / max(factors))
     return tuple(

@@ -56,10 +56,11 @@ def column_of(taps: Sequence[Tap]) -> dict[Piece, NDArray[np.int64]]:
 
 def order_pieces(
     groups: Sequence[Readings], taps: Sequence[Tap], times: Sequence[ReadingTime]
-) -> list[Piece]:
-    """Return the levels that add something, first the one that adds most for its time.
+) -> tuple[list[Piece], int]:
+    """Return the levels, first the one that adds most for its time, and how many add anything.
 
-    A tap is brought to its size once, so that further levels of it cost less.
+    A tap is brought to its size once, so that further levels of it cost less. Those that add
+    nothing that is seen here come after the others, by what each tells alone.
 
     Args:
         groups: as for `fit_head`.
@@ -76,6 +77,7 @@ def order_pieces(
     x, y = _less(answer, x, held), _less(answer, y, held)
     left, order = list(own), []
     sampled: set[int] = set()
+    alone: dict[Piece, float] = {}
     scale = np.array([1.0, *[OF_CLASS / max(1, y.shape[1] - 1)] * (y.shape[1] - 1)])
     while left:
         now = _squares(y[held])
@@ -86,6 +88,8 @@ def order_pieces(
             i, j = piece
             seconds = times[i].levels[j] + (0.0 if i in sampled else times[i].sample)
             worth = gain / max(seconds, LEAST_SECONDS)
+            if not order:
+                alone[piece] = worth
             if gain > LEAST_GAIN and worth > most:
                 best, most = piece, worth
         if best is None:
@@ -95,7 +99,9 @@ def order_pieces(
         order.append(best)
         sampled.add(best[0])
         left.remove(best)
-    return order
+    telling = len(order)
+    order += sorted(left, key=lambda piece: (-alone[piece], piece))
+    return order, telling
 
 
 def _squares(values: Floats) -> NDArray[np.float64]:

@@ -120,19 +120,18 @@ def chosen(
 
 
 def test_what_adds_most_for_its_time_comes_first() -> None:
-    """What tells nothing is left out; of what tells the same, the cheaper one is first."""
+    """What tells nothing comes last; of what tells the same, the cheaper one is first."""
     taps = made_up(5)
     groups = read(taps, {(0, 1): 1.0, (3, 0): 1.0, (4, 1): 0.7})
     times = even(taps)
     dear = [times[0], times[1], times[2], ReadingTime(sample=1e-2, levels=(1e-3, 1e-3)), times[4]]
-    order = order_pieces(groups, taps, times)
+    order, telling = order_pieces(groups, taps, times)
     assert set(order[:2]) == {(0, 1), (3, 0)}
-    assert (4, 1) in order
-    assert len(order) < 10
-    assert order_pieces(groups, taps, dear)[0] == (0, 1)
-    assert order_pieces(groups, taps, dear).index((4, 1)) < order_pieces(groups, taps, dear).index(
-        (3, 0)
-    )
+    assert order.index((4, 1)) < telling < 10
+    assert sorted(order) == sorted(column_of(taps))
+    otherwise, _ = order_pieces(groups, taps, dear)
+    assert otherwise[0] == (0, 1)
+    assert otherwise.index((4, 1)) < otherwise.index((3, 0))
 
 
 def test_what_is_said_already_adds_nothing() -> None:
@@ -142,7 +141,7 @@ def test_what_is_said_already_adds_nothing() -> None:
     places = column_of(taps)
     for group in groups:
         group.rates[:, places[1, 0]] = group.rates[:, places[0, 0]]
-    order = order_pieces(groups, taps, even(taps))
+    order, _ = order_pieces(groups, taps, even(taps))
     assert {order[0], order[1]} in ({(0, 0), (2, 1)}, {(1, 0), (2, 1)})
 
 
@@ -152,7 +151,7 @@ def test_of_many_classes_some_are_asked_of() -> None:
     groups = read(taps, {(0, 0): 1.0})
     logits = np.random.default_rng(1).normal(size=(ROWS, 400)).astype(np.float32)
     many = [replace(group, logits=logits) for group in groups]
-    assert order_pieces(many, taps, even(taps))[0] == (0, 0)
+    assert order_pieces(many, taps, even(taps))[0][0] == (0, 0)
 
 
 def test_the_limit_that_was_asked_for_is_kept(production: Production) -> None:
@@ -187,15 +186,15 @@ def test_the_least_time_at_which_little_is_lost(production: Production) -> None:
 
     def found(needed: int) -> Economy:
         by = measures(
-            even(taps, 2e-4), taps, judged=lambda rates: 0.95 if rates >= needed else 0.94
+            even(taps, 2.3e-4), taps, judged=lambda rates: 0.95 if rates >= needed else 0.94
         )
         return chosen(production, taps, groups, by, None)
 
     assert found(3 * CHANNELS).limit == 1.03  # the few of most worth are over it
     assert "no choice of taps keeps guarded / plain time under 1.03" in found(3 * CHANNELS).words
-    assert found(4 * CHANNELS).limit == 1.08
-    assert sum(map(len, found(4 * CHANNELS).chosen)) == 4
-    assert found(5 * CHANNELS).limit == 1.12
+    assert found(4 * CHANNELS).limit == 1.12
+    assert sum(map(len, found(4 * CHANNELS).chosen)) == 5
+    assert found(8 * CHANNELS).limit == 1.2
     every = found(9 * CHANNELS)
     assert every.limit is None
     assert every.taps(taps) == taps
