@@ -75,7 +75,8 @@ def order_pieces(
     base = [_squares(y[held])]
     answer = _of_answer(some)
     x, y = _less(answer, x, held), _less(answer, y, held)
-    left, order = list(own), []
+    left = list(own)
+    order: list[Piece] = []
     sampled: set[int] = set()
     alone: dict[Piece, float] = {}
     scale = np.array([1.0, *[OF_CLASS / max(1, y.shape[1] - 1)] * (y.shape[1] - 1)])
