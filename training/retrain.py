@@ -48,7 +48,7 @@ from reluguard.training.retraining.additions import (
     store,
 )
 from reluguard.training.retraining.challenger import (
-    tell_of_looks,
+    told_of_looks,
     with_head,
     with_origin,
     write_challenger,
@@ -144,8 +144,7 @@ def retrain(
     if not new and not attacks:
         raise DataError("expected something new: images, labelled captures or an attack to run")
     progress = progress or Progress()
-    champion = current(guard) or read_guard(guard)
-    tell_of_looks(champion, progress)
+    champion = told_of_looks(current(guard) or read_guard(guard), progress)
     manifest = champion.manifest
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)

@@ -35,7 +35,7 @@ from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
 from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.retraining.challenger import (
-    tell_of_looks,
+    told_of_looks,
     with_head,
     with_origin,
     write_challenger,
@@ -110,8 +110,7 @@ def refit_in_rounds(
             f"expected rounds, images and steps of 1 or more, got {rounds}, {images}, {steps}"
         )
     progress = progress or Progress()
-    champion = read_guard(guard)
-    tell_of_looks(champion, progress)
+    champion = told_of_looks(read_guard(guard), progress)
     manifest = champion.manifest
     original = Original(champion, data)
     dataset, splits = original.dataset, original.splits

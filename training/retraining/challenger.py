@@ -20,16 +20,17 @@ from reluguard.training.progress import Progress
 from reluguard.training.provenance import REFITS, Refits, Step
 from reluguard.training.retraining.kept import Kept
 
-__all__ = ["tell_of_looks", "with_head", "with_origin", "write_challenger"]
+__all__ = ["told_of_looks", "with_head", "with_origin", "write_challenger"]
 
 
-def tell_of_looks(champion: GuardArtifact, progress: Progress) -> None:
-    """Say that a guard retrained from one that looks twice looks once."""
+def told_of_looks(champion: GuardArtifact, progress: Progress) -> GuardArtifact:
+    """Return the guard; of one that looks twice, say that what is retrained of it looks once."""
     if champion.second is not None:
         progress.say(
             "the new guard looks once: a second look is calibrated with the head of the first, so "
             "fit anew to have one"
         )
+    return champion
 
 
 def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtifact:
