@@ -113,7 +113,8 @@ def _composed_table(card: ReportCard, fpr: str) -> str:
     """Return how attacks are told whose images were changed before they came."""
     found = paragraph(
         "Attacked images are seldom sent as they are. These went through one or two harmless "
-        "changes first, and count where the model still answers wrong."
+        "changes first, and count where the model still answers wrong, and would not after the "
+        "change alone."
     )
     for entry in card.composed.values():
         mean, worst = number(entry.summary.mean_auroc), number(entry.summary.worst_auroc)
