@@ -12,6 +12,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "reluguard fit --help",
     ),
     "demo": ("reluguard demo", "reluguard demo --json --out out/demo"),
+    "try": (
+        "reluguard try",
+        "reluguard try --model model.onnx --guard guards/mine --data images.npz",
+    ),
     "fit": (
         "reluguard fit --model model.onnx --data images.npz --out guards/mine --recipe quick",
         (

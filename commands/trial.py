@@ -14,14 +14,19 @@ __all__ = ["try_"]
 def try_(
     *,
     model: Annotated[
-        Path | None, typer.Option("--model", help="The production model. [that of the demo]")
+        Path | None,
+        typer.Option(
+            "--model", help="The production model, an ONNX file. [default: that of the demo]"
+        ),
     ] = None,
     guard: Annotated[
-        Path | None, typer.Option("--guard", help="The guard's folder. [that of the demo]")
+        Path | None, typer.Option("--guard", help="The guard's folder. [default: that of the demo]")
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Labelled images to begin with. [the guard's golden inputs]"),
+        typer.Option(
+            "--data", help="Labelled images to begin with. [default: the guard's golden inputs]"
+        ),
     ] = None,
     classes: Classes = None,
     twin: Twin = "auto",
@@ -31,7 +36,10 @@ def try_(
             "--host", help="Where it listens; another than 127.0.0.1 can be reached by others."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8400,
+    port: Annotated[
+        int,
+        typer.Option("--port", min=0, max=65535, help="The port of the page; 0 takes a free one."),
+    ] = 8400,
     out: Annotated[
         Path, typer.Option("--out", help="Without a model: where the demo's guard is, or is made.")
     ] = Path("out/demo"),
