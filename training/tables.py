@@ -22,12 +22,12 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 def format_of(name: str) -> str:
-    """Return the format that a file's name ends in.
+    """Return the format that a file's name ends in, npz of a name without an ending.
 
     Raises:
         SettingsError: it is none of `FORMATS`.
     """
-    ending = name.rpartition(".")[2].lower()
+    ending = name.rpartition(".")[2].lower() if "." in name else "npz"
     if ending not in FORMATS:
         known = ", ".join(f".{one}" for one in FORMATS)
         raise SettingsError(f"expected a file that ends in one of {known}, got {name!r}")

@@ -72,7 +72,8 @@ def guard(
 ) -> GuardArtifact:
     """A guard fitted on them."""
     out = tmp_path_factory.mktemp("guard") / "guard"
-    return fit(model, data, out=out, recipe=brief_recipe, threads=1, workers=1).artifact
+    asked: dict[str, Any] = {"recipe": brief_recipe, "second": "none", "threads": 1, "workers": 1}
+    return fit(model, data, out=out, **asked).artifact
 
 
 @pytest.fixture(scope="module")
