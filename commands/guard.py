@@ -1,8 +1,9 @@
 """What is done with a fitted guard outside of a server: verdicts, one file, its price."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -23,6 +24,11 @@ from reluguard.commands.options import (
 __all__ = ["bench", "export", "score"]
 
 
+class _Table(StrEnum):
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
 def score(
     *,
     model: Model,
@@ -37,9 +43,9 @@ def score(
         ),
     ],
     table: Annotated[
-        Literal["csv", "jsonl"],
+        _Table,
         typer.Option("--format", help="What kind of table --out - writes."),
-    ] = "csv",
+    ] = _Table.CSV,
     classes: Classes = None,
     looks: LooksWanted = None,
     second_model: SecondModel = None,

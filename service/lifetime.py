@@ -68,6 +68,8 @@ async def live(
     if over is not None:
         asyncio.ensure_future(over).add_done_callback(lambda _: stop.set())
     starting = loop.create_task(server.start())
+    # before it says that it serves: to a process that has not asked for it, SIGHUP is the end
+    _reload_on_sighup(server, starting)
     stopping = loop.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -81,7 +83,6 @@ async def live(
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
-    _reload_on_sighup(server)
     if ready is not None:
         ready(server)
     await stopping
@@ -99,12 +100,17 @@ async def live(
     return 0
 
 
-def _reload_on_sighup(server: Serving) -> None:
+def _reload_on_sighup(server: Serving, starting: asyncio.Task[None]) -> None:
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
+    async def reload() -> None:
+        await asyncio.wait({starting})
+        if not starting.cancelled() and starting.exception() is None:
+            await server.reload()
+
     def ask() -> None:
-        task = loop.create_task(server.reload())
+        task = loop.create_task(reload())
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
