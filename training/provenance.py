@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reluguard.detector.artifact import GuardArtifact, Manifest
 from reluguard.detector.errors import GuardError
 from reluguard.detector.plain import UNSAID, Plain, named
@@ -183,6 +186,13 @@ class Provenance(Plain):
     added: tuple[Added, ...] = field(default=(), metadata=UNSAID)
     lineage: tuple[Step, ...] = field(default=(), metadata=UNSAID)
     refits: Refits | None = field(default=None, metadata=UNSAID | named(REFITS))
+
+    @property
+    def columns_read(self) -> NDArray[np.int64] | None:
+        """Which of the harvested rates the guard reads, int64 (D,); None where it reads all."""
+        if self.columns is None:
+            return None
+        return np.concatenate([np.arange(start, stop) for start, stop in self.columns])
 
     def is_fitted_on(self, digest: str) -> bool:
         """Whether a data set is the one the guard was fitted on."""

@@ -108,7 +108,7 @@ def left_out_named(text: str) -> LeftOut:
 
 
 def open_fit(folder: Path, manifest: Manifest) -> Workspace:
-    """Return the workspace a guard was fitted in.
+    """Return the workspace a guard was fitted in, which gives the rates that the guard reads.
 
     Raises:
         DataError: there is none, or it belongs to another guard.
@@ -121,7 +121,9 @@ def open_fit(folder: Path, manifest: Manifest) -> Workspace:
     own = (manifest.model_sha256, data, provenance.seed)
     if (plan.get("model"), plan.get("data"), plan.get("seed")) != own:
         raise DataError(f"{folder} holds the work of another model, data set or seed")
-    return Workspace(folder, plan)
+    workspace = Workspace(folder, plan)
+    workspace.columns = provenance.columns_read
+    return workspace
 
 
 def shards_of(workspace: Workspace, manifest: Manifest, split: str) -> dict[str, list[Job]]:

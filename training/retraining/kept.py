@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.lock import hold
 from reluguard.training.errors import DataError
@@ -88,9 +86,7 @@ def open_kept(artifact: GuardArtifact, work: Path | None = None) -> Kept:
         raise DataError(f"{folder} holds the work of another model, data set or seed")
     jobs = {slug: _jobs(folder, slug, kind) for slug, kind in origin.recipe.kinds.items()}
     workspace = Workspace(folder, plan)
-    if known.columns is not None:
-        runs = [np.arange(start, stop) for start, stop in known.columns]
-        workspace.columns = np.concatenate(runs)
+    workspace.columns = known.columns_read
     kept = Kept(
         workspace=workspace,
         jobs={slug: made for slug, made in jobs.items() if made},
