@@ -181,7 +181,8 @@ def demo_fit_evaluate(_: Path) -> None:
         "--twin", "training.model:net", "--workers", 1, "--threads", 1, path="elsewhere",
     )  # fmt: skip
     both = ("--model", model, "--guard", "guard", "--data", "fresh.npz")
-    reluguard("evaluate", *both, "--attack", "fgsm-linf-4", "--out", "report")
+    quickly = ("--limit", 60, "--matrix-rows", 60, "--no-composed")
+    reluguard("evaluate", *both, "--attack", "fgsm-linf-4", "--out", "report", *quickly)
     assert list(Path("report").iterdir())
     Path("training/model.py").write_text("def net():\n    return numpi.zeros(3)\n")
     done = subprocess.run(
