@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,28 +53,25 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Write offline verdicts on images: the answer, score, likelihood, p-value and flag of each."""
-    from reluguard.training.score import check_out, summary_of, write_scores
     from reluguard.training.score import score as scored
+    from reluguard.training.score import score_data, summary_of
     from reluguard.training.tables import as_bytes
 
     with show_progress() as progress:
-        if out != "-":
-            check_out(Path(out))
-        columns = scored(
-            model,
-            guard,
-            data,
-            classes=classes,
-            looks=looks_given(looks),
-            second_model=second_model,
-            threads=threads,
-            progress=progress,
-        )
-    summary = summary_of(columns)
+        asked: dict[str, Any] = {
+            "classes": classes,
+            "looks": looks_given(looks),
+            "second_model": second_model,
+            "threads": threads,
+            "progress": progress,
+        }
+        if out == "-":
+            columns = scored(model, guard, data, **asked)
+            summary = summary_of(columns)
+        else:
+            summary = score_data(model, guard, data, Path(out), **asked)
     if out == "-":
         typer.echo(as_bytes(columns, table).decode(), nl=False)
-    else:
-        write_scores(columns, Path(out))
     if as_json and out != "-":
         typer.echo(json.dumps(summary))
     else:

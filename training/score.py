@@ -21,7 +21,7 @@ from reluguard.training.data.reading import Reading
 from reluguard.training.progress import Progress
 from reluguard.training.tables import as_bytes, format_of
 
-__all__ = ["check_out", "score", "score_data", "summary_of", "write_scores"]
+__all__ = ["score", "score_data", "summary_of"]
 
 BATCH = 64
 
@@ -117,7 +117,7 @@ def score_data(
         ImageError: the images are not of the model's size.
         GuardError: the guard can't be read or is not the model's.
     """
-    check_out(out)
+    _check_out(out)
     columns = score(
         model,
         guard,
@@ -128,12 +128,11 @@ def score_data(
         threads=threads,
         progress=progress,
     )
-    write_scores(columns, out)
+    _write(columns, out)
     return summary_of(columns)
 
 
-def write_scores(columns: dict[str, NDArray[Any]], out: Path) -> None:
-    """Write what `score` returned, whole or not at all, as the file's name says."""
+def _write(columns: dict[str, NDArray[Any]], out: Path) -> None:
     kind = format_of(out.name)
     if kind == "npz":
         write_file(out, npz=columns)
@@ -141,7 +140,7 @@ def write_scores(columns: dict[str, NDArray[Any]], out: Path) -> None:
         write_file(out, as_bytes(columns, kind))
 
 
-def check_out(out: Path) -> None:
+def _check_out(out: Path) -> None:
     """Raise SettingsError where a file can't be written in the end, before hours of work.
 
     Its name must end in .npz, .csv, .jsonl or .parquet, and the last needs pandas and pyarrow.

@@ -17,7 +17,16 @@ from reluguard.training.attacks.victim import Victim
 from reluguard.training.errors import AttackError
 from reluguard.training.twin.twin import Twin
 
-__all__ = ["CLEARLY", "FMN", "DeepFool", "boundaries", "length_of", "rounded", "survive"]
+__all__ = [
+    "CLEARLY",
+    "FMN",
+    "DeepFool",
+    "boundaries",
+    "length_of",
+    "rounded",
+    "shortened",
+    "survive",
+]
 
 # The twin and the ONNX model differ in the last digits of a logit.
 CLEARLY = -1e-3
@@ -94,6 +103,15 @@ def length_of(change: Tensor, norm: Norm) -> Tensor:
     """Return the length in `l2`, or in `linf`: (N,)."""
     flat = change.flatten(1)
     return flat.square().sum(1).sqrt() if norm == "l2" else flat.abs().amax(1)
+
+
+def shortened(change: Tensor, reach: Tensor, norm: Norm) -> Tensor:
+    """Return changes (N, C, H, W) no longer than `reach` (N,) in `l2`, or in `linf`."""
+    limit = reach[:, None, None, None]
+    if norm == "linf":
+        return torch.minimum(torch.maximum(change, -limit), limit)
+    length = length_of(change, norm).clamp_min(1e-12)[:, None, None, None]
+    return change * torch.clamp(limit / length, max=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +241,7 @@ class FMN(Attack):
             shortest = torch.where(better, length, shortest)
             reach = self._reach(reach, change, gradient, margin, shortest, reached, gamma)
             stride = (reach * self.step * (0.02 + 0.98 * cosine))[:, None, None, None]
-            change = self._shrink(change + stride * ascent(gradient, self.norm), reach)
+            change = shortened(change + stride * ascent(gradient, self.norm), reach, self.norm)
             change = (clean + change).clamp(0, 1) - clean
         # A boundary within half an 8-bit step is crossed by no rounded step: stretch the way there.
         lost = torch.nonzero(torch.isinf(shortest)).squeeze(1)
@@ -247,10 +265,3 @@ class FMN(Attack):
         linear = length_of(change, self.norm) + margin.abs() / slope.clamp_min(1e-12)
         grown = torch.where(torch.isfinite(shortest), reach * (1 + gamma), linear)
         return torch.where(reached, torch.minimum(reach, shortest) * (1 - gamma), grown)
-
-    def _shrink(self, change: Tensor, reach: Tensor) -> Tensor:
-        limit = reach[:, None, None, None]
-        if self.norm == "linf":
-            return torch.minimum(torch.maximum(change, -limit), limit)
-        length = length_of(change, self.norm).clamp_min(1e-12)[:, None, None, None]
-        return change * torch.clamp(limit / length, max=1.0)

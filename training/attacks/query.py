@@ -180,14 +180,12 @@ class HopSkipJump(Attack):
     def _start(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return noise that the model answers otherwise, where a few tries find some."""
+        """Return pixels that the model answers otherwise, where a few tries find some."""
         pixels = clean.clone()
         queries = torch.zeros(len(clean), dtype=torch.int64)
         pending = torch.arange(len(clean), device=clean.device)
         for i in range(self.starts):
-            noise = torch.rand((len(pending), *clean.shape[1:]), generator=generator)
-            share = min(1.0, 0.3 + 0.7 * i / self.starts)
-            tried = (1 - share) * clean[pending] + share * noise.to(clean.device)
+            tried = self._candidates(clean[pending], i, generator)
             found = ask(victim, tried, goal.take(pending)) < 0
             queries[pending.cpu()] += 1
             pixels[pending[found]] = tried[found]
@@ -195,6 +193,12 @@ class HopSkipJump(Attack):
             if len(pending) == 0:
                 break
         return pixels, queries
+
+    def _candidates(self, clean: Tensor, turn: int, generator: torch.Generator) -> Tensor:
+        """Return where each image may start: noise, more of it every turn."""
+        noise = torch.rand(tuple(clean.shape), generator=generator)
+        share = min(1.0, 0.3 + 0.7 * turn / self.starts)
+        return (1 - share) * clean + share * noise.to(clean.device)
 
     def _walk(
         self, clean: Tensor, start: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

@@ -13,15 +13,11 @@ __all__ = ["InTurn", "Mixture"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture(Change):
-    """Each image is changed by one of `changes`, so that no single strength is learned."""
+class _Several(Change):
+    """Is made of other changes."""
 
     label: str
     changes: tuple[Change, ...]
-
-    def __post_init__(self) -> None:
-        if not self.changes:
-            raise AttackError("expected at least one change to mix, got none")
 
     @property
     def name(self) -> str:
@@ -37,6 +33,15 @@ class Mixture(Change):
         """Each change as it suits them."""
         changes = tuple(change.for_images(height, width) for change in self.changes)
         return replace(self, changes=changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture(_Several):
+    """Each image is changed by one of `changes`, so that no single strength is learned."""
+
+    def __post_init__(self) -> None:
+        if not self.changes:
+            raise AttackError("expected at least one change to mix, got none")
 
     def in_grey(self) -> Self:
         """Return the mixture of those that change grey images too.
@@ -58,14 +63,12 @@ class Mixture(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class InTurn(Change):
+class InTurn(_Several):
     """Each image goes through one to `most` of `changes`, different ones, one after the other.
 
     As what is uploaded: cropped, then encoded again.
     """
 
-    label: str
-    changes: tuple[Change, ...]
     most: int = 2
 
     def __post_init__(self) -> None:
@@ -74,21 +77,6 @@ class InTurn(Change):
                 f"expected 1 to {len(self.changes)} of the changes of {self.label} in turn, "
                 f"got {self.most}"
             )
-
-    @property
-    def name(self) -> str:
-        """What the report calls it."""
-        return self.label
-
-    @property
-    def needs_colour(self) -> bool:
-        """Whether each of them does."""
-        return all(change.needs_colour for change in self.changes)
-
-    def for_images(self, height: int, width: int) -> Self:
-        """Each change as it suits them."""
-        changes = tuple(change.for_images(height, width) for change in self.changes)
-        return replace(self, changes=changes)
 
     def in_grey(self) -> Self:
         """Return those that change grey images too, mixtures among them without the others.

@@ -21,7 +21,7 @@ from reluguard.training.red_team.target import Target
 from reluguard.training.red_team.tries import Tries
 from reluguard.training.statistics.metrics import rate_interval
 
-__all__ = ["BARE", "ENOUGH", "Climbed", "Ladder", "by_steps", "checks", "climb"]
+__all__ = ["BARE", "ENOUGH", "Climbed", "Ladder", "by_steps", "checks", "climb", "middle"]
 
 BARE = "bare model"
 NOISE = 0.02  # a share of images that chance may take away
@@ -76,7 +76,7 @@ def climb(target: Target, tries: Tries, ladder: Ladder, progress: Progress) -> C
         for name, budgets in smallest.items():
             reached = rate_interval(int(np.isfinite(budgets).sum()), len(budgets))
             climbed[name][f"{size:g}"] = reached
-    return Climbed(climbed, {name: _median(budgets) for name, budgets in smallest.items()})
+    return Climbed(climbed, {name: middle(budgets) for name, budgets in smallest.items()})
 
 
 def _rung(
@@ -101,10 +101,10 @@ def _rung(
             left = left[~(scores <= np.float32(target.strictest))]
 
 
-def _median(budgets: NDArray[np.float64]) -> float | None:
-    """Return the middle image's budget, None where half of them never evaded."""
-    middle = float(np.sort(budgets)[(len(budgets) - 1) // 2])
-    return middle if np.isfinite(middle) else None
+def middle(budgets: NDArray[np.float64]) -> float | None:
+    """Return the middle image's budget of (N,), None where half of them never evaded."""
+    found = float(np.sort(budgets)[(len(budgets) - 1) // 2])
+    return found if np.isfinite(found) else None
 
 
 def by_steps(target: Target, tries: Tries, size: float, steps: int, progress: Progress) -> Steps:

@@ -12,7 +12,6 @@ from torch import Tensor
 from reluguard.detector.images import Images
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.attacks import Attack, Budget, Goal, HopSkipJump, Victim
-from reluguard.training.attacks.query import ask
 from reluguard.training.errors import AttackError
 from reluguard.training.twin.twin import to_pixels
 
@@ -84,20 +83,8 @@ class FromPictures(HopSkipJump):
         if not len(self.pictures):
             raise AttackError("expected pictures to start from, got none")
 
-    def _start(
-        self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return pictures that the model answers otherwise, where a few tries find some."""
-        others = to_pixels(self.pictures, clean.device)
-        pixels = clean.clone()
-        queries = torch.zeros(len(clean), dtype=torch.int64)
-        pending = torch.arange(len(clean), device=clean.device)
-        for _ in range(self.starts):
-            tried = others[torch.randint(len(others), (len(pending),), generator=generator)]
-            found = ask(victim, tried, goal.take(pending)) < 0
-            queries[pending.cpu()] += 1
-            pixels[pending[found]] = tried[found]
-            pending = pending[~found]
-            if len(pending) == 0:
-                break
-        return pixels, queries
+    def _candidates(self, clean: Tensor, turn: int, generator: torch.Generator) -> Tensor:
+        """Return a picture for each image, drawn by chance."""
+        del turn
+        chosen = torch.randint(len(self.pictures), (len(clean),), generator=generator)
+        return to_pixels(self.pictures[chosen.numpy()], clean.device)

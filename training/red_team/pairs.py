@@ -15,6 +15,7 @@ from reluguard.detector.metrics import Interval
 from reluguard.training.attacks import Attack, HopSkipJump, Square
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.progress import Progress
+from reluguard.training.red_team.convergence import middle
 from reluguard.training.red_team.deciding import Deciding, FromPictures
 from reluguard.training.red_team.report import Pair
 from reluguard.training.red_team.smallest import NO_GUARD, Smallest
@@ -134,8 +135,8 @@ def _paired(
     ratios = np.minimum(far, reach) / np.minimum(near, reach)
     return replace(
         pair,
-        bare_change=_median(near),
-        guarded_change=_median(far),
+        bare_change=middle(near),
+        guarded_change=middle(far),
         ratio=_median_interval(ratios, seed=target.seed),
     )
 
@@ -150,11 +151,6 @@ def _lengths(clean: Images, moved: Images, norm: Norm) -> Floats:
 def _farthest(clean: Images, norm: Norm) -> Floats:
     """Return how far pixels go: every one to the end of the range that is farther away."""
     return _lengths(clean, np.where(clean < 128, 255, 0).astype(np.uint8), norm)
-
-
-def _median(lengths: Floats) -> float | None:
-    middle = float(np.sort(lengths)[(len(lengths) - 1) // 2])
-    return middle if np.isfinite(middle) else None
 
 
 def _median_interval(values: Floats, *, seed: int) -> Interval:

@@ -14,7 +14,7 @@ from torch import Tensor
 from reluguard.training.attacks import Attack, Budget, Goal, Victim
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.attacks.gradient import ascent
-from reluguard.training.attacks.minimal import length_of
+from reluguard.training.attacks.minimal import length_of, shortened
 from reluguard.training.errors import AttackError
 from reluguard.training.red_team.relaxed import RelaxedGuard
 
@@ -110,7 +110,7 @@ class Smallest(Attack):
             grown = reach * torch.where(arrived, 1 + gamma, _GROWTH)
             reach = torch.where(evades, torch.minimum(reach, shortest) * (1 - gamma), grown)
             stride = (reach * (0.02 + 0.48 * cosine))[:, None, None, None]
-            change = self._shrink(change + stride * downwards, reach)
+            change = shortened(change + stride * downwards, reach, self.norm)
 
     def _look(
         self, moving: Tensor, whole: Tensor, goal: Goal, run: int, step: int
@@ -136,13 +136,6 @@ class Smallest(Attack):
         before = _weight(wrong, margin.detach(), -4 * BEHIND)
         above = _weight(quiet, excess.detach(), -4 * BEHIND)
         return wrong & quiet, -ascent(before * one + above * other, self.norm)
-
-    def _shrink(self, change: Tensor, reach: Tensor) -> Tensor:
-        limit = reach[:, None, None, None]
-        if self.norm == "linf":
-            return torch.minimum(torch.maximum(change, -limit), limit)
-        length = length_of(change, self.norm).clamp_min(1e-12)[:, None, None, None]
-        return change * torch.clamp(limit / length, max=1.0)
 
 
 def _unit(gradient: Tensor) -> Tensor:
