@@ -30,7 +30,7 @@ th,td{padding:.35rem .6rem;border-bottom:1px solid var(--rule);text-align:right;
 thead th{color:var(--soft);font-weight:600;vertical-align:bottom;line-height:1.3}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 td.text,th.text{text-align:left}td small{white-space:nowrap;display:inline-block}
-td:first-child{overflow-wrap:anywhere}td.yes{color:var(--good);font-weight:600}
+td:first-child{overflow-wrap:anywhere;min-width:4em}td.yes{color:var(--good);font-weight:600}
 td.no{color:var(--bad);font-weight:600}td.open{color:var(--open);font-weight:600}
 .lead{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:.4rem 1.4rem;
 margin-top:1.2rem}
