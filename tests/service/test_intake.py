@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from reluguard.service.quotas import Quota, Quotas
 from reluguard.service.room import room_of
 from reluguard.service.security import Scope, token_entry
 from reluguard.service.settings import Settings
+from tests.waiting import until
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)
 INSPECT = "/reluguard.v1.Guard/Inspect"
@@ -88,13 +88,6 @@ def dawdle() -> Iterator[Callable[[str], Dawdlers]]:
             return made
 
         yield make
-
-
-def until(what: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < patience
-        time.sleep(0.005)
 
 
 def code(call: Any) -> str:

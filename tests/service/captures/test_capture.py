@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from reluguard.service.client.client import Client
 from reluguard.service.errors import StartError
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.settings import Settings
+from tests.waiting import until
 
 KEY = bytes(32)
 Make = Callable[..., Capture]
@@ -482,19 +484,27 @@ for i in range(10**6):
 """
 
 
+def has_rows_of(folder: Path, owner: str) -> bool:
+    try:
+        return any(row[0].startswith(owner) for row in rows_of(folder, "id"))
+    except sqlite3.OperationalError:  # not made yet
+        return False
+
+
 @pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_no_row_without_its_shard(
     pair: Any, tmp_path: Path, make: Make
 ) -> None:
-    """Five kills at other moments: the index opens, and every row's shard reads."""
+    """Five kills, each after a row of its own: the index opens, and every row's shard reads."""
     root = Path(__file__).resolve().parents[3]
     for i in range(5):
         command = [sys.executable, "-c", WRITER, str(pair.model), str(pair.guard), str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"
+            until(partial(has_rows_of, tmp_path, f"{writer.pid}-"))
             with pytest.raises(subprocess.TimeoutExpired):
-                writer.wait(0.4 + 0.07 * i)
+                writer.wait(0.07 * i)
             writer.kill()
     make(max_bytes=10**9, ttl_s=1e6).close()
     rows = rows_of(tmp_path, "DISTINCT shard")

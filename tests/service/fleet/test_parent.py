@@ -26,6 +26,7 @@ from reluguard.detector.images import Images
 from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.security import Scope, token_entry
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 MAIN = """
@@ -97,14 +98,6 @@ def fleet(pair: Any, **changes: str) -> Iterator[Fleet]:
             yield Fleet(parent=parent, address=said[0], web=said[1])
         finally:
             parent.kill()
-
-
-def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait for something that must come."""
-    patience = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < patience
-        time.sleep(0.02)
 
 
 @contextmanager

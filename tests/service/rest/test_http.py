@@ -6,8 +6,7 @@ import re
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +25,7 @@ from reluguard.service.background import Running, on_loop, running
 from reluguard.service.client.client import Client
 from reluguard.service.errors import CallError, StartError
 from reluguard.service.security import Scope, token_entry
+from tests.waiting import until
 
 INFER = "/v2/models/tiny/infer"
 JSON = {"Content-Type": "application/json"}
@@ -298,13 +298,6 @@ def test_who_hangs_up_is_forgotten(gate: Any, tensor: NDArray[np.float32]) -> No
         until(lambda: server.server.in_flight == 0)
         gate.opened.set()
     assert len(gate.rows) == 1
-
-
-def until(what: Callable[[], bool]) -> None:
-    patience = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < patience
-        time.sleep(0.005)
 
 
 def test_who_only_waits_makes_way(guard: Guard) -> None:
