@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import logging
+import math
 import random
 import re
 import time
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NO_DEADLINE_S = 10**8  # gRPC says 9e18 s for none
 _PUSHBACK_S = 0.1
+_LONGEST_RETRY_S = 30.0  # a call that a client holds open for longer helps nobody
 _ids = random.Random()  # noqa: S311 - names for a log, no secrets, and asked for on every call
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
@@ -473,12 +475,18 @@ class _Outcome:
             return
         trailing = [("x-request-id", request_id.get())]
         if self.status.retry_after_s is not None:
-            pushback = str(int(self.status.retry_after_s * 1000))
-            trailing.append(("grpc-retry-pushback-ms", pushback))
+            trailing += _pushback(self.status.retry_after_s)
         try:
             await context.abort(self.status.code, self.status.message, tuple(trailing))
         except grpc.aio.InternalError:  # the caller has gone: gRPC ends the call itself
             _log.debug("nobody to tell about %s", self.status.code.name)
+
+
+def _pushback(wait_s: float) -> list[tuple[str, str]]:
+    """Return when a client may try again: by itself, or where that is far away, not by itself."""
+    if wait_s <= _LONGEST_RETRY_S:
+        return [("grpc-retry-pushback-ms", str(int(wait_s * 1000)))]
+    return [("grpc-retry-pushback-ms", "-1"), ("retry-after", str(math.ceil(wait_s)))]
 
 
 @contextmanager

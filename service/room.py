@@ -38,6 +38,7 @@ class Room:
         max_bytes_in_flight: of requests that are whole.
         quick, slow, lobby: messages that may be half here, see `intake`.
         max_fields: of one message.
+        watch_bytes: what the watch over question streams remembers, of all processes; 0 without.
         memory_bytes: more than an idle server needs, at most, when all of that is used up.
     """
 
@@ -52,6 +53,7 @@ class Room:
     slow: int
     lobby: int
     max_fields: int
+    watch_bytes: int
     memory_bytes: int
 
 
@@ -94,6 +96,7 @@ def room_of(settings: Settings, largest_row: int) -> Room:
     whole = max(most // 2, message)
     by_http = 0 if settings.http_port is None else settings.http_connections
     rows = settings.max_queue_rows + available_cores() * settings.max_rows
+    watch_bytes = 0 if settings.watch == "off" else settings.watch_max_bytes
     return Room(
         max_message_bytes=message,
         max_connections=settings.max_connections,
@@ -106,7 +109,9 @@ def room_of(settings: Settings, largest_row: int) -> Room:
         slow=slow,
         lobby=lobby,
         max_fields=_FIELDS + _FIELDS_PER_ROW * settings.max_rows,
-        memory_bytes=settings.processes
+        watch_bytes=watch_bytes,
+        memory_bytes=watch_bytes
+        + settings.processes
         * (
             whole
             + (quick + slow + lobby + open_streams) * message

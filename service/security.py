@@ -28,7 +28,7 @@ __all__ = ["ANYBODY", "Caller", "Certificates", "Scope", "Tokens", "token_entry"
 
 _log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_KEYS = {"name", "scopes", "sha256", "expires", "calls", "calls_per_s", "rows_per_s"}
+_KEYS = {"name", "scopes", "sha256", "expires", "calls", "calls_per_s", "rows_per_s", "watched"}
 # what `sha256sum` says of nothing at all, and of what one gets from an unset variable
 _BLANKS = ("", *(blank * count for blank in " \t\n" for count in range(1, 9)), "\r\n", " \n")
 _BLANK = {hashlib.sha256(text.encode()).hexdigest() for text in _BLANKS}
@@ -51,11 +51,15 @@ _INCLUDES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks, and what they may."""
+    """Who asks, and what they may.
+
+    `watched` says whether near-equal questions count, where the server counts them.
+    """
 
     name: str
     scopes: frozenset[Scope]
     quota: Quota | None = None
+    watched: bool = True
 
     def may(self, scope: Scope) -> bool:
         """Return whether this caller has the scope."""
@@ -77,6 +81,7 @@ class _Entry:
     scopes: frozenset[Scope]
     expires: datetime | None
     quota: Quota | None
+    watched: bool
 
 
 @dataclass(slots=True)
@@ -92,6 +97,7 @@ class Tokens:
     calls = 8                     # at once
     calls_per_s = 100
     rows_per_s = 1000
+    watched = false               # a camera: near-equal images are what it sends
     ```
 
     Raises:
@@ -132,7 +138,9 @@ class Tokens:
             raise UnauthenticatedError("unknown token")
         if found.expires is not None and found.expires <= datetime.now(UTC):
             raise UnauthenticatedError("expired token")
-        return Caller(name=found.name, scopes=found.scopes, quota=found.quota)
+        return Caller(
+            name=found.name, scopes=found.scopes, quota=found.quota, watched=found.watched
+        )
 
     def _refresh(self) -> None:
         try:
@@ -197,12 +205,18 @@ def _entry(number: int, row: dict[str, Any]) -> _Entry:
         raise ValueError(f"expected a date and time as expires in token {number}")
     if expires is not None and expires.tzinfo is None:
         raise ValueError(f"expected a time zone in expires of token {number}")
+    watched = row.get("watched", True)
+    if not isinstance(watched, bool):
+        raise ValueError(  # noqa: TRY004 - the file is wrong, not the program
+            f"expected watched of true or false in token {number}, got {watched!r}"
+        )
     return _Entry(
         name=str(row.get("name", f"token {number}")),
         digest=bytes.fromhex(digest),
         scopes=frozenset().union(*(_INCLUDES[Scope(scope)] for scope in scopes)),
         expires=expires,
         quota=_quota(number, row),
+        watched=watched,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Coroutine
@@ -58,6 +59,8 @@ from reluguard.service.room import Room, room_of, row_bytes
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
 from reluguard.service.share import ALONE, Share
+from reluguard.service.watching.table import Table
+from reluguard.service.watching.watch import Watch
 from reluguard.service.web.http import WebServer
 from reluguard.service.web.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
 
@@ -67,6 +70,8 @@ _log = logging.getLogger(__name__)
 _LAST_GRACE_S = 0.3
 _FEWEST_DECODERS = 2  # one caller may hold half of them
 _SETTLE_S = 0.02
+_KEY_BYTES = 32
+_FORGET_S = 60.0
 _INLINE_S = 0.0003  # about what a thread and back costs
 _INLINE_ON_ONE_S = 0.002  # where there is one processor nothing else could run meanwhile
 _WORKER_NICE = 10
@@ -109,6 +114,7 @@ class Server:
         self._tokens: Tokens | None
         self._grpc: Any
         self._http: HttpServer | None = None
+        self._questions: Watch | None = None
         self.repository: Repository
         self.room: Room
 
@@ -186,6 +192,7 @@ class Server:
             ended=self.metrics.decoder_ended,
         )
         self._stack.push_async_callback(decoders.close)
+        self._questions = self._watch_over_questions()
         inspector = Inspector(
             decoder=self._decoder,
             decoders=decoders,
@@ -198,6 +205,7 @@ class Server:
             ),
             flagged=self.flagged,
             capture=self._capture(),
+            watch=self._questions,
             decisions=decisions,
             tracing=self._tracing,
         )
@@ -252,6 +260,8 @@ class Server:
             self._background(self._follow())
         if settings.capture is not None and self._share.leads:
             self._background(self._watch_captures())
+        if self._questions is not None and self._share.leads:
+            self._background(self._forget_questions(self._questions))
 
     @property
     def _cores(self) -> int:
@@ -282,6 +292,30 @@ class Server:
         )
         self._stack.callback(log.close)
         return log
+
+    def _watch_over_questions(self) -> Watch | None:
+        settings, share = self.settings, self._share
+        if settings.watch == "off":
+            return None
+        if self._given is not None and not self._given.has_readings:
+            raise StartError("expected a guard opened with readings=True, which watch needs")
+        key = share.key or secrets.token_bytes(_KEY_BYTES)
+        watch = Watch(
+            Table(settings.watch_max_bytes, key=key, handle=share.watch),
+            key=key,
+            refuses=settings.watch == "refuse",
+            near=settings.watch_near,
+            distance=settings.watch_distance,
+            half_life_s=settings.watch_s,
+        )
+        self.metrics.watch(watch)
+        return watch
+
+    @staticmethod
+    async def _forget_questions(watch: Watch) -> None:
+        while True:
+            await asyncio.sleep(min(watch.half_life_s, _FORGET_S))
+            watch.forget()
 
     def _capture(self) -> Capture | None:
         settings = self.settings
@@ -345,7 +379,7 @@ class Server:
                 settings.models,
                 providers=settings.providers,
                 threads=threads,
-                readings=settings.capture is not None,
+                readings=settings.has_readings,
                 public_key=settings.public_key,
                 looks=settings.looks,
             )
@@ -360,7 +394,7 @@ class Server:
             public_key=settings.public_key,
             providers=settings.providers,
             threads=threads,
-            readings=settings.capture is not None,
+            readings=settings.has_readings,
             looks=settings.looks,
             second_model=settings.second_model,
         )
@@ -439,6 +473,7 @@ class Server:
             version=service.version(),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
             room=self.room,
+            watch=None if self._questions is None else self._questions.status(),
             models=[
                 model_status(
                     model,

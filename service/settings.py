@@ -12,13 +12,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.looks.judging import Looks
 from reluguard.service.places import Place
+from reluguard.service.watching.table import LEAST_BYTES
 
-__all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode"]
+__all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode", "WatchMode"]
 
 PREFIX = "RELUGUARD_"
 Policy = Literal["annotate", "reject", "shadow"]
 FailMode = Literal["open", "closed"]
 TracingMode = Literal["none", "console", "otlp"]
+WatchMode = Literal["off", "count", "refuse"]
 _WANTED = {
     str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false"
 }  # fmt: skip
@@ -81,6 +83,14 @@ class Settings:
             token file may say otherwise for each token. None for any.
         caller_calls_per_s: most calls of one caller a second; None for any.
         caller_rows_per_s: most images of one caller a second; None for any.
+        watch: `count` tells near-equal questions of one caller, the way of an attack that only
+            asks; `refuse` also refuses them while the caller is under suspicion. Patents on
+            similarity to historical queries exist in the US, so `off` unless somebody turns it on.
+        watch_near: near-equal questions that put a caller under suspicion.
+        watch_distance: how far apart near-equal questions are at most, as the share of a print's
+            256 bits that differ; unlike images of one class differ in .3 and more.
+        watch_s: time in which what was counted halves, and as long a suspicion lasts.
+        watch_max_bytes: of all that the watch remembers, of all processes together.
         max_pixels: most pixels in one request's encoded images, together.
         decode_s: longest time to decode one request's images; their process is ended after it.
         max_streams: most concurrent calls of one connection; a client holds back what is beyond.
@@ -156,6 +166,11 @@ class Settings:
     caller_calls: int | None = None
     caller_calls_per_s: float | None = None
     caller_rows_per_s: float | None = None
+    watch: WatchMode = "off"
+    watch_near: int = 50
+    watch_distance: float = 0.125
+    watch_s: float = 3600.0
+    watch_max_bytes: int = 16_777_216
     max_pixels: int = 67_108_864
     decode_s: float = 5.0
     max_streams: int = 256
@@ -202,7 +217,7 @@ class Settings:
                      "processes", "threads", "max_message_bytes", "max_pixels", "max_streams",
                      "max_bytes_in_flight", "max_connections", "max_open_streams",
                      "http_connections", "caller_calls", "capture_max_bytes", "decision_log_bytes",
-                     "decision_log_files"):  # fmt: skip
+                     "decision_log_files", "watch_near"):  # fmt: skip
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise SettingsError(f"expected {name} of 1 or more, got {number}")
@@ -211,7 +226,7 @@ class Settings:
                 raise SettingsError(f"expected {name} of 0 or more, got {getattr(self, name)}")
         for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s",
                      "max_connection_idle_s", "receive_s", "decode_s", "caller_calls_per_s",
-                     "caller_rows_per_s", "capture_ttl_s", "drift_s"):  # fmt: skip
+                     "caller_rows_per_s", "capture_ttl_s", "drift_s", "watch_s"):  # fmt: skip
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds < float("inf"):
                 raise SettingsError(f"expected {name} of more than 0, got {seconds}")
@@ -255,6 +270,7 @@ class Settings:
             ("fail", get_args(FailMode)),
             ("tracing", get_args(TracingMode)),
             ("decision_export", get_args(TracingMode)),
+            ("watch", get_args(WatchMode)),
             ("log_level", ("DEBUG", "INFO", "WARNING", "ERROR")),
         ):
             if getattr(self, name) not in allowed:
@@ -265,6 +281,20 @@ class Settings:
             if not 0 < getattr(self, name) <= 1:
                 raise SettingsError(f"expected {name} in (0, 1], got {getattr(self, name)}")
 
+        if not 0 < self.watch_distance < 0.5:
+            raise SettingsError(
+                "expected watch_distance in (0, 0.5), where unlike images differ in half of the "
+                f"bits, got {self.watch_distance}"
+            )
+        if self.watch_max_bytes < LEAST_BYTES:
+            raise SettingsError(
+                f"expected watch_max_bytes of {LEAST_BYTES} or more, got {self.watch_max_bytes}"
+            )
+        if self.watch == "refuse" and self.policy == "shadow":
+            raise SettingsError(
+                "expected watch of off or count with policy shadow, which refuses nobody,"
+                " got refuse"
+            )
         if not 0 <= self.decision_share <= 1:
             raise SettingsError(f"expected decision_share in [0, 1], got {self.decision_share}")
 
@@ -284,6 +314,11 @@ class Settings:
             for name, value in document.items()
         }
         return cls(**values)
+
+    @property
+    def has_readings(self) -> bool:
+        """Whether what guards read is kept with their verdicts."""
+        return self.capture is not None or self.watch != "off"
 
     @property
     def place(self) -> Place:

@@ -15,6 +15,8 @@ class Share:
     Attributes:
         number: of this process, from 0; number 0 does what one has to do for all.
         of: processes there are.
+        key: secret of all processes; None for one of its own.
+        watch: handle of the table of who asked what, of all processes; None for one of its own.
         uses: what callers have used, of all processes; None for an account of one's own.
         decide: takes a line of the decision log to the one who writes it.
         change: asks for a model to be loaded ("load") or unloaded ("unload") in all processes.
@@ -24,6 +26,8 @@ class Share:
 
     number: int = 0
     of: int = 1
+    key: bytes | None = None
+    watch: int | None = None
     uses: Uses | None = None
     decide: Callable[[str], None] | None = None
     change: Callable[[str, str], Awaitable[None]] | None = None

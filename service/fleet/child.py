@@ -60,6 +60,8 @@ async def _main(connection: socket.socket) -> int:
         share=Share(
             number=told["number"],
             of=told["of"],
+            key=bytes.fromhex(told["key"]),
+            watch=told["watch"],
             uses=Table(
                 told["table"], number=told["number"], of=told["of"], key=bytes.fromhex(told["key"])
             ),

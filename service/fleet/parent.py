@@ -36,6 +36,7 @@ from reluguard.service.monitoring.decisions import DecisionFile
 from reluguard.service.monitoring.flagged import Flag, read_flags
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
+from reluguard.service.watching.table import Table as QuestionTable
 from reluguard.service.web.http import WebServer
 from reluguard.service.web.snapshot import ServerStatus
 
@@ -121,6 +122,7 @@ class Fleet:
         self._handle = -1
         self._accounts: Table
         self._key = secrets.token_bytes(32)
+        self._questions: int | None = None
         self._decisions: DecisionFile | None = None
         self._lock: int | None = None
 
@@ -164,6 +166,9 @@ class Fleet:
         self._handle = Table.make(settings.processes)
         self._stack.callback(os.close, self._handle)
         self._accounts = Table(self._handle, number=0, of=settings.processes, key=self._key)
+        if settings.watch != "off":
+            self._questions = QuestionTable.make(settings.watch_max_bytes)
+            self._stack.callback(os.close, self._questions)
         web = self._web()
         self._children = [
             _Child(number, self._loop.create_future()) for number in range(settings.processes)
@@ -232,7 +237,7 @@ class Fleet:
         with contextlib.ExitStack() as stack:
             stack.callback(theirs.close)
             handles = [theirs.fileno(), self._handle]
-            handles += [] if self._lock is None else [self._lock]
+            handles += [one for one in (self._lock, self._questions) if one is not None]
             if told is not None and tells is not None:
                 stack.callback(tells.close)
                 handles.append(tells.fileno())
@@ -302,6 +307,7 @@ class Fleet:
             "of": settings.processes,
             "table": self._handle,
             "key": self._key.hex(),
+            "watch": self._questions,
             "decisions": decisions,
             "loaded": list(self._words.loaded),
             "unloaded": list(self._words.unloaded),

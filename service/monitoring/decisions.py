@@ -1,6 +1,7 @@
 """The decision log: what was answered to whom, as JSON lines, off the request path. Never pixels.
 
-One line per image that was flagged or not scored, per share of the others, and per caller whose
+One line per image that was flagged or not scored, per near-equal question of a caller under
+suspicion, per share of the others, and per caller whose
 token was refused. The file is rotated by size; lines that nobody could write in time are counted.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import StartError
+from reluguard.service.watching.watch import Seen, as_shown
 
 __all__ = ["Decision", "DecisionFile", "DecisionLog"]
 
@@ -30,7 +32,10 @@ _draw = random.Random()  # noqa: S311 - which clean images are told is no secret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """One answered request. `verdicts` are those of the guard, whatever its caller may see."""
+    """One answered request, or one that was refused for what the watch had `seen`.
+
+    `verdicts` are those of the guard, whatever its caller may see.
+    """
 
     time: float
     request: str
@@ -42,6 +47,7 @@ class Decision:
     fail: str
     latency_s: float
     verdicts: Verdicts
+    seen: Seen | None = None
 
 
 class DecisionLog:
@@ -129,7 +135,7 @@ class DecisionLog:
             "policy": decision.policy,
             "latency_ms": round(decision.latency_s * 1000, 3),
         }
-        verdicts = decision.verdicts
+        verdicts, seen = decision.verdicts, decision.seen
         lines = []
         for row in range(len(verdicts)):
             if verdicts.unscored[row]:
@@ -137,7 +143,8 @@ class DecisionLog:
             else:
                 withheld = bool(verdicts.is_adversarial[row])
                 word = "adversarial" if withheld else "clean"
-            if word == "clean" and _draw.random() >= self._share:
+            told_anyway = seen is not None and seen.is_told(row)
+            if word == "clean" and not told_anyway and _draw.random() >= self._share:
                 continue
             lines.append(
                 {
@@ -148,6 +155,7 @@ class DecisionLog:
                     "p_value": round(float(verdicts.p_value[row]), 6),
                     "prediction": int(verdicts.prediction[row]),
                     **({"look": 2} if verdicts.look[row] == 2 else {}),
+                    **({} if seen is None else as_shown(seen, row)),
                 }
             )
         return lines

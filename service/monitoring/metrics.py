@@ -23,6 +23,7 @@ from reluguard.service.monitoring.rpc_metrics import SECONDS, RpcMetrics
 from reluguard.service.monitoring.shadow import DIRECTIONS, Direction, compare
 from reluguard.service.quotas import QuotaRefusal
 from reluguard.service.settings import Policy
+from reluguard.service.watching.watch import KINDS, Kind, Seen, Watch
 
 __all__ = ["CallRefusal", "Metrics", "ModelMetrics", "ReloadOutcome", "Stage"]
 
@@ -151,6 +152,24 @@ class Metrics:
             "reluguard_drift_layer_psi", "How far each layer's firing rate is from calibration.",
             ["model", "layer"], registry=registry,
         )  # fmt: skip
+        self._questions = Counter(
+            "reluguard_watch_questions_total",
+            "Images by whether their caller asked a near-equal one, or an equal one, before.",
+            ["model", "question"], registry=registry,
+        )  # fmt: skip
+        self._raised = Counter(
+            "reluguard_watch_raised_total",
+            "Times that a caller came under suspicion: it asked many near-equal questions.",
+            model, registry=registry,
+        )  # fmt: skip
+        self._watch_refused = Counter(
+            "reluguard_watch_refused_total",
+            "Requests refused for near-equal questions of a caller under suspicion.",
+            model, registry=registry,
+        )  # fmt: skip
+        self._suspects = Gauge(
+            "reluguard_watch_suspects", "Callers under suspicion now.", registry=registry
+        )
         self._guards = LiveGuards()
         registry.register(self._guards)
         for refusal in _CALL_REFUSALS:
@@ -181,6 +200,10 @@ class Metrics:
     def capture_damaged(self) -> None:
         """Count a captured shard that can't be read."""
         self._capture_damaged.inc()
+
+    def watch(self, watch: Watch) -> None:
+        """Ask the watch for how many callers are under suspicion, whenever somebody looks."""
+        self._suspects.set_function(watch.under_suspicion)
 
     def drift(self, model: str, drift: Drift) -> None:
         """Show how far a model's traffic is from calibration; without samples, no statistic."""
@@ -215,6 +238,9 @@ class Metrics:
             _stages={stage: self._stage.labels(name, stage) for stage in get_args(Stage)},
             _batch=self._batch.labels(name),
             _depth=self._depth.labels(name),
+            _questions={kind: self._questions.labels(name, kind) for kind in KINDS},
+            _raised=self._raised.labels(name),
+            _watch_refused=self._watch_refused.labels(name),
             _rejected={
                 reason: self._rejected.labels(name, reason) for reason in get_args(Rejection)
             },
@@ -240,6 +266,9 @@ class ModelMetrics:
     _stages: dict[Stage, Histogram]
     _batch: Histogram
     _depth: Gauge
+    _questions: dict[Kind, Counter]
+    _raised: Counter
+    _watch_refused: Counter
     _rejected: dict[Rejection, Counter]
     _reloads: dict[ReloadOutcome, Counter]
     _guards: LiveGuards
@@ -266,6 +295,16 @@ class ModelMetrics:
     def rejected(self, reason: Rejection) -> None:
         """Count one refused request."""
         self._rejected[reason].inc()
+
+    def asked(self, seen: Seen) -> None:
+        """Count what the watch said of one request."""
+        for kind, count in zip(KINDS, np.bincount(seen.kinds, minlength=len(KINDS)), strict=True):
+            if count:
+                self._questions[kind].inc(int(count))
+        if seen.raised:
+            self._raised.inc()
+        if seen.refused:
+            self._watch_refused.inc()
 
     def reloaded(self, outcome: ReloadOutcome) -> None:
         """Count one attempt to take a new guard."""

@@ -1,6 +1,7 @@
 """One request's way through the server, whatever its protocol: decode, queue, model, policy."""
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from reluguard.service.captures.capture import Capture
 from reluguard.service.decoding.decoders import Decoders
 from reluguard.service.decoding.weight import weigh
 from reluguard.service.edge import Call, request_id
-from reluguard.service.errors import RequestError
+from reluguard.service.errors import OverloadedError, RequestError
+from reluguard.service.models.batching import Answer
 from reluguard.service.models.models import Model, Version
 from reluguard.service.monitoring.decisions import Decision, DecisionLog
 from reluguard.service.monitoring.flagged import Flagged
@@ -26,6 +28,7 @@ from reluguard.service.monitoring.tracing import Tracing
 from reluguard.service.protocols.policy import Detail, Rules, View
 from reluguard.service.quotas import Quotas
 from reluguard.service.security import Scope
+from reluguard.service.watching.watch import Seen, Watch
 
 __all__ = [
     "Encoded",
@@ -42,6 +45,7 @@ _NAME_BYTES = 16
 # work that a thread of this process does: some 20 ms, less than a hop to a process with big files
 _LIGHT = 2_000_000
 _INLINE_BYTES = 64 * 1024  # below this a hop to a thread costs more than the work
+_INLINE_QUESTIONS = 16  # the watch takes about .1 ms for each
 _INLINE_TENSOR_BYTES = 1024 * 1024  # the same where nothing is to be done but to look at it
 
 
@@ -180,6 +184,7 @@ class Inspector:
         rules: the server's policy.
         flagged: what keeps the last flagged images.
         capture: what keeps a sample of the traffic; None for nothing.
+        watch: what remembers who asked what; None for nothing.
         decisions: what writes down who was answered what; None for nothing.
         tracing: what writes spans; None for nothing.
     """
@@ -191,6 +196,7 @@ class Inspector:
     rules: Rules
     flagged: Flagged
     capture: Capture | None = None
+    watch: Watch | None = None
     decisions: DecisionLog | None = None
     tracing: Tracing | None = None
 
@@ -202,7 +208,8 @@ class Inspector:
         Raises:
             ImageError: the images don't fit the model.
             ImageTooLargeError: too many of them.
-            OverloadedError, ExpiredError, NotReadyError: as `Batcher.submit`.
+            OverloadedError, ExpiredError, NotReadyError: as `Batcher.submit`; OverloadedError too
+                where the caller asked too many near-equal questions and the server refuses them.
         """
         version = model.version
         check_rows(given.rows, self.limits)
@@ -219,6 +226,7 @@ class Inspector:
             self.tracing.inspected(
                 decode_s=decode_s, asked=asked, model=model.name, rows=given.rows, timing=answer
             )
+        seen = await self._seen(model, version, call, tensor, answer)
         if version.shadow is not None:
             version.shadow.add(answer.verdicts)
         name = ""
@@ -248,12 +256,19 @@ class Inspector:
                 fail=chosen.fail,
                 latency_s=time.perf_counter() - started,
                 verdicts=answer.verdicts,
+                seen=seen,
             )
             if self.decisions is not None:
                 self.decisions.add(decision)
             if is_flagged:
                 taps = version.guard.artifact.manifest.taps
                 self.flagged.add(decision, [tap.name for tap in taps])
+        if seen is not None and seen.refused:
+            raise OverloadedError(
+                "expected fewer near-equal images of one caller: send others, or wait"
+                f" {math.ceil(seen.wait_s):,} s",
+                retry_after_s=seen.wait_s,
+            )
         view = chosen.view(
             answer.verdicts,
             privileged=call.caller.may(Scope.PRIVILEGED),
@@ -267,6 +282,28 @@ class Inspector:
             model_s=answer.model_s,
             capture="" if view.detail is Detail.NONE else name,
         )
+
+    async def _seen(
+        self, model: Model, version: Version, call: Call, tensor: NDArray[Any], answer: Answer
+    ) -> Seen | None:
+        """Return what the watch says of a request, None where it is not asked."""
+        watch, verdicts = self.watch, answer.verdicts
+        if watch is None or verdicts.readings is None or not call.caller.watched:
+            return None
+        asked = (
+            call.who or call.caller.name,
+            version.guard.artifact,
+            tensor,
+            verdicts.readings.rates,
+            verdicts.unscored,
+        )
+        if len(tensor) <= _INLINE_QUESTIONS:
+            seen = watch.ask(*asked)
+        else:
+            loop = asyncio.get_running_loop()
+            seen = await loop.run_in_executor(self.decoder, watch.ask, *asked)
+        model.metrics.asked(seen)
+        return seen
 
     async def _tensor(
         self, given: Input, spec: InputSpec, who: str

@@ -132,6 +132,7 @@ class GuardServicer:
                 max_calls=self._room.max_in_flight,
                 max_bytes_in_flight=self._room.max_bytes_in_flight,
                 memory_bytes=self._room.memory_bytes,
+                watch_bytes=self._room.watch_bytes,
             ),
             server_version=service.version(),
         )

@@ -300,7 +300,9 @@ def _finished(exchange: Exchange) -> Reply:
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     if status is HTTPStatus.UNAUTHORIZED:
         named.append(("WWW-Authenticate", "Bearer"))
-    if "grpc-retry-pushback-ms" in trailing:
+    if "retry-after" in trailing:
+        named.append(("Retry-After", trailing["retry-after"]))
+    elif "grpc-retry-pushback-ms" in trailing:
         seconds = -(-int(trailing["grpc-retry-pushback-ms"]) // 1000)
         named.append(("Retry-After", str(max(1, seconds))))
     return _error(status, message, named)

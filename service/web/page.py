@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from reluguard.service.captures.drift import Drift
 from reluguard.service.room import Room
+from reluguard.service.watching.watch import WatchStatus
 from reluguard.service.web.snapshot import (
     CaptureStatus,
     ChallengerStatus,
@@ -98,6 +99,7 @@ def page(status: ServerStatus) -> str:
     body = [
         f"<ul class=wrong>{wrong}</ul>" if wrong else "",
         *map(_section, status.models),
+        "" if status.watch is None else _watch(status.watch),
         "" if status.room is None else _room(status.room),
     ]
     return document_of(status.state, head, "\n".join(body))
@@ -126,6 +128,12 @@ def document_of(title: str, head: str, body: str, *, style: str = "") -> str:
 def whats_wrong(status: ServerStatus) -> list[str]:
     """Return what an operator should look at, the worst first, a sentence each."""
     found = [] if status.state == "serving" else [f"The server is {status.state}."]
+    if status.watch is not None and status.watch.suspects:
+        worst = status.watch.suspects[0]
+        found.append(
+            f"{worst.caller} asks many near-equal questions, {worst.near:,.0f} of late,"
+            " as an attack does that only asks."
+        )
     for model in status.models:
         hour, guard = model.hour, model.guard
         if not model.is_ready:
@@ -146,6 +154,27 @@ def whats_wrong(status: ServerStatus) -> list[str]:
         if model.drift is not None and model.drift.advice in {"recalibrate", "retrain"}:
             found.append(f"{model.name}: traffic has left calibration, {model.drift.advice}.")
     return found
+
+
+def _watch(watch: WatchStatus) -> str:
+    mib = 2**20
+    refused = "they are counted, and refused" if watch.mode == "refuse" else "they are counted"
+    rows = {
+        "Near-equal questions of one caller": refused,
+        "Under suspicion": f"{watch.under_suspicion:,} of {watch.callers:,} callers remembered",
+        "Raised at": f"{watch.near:,} questions, that halve in {watch.half_life_s:,.0f} s",
+        "Memory": f"{watch.max_bytes / mib:,.1f} MiB at most, of prints: no image is kept",
+    }
+    cards = [_card("The watch", f"<table>{_rows(rows)}</table>")]
+    if watch.suspects:
+        head = "<tr><th>Caller<th>Near-equal<th>Asked<th>For"
+        body = "".join(
+            f"<tr><td data-name=Caller>{_text(one.caller)}<td data-name=Near>{one.near:,.0f}"
+            f"<td data-name=Asked>{one.asked:,}<td data-name=For>{one.for_s / 60:,.0f} min"
+            for one in watch.suspects
+        )
+        cards.append(_card("Callers under suspicion", f"<table class=stack>{head}{body}</table>"))
+    return f"<section><h2>Question streams</h2><div class=cards>{''.join(cards)}</div></section>"
 
 
 def _room(room: Room) -> str:

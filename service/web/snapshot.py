@@ -28,6 +28,7 @@ from reluguard.service.models.models import Model
 from reluguard.service.monitoring.shadow import Agreement
 from reluguard.service.places import Place
 from reluguard.service.room import Room
+from reluguard.service.watching.watch import WatchStatus
 
 __all__ = [
     "CaptureStatus",
@@ -142,7 +143,8 @@ class ModelStatus:
 class ServerStatus:
     """One server at one time.
 
-    `room` is what callers may use together, None where nobody says.
+    `room` is what callers may use together, None where nobody says; `watch` is that over question
+    streams, None where there is none.
     """
 
     state: str
@@ -150,6 +152,7 @@ class ServerStatus:
     when: str
     models: Sequence[ModelStatus]
     room: Room | None = None
+    watch: WatchStatus | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; what is not a finite number is null."""
@@ -336,6 +339,17 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
     if document.get("room"):
         memory = document["room"]["memory_bytes"] / 2**20
         lines.append(f"callers can make it hold {memory:,.0f} MiB more than it does idle")
+    if document.get("watch"):
+        watch = document["watch"]
+        lines.append(
+            f"question streams: {watch['callers']} callers remembered, "
+            f"{watch['under_suspicion']} under suspicion"
+        )
+        lines += [
+            f"  {one['caller']}: {one['near']:.0f} near-equal questions of late,"
+            f" {one['asked']} in all"
+            for one in watch["suspects"]
+        ]
     for model in document["models"]:
         hour, guard, rival = model["hour"], model["guard"], model["challenger"]
         digest = guard["digest"][:_NAME] if guard else "-"

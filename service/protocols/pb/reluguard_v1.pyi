@@ -181,7 +181,7 @@ class Threshold(_message.Message):
     def __init__(self, target_fpr: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_rows", "max_message_bytes", "max_pixels", "max_connections", "max_streams", "max_open_streams", "max_calls", "max_bytes_in_flight", "memory_bytes")
+    __slots__ = ("max_rows", "max_message_bytes", "max_pixels", "max_connections", "max_streams", "max_open_streams", "max_calls", "max_bytes_in_flight", "memory_bytes", "watch_bytes")
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,7 @@ class Limits(_message.Message):
     MAX_CALLS_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_rows: int
     max_message_bytes: int
     max_pixels: int
@@ -200,7 +201,8 @@ class Limits(_message.Message):
     max_calls: int
     max_bytes_in_flight: int
     memory_bytes: int
-    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_connections: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_open_streams: _Optional[int] = ..., max_calls: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    watch_bytes: int
+    def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_connections: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_open_streams: _Optional[int] = ..., max_calls: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., watch_bytes: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
     __slots__ = ("model", "models", "model_sha256", "guard", "guard_created_at", "input", "inputs", "outputs", "thresholds", "taps", "policy", "detail", "limits", "server_version")

@@ -1,0 +1,1 @@
+"""What the watch over question streams finds, and what it raises for nothing."""

@@ -1,0 +1,1 @@
+"""The watch over question streams: who asks many near-equal questions."""
