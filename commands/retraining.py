@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import show_progress
-from reluguard.commands.options import Classes, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.options import (
+    Classes,
+    GuardFolder,
+    Json,
+    Model,
+    SecondModel,
+    Seed,
+    Threads,
+    looks_given,
+)
 
 __all__ = ["retrain"]
 
@@ -83,6 +92,14 @@ def retrain(
             help="Fit the whole head anew; otherwise each new attack gets a unit of its own.",
         ),
     ] = False,
+    looks: Annotated[
+        str | None,
+        typer.Option(
+            "--looks",
+            help="first: make a guard that looks once of one that looks twice. [as the old guard]",
+        ),
+    ] = None,
+    second_model: SecondModel = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -106,6 +123,8 @@ def retrain(
             sources=sources,
             most_per_source=most_per_source,
             refit=refit,
+            looks=looks_given(looks),
+            second_model=second_model,
             limits=GateLimits(auroc=margin, contradicted=most_contradicted),
             seed=seed,
             threads=threads,

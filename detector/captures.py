@@ -126,11 +126,15 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """What the head read of some images: rates (N, D), logits (N, K), and maybe the raw input."""
+    """What the head read of some images: rates (N, D), logits (N, K), and maybe the raw input.
+
+    `kind` says what that is, where it is there.
+    """
 
     rates: NDArray[Any]
     logits: NDArray[Any]
     raw: NDArray[Any] | None = None
+    kind: Raw | None = None
 
 
 @contextmanager
@@ -297,13 +301,14 @@ def read_shard(folder: Path, name: str) -> Shard:
         file, "rates", "logits", optional=RAW, error=CapturesError, what="a shard of captures"
     )
     rates, logits = arrays["rates"], arrays["logits"]
-    raw = next((arrays[kind] for kind in RAW if kind in arrays), None)
+    found = next((kind for kind in RAW if kind in arrays), None)
+    raw = None if found is None else arrays[found]
     fits = rates.ndim == logits.ndim == 2 and len(rates) == len(logits)
     fits = fits and rates.dtype.kind == logits.dtype.kind == "f"
     fits = fits and (raw is None or (raw.ndim > 0 and len(raw) == len(rates)))
     if not fits:
         raise CapturesError(f"expected a shard of captures, {file} holds other arrays")
-    return Shard(rates=rates, logits=logits, raw=raw)
+    return Shard(rates=rates, logits=logits, raw=raw, kind=found)
 
 
 def drop_raw(folder: Path, name: str) -> None:

@@ -440,6 +440,9 @@ class Reader:
             images: uint8, (N, H, W, C).
         """
         check_images(images)
-        tensor = self.spec.to_tensor(images)
+        return self.read_tensor(self.spec.to_tensor(images))
+
+    def read_tensor(self, tensor: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the same of the model's own input tensor."""
         *rates, logits = in_batches(self._session, self.spec, tensor, self._fetch)
         return rates[0] if rates else np.empty((len(logits), 0), np.float32), logits

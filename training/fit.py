@@ -50,6 +50,8 @@ from reluguard.training.head.second import (
     calibrate_second,
     fit_second,
     joint_readings,
+    suspicious_from,
+    suspicious_rows,
 )
 from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second, choose_second
@@ -200,7 +202,7 @@ def fit(
         if again is not None:
             looked = _second_look(
                 again.read_of(case.taps),
-                replace(draft, head=head),
+                draft,
                 fitted,
                 clean,
                 _Harvested(case, recipe, jobs, workspace, seed),
@@ -285,9 +287,12 @@ def _second_look(
     golden = draft.golden
     logits = predict(Reader(case.production, case.spec, case.taps), golden.images)
     read = replace(clean, rates=golden.rates, logits=logits)
+    bound = suspicious_from(fitted)
     return calibrate_second(
-        (draft.head, fitted),
+        draft.head,
+        bound,
         head,
+        suspicious_rows(fitted, head, bound),
         BothReadings(clean, *again),
         BothReadings(read, *read_rates(reader, golden.images)),
         second,

@@ -8,7 +8,7 @@ of its own; putting it into service is another step, `reluguard.detector.shelf.s
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from reluguard.detector.artifact import (
     write_file,
 )
 from reluguard.detector.captures import INDEX
+from reluguard.detector.looks.judging import Looks
 from reluguard.detector.metrics import GateLimits, GateResult
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Reader
@@ -35,7 +36,9 @@ from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Orders
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import read_shard
+from reluguard.training.head.second import BothReadings
 from reluguard.training.head.unit import Unit, without_accidents
+from reluguard.training.looks.choice import Second
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Added, Step, origin_of, provenance_of
 from reluguard.training.retraining.additions import (
@@ -54,10 +57,11 @@ from reluguard.training.retraining.challenger import (
     write_challenger,
 )
 from reluguard.training.retraining.contradictions import contradicted
-from reluguard.training.retraining.gate import gate
+from reluguard.training.retraining.gate import Both, gate
 from reluguard.training.retraining.kept import WEIGHT, Kept, hold_kept, open_kept
-from reluguard.training.retraining.learned import learn
+from reluguard.training.retraining.learned import Learned, learn
 from reluguard.training.retraining.original import Original
+from reluguard.training.retraining.second import Looking, lacking
 
 __all__ = ["Retrained", "retrain"]
 
@@ -100,6 +104,8 @@ def retrain(
     sources: int = 400,
     most_per_source: int = MOST_PER_SOURCE,
     refit: bool = False,
+    looks: Looks | None = None,
+    second_model: Path | str | None = None,
     limits: GateLimits | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -109,6 +115,10 @@ def retrain(
 
     Where nothing new is an attack, the head is fitted anew: there is nothing to give a unit to.
     Beside new attacks, fewer than 20 labelled clean images are only held against the labels.
+
+    A guard that looks twice stays one: its joint head is fitted anew on what both looks read of the
+    old harvest and of all that is new, and both looks are calibrated as one. Captures that came
+    without their images teach the first look alone, which is said.
 
     Args:
         guard: the champion's folder, or a shelf whose current version is the champion.
@@ -126,6 +136,10 @@ def retrain(
         most_per_source: captures of one caller under one label, at most.
         refit: fit the head anew. It takes longer, and chance moves every old attack: how far, a
             second fit without anything new tells the gate.
+        looks: "first" makes a guard that looks once of one that looks twice; otherwise it looks as
+            often as the champion.
+        second_model: the network that looks again, of a guard fitted with one, as `Guard.open` has
+            it.
         limits: of the gate.
         seed: of every random choice.
         threads: of ONNX Runtime.
@@ -135,6 +149,8 @@ def retrain(
         DataError: nothing new, the harvest or the data set is gone or another, too few images.
         AttackError: an attack is unknown or lacks what it needs.
         GuardError: the champion can't be read, or is not the model's.
+        SettingsError: the network that looks again is not there.
+        ModelMismatchError: it is another one than at fitting.
         HeldError: another process works on the harvest.
         OSError: the disk is full; nothing half-written is left.
     """
@@ -144,43 +160,33 @@ def retrain(
     if not new and not attacks:
         raise DataError("expected something new: images, labelled captures or an attack to run")
     progress = progress or Progress()
-    champion = told_of_looks(current(guard) or read_guard(guard), progress)
+    champion = current(guard) or read_guard(guard)
+    if looks == "first":
+        champion = told_of_looks(champion, progress)
     manifest = champion.manifest
     production = load_production(model, output=manifest.answer)
     check_model(champion, production.sha256)
+    looking = None if looks == "first" else _looking(champion, model, second_model, threads)
     with hold_kept(champion, work):
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
         original = Original(champion, data, classes=classes)
         progress.stage("new images", len(new) + len(attacks))
         clean = _calibration(kept, original, reader, manifest.taps)
-        fresh: list[Fresh] = []
-        labelled: list[Fresh] = []
-        for path in new:
-            if (path / INDEX).is_file():
-                labelled += read_captured(path, champion, most_per_source=most_per_source)
-            else:
-                fresh += read_attacked(path, reader, known_classes(manifest), classes)
-            progress.advance(1)
+        both = None if looking is None else looking.calibration(kept, original, clean)
+        found = _found(new, champion, reader, looking, classes, most_per_source, progress)
         doubt = contradicted(
-            champion.head, [one.readings() for one in labelled], _harmless(kept, clean), seed=seed
+            champion.head,
+            [one.readings() for one in found if one.is_captured],
+            _harmless(kept, clean),
+            seed=seed,
         )
-        fresh += labelled
-        of_attacks = sum(one.kind == "attack" for one in fresh) + len(attacks)
-        before = {name: kept.weights.get(name, WEIGHT) for name in kept.jobs}
-        kinds = {name: made[0].kind for name, made in kept.jobs.items()}
-        old = sum(weight for name, weight in before.items() if kinds[name] == "attack")
-        weight = share / (1 - share) * old / max(of_attacks, 1)
-        per_row = {kind: _row_weight(kept, kind) for kind in ("attack", "benign")}
+        of_attacks = sum(one.kind == "attack" for one in found) + len(attacks)
+        weight = share / (1 - share) * _attack_weight(kept) / max(of_attacks, 1)
         first = len(kept.added)
-        for one in fresh:
-            if one.kind == "benign" and of_attacks and len(one.ids) < FEWEST_CLEAN:
-                continue
-            most, times = (weight, ATTACK_ROWS) if one.kind == "attack" else (WEIGHT, BENIGN_ROWS)
-            added = store(one, kept, weight=most, per_row=times * per_row[one.kind])
-            kept = kept.with_added([added])
+        kept = _with(found, kept, weight, judging=bool(of_attacks))
         for name in attacks:
-            orders = _orders(champion, model, original.dataset, kept, threads)
+            orders = _orders(champion, model, original.dataset, kept, threads, looking)
             splits = _attackable(original, reader, sources, seed)
             kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
             progress.advance(1)
@@ -195,8 +201,19 @@ def retrain(
             progress=progress,
         )
         units = tuple(unit.to_json() for unit in learned.units)
-        draft = with_origin(
+        draft, judged_by = _relearned(
+            looking,
+            both,
             with_head(champion, learned.head, reader),
+            learned,
+            kept,
+            _golden(champion, reader, clean),
+            new=names,
+            seed=seed,
+            progress=progress,
+        )
+        draft = with_origin(
+            draft,
             champion,
             kept,
             clean,
@@ -211,6 +228,7 @@ def retrain(
             kept,
             new=names,
             control=learned.control,
+            both=judged_by,
             labels=doubt,
             limits=limits,
             seed=seed,
@@ -218,6 +236,96 @@ def retrain(
         artifact = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
         return Retrained(guard=artifact, added=kept.added[first:], gate=judged, units=learned.units)
+
+
+def _looking(
+    champion: GuardArtifact, model: Path, other: Path | str | None, threads: int | None
+) -> Looking | None:
+    """Return the second look of a guard, opened; None where it looks once."""
+    second = Second.of_guard(champion, model, other)
+    if second is None:
+        return None
+    reader = second.reader(champion.manifest.input, threads=threads)
+    return Looking(champion=champion, second=second, reader=reader)
+
+
+def _golden(champion: GuardArtifact, reader: Reader, clean: Readings) -> Readings:
+    """Return what the first look reads of the golden inputs."""
+    rates, logits = reader.read(champion.golden.images)
+    nothing = np.zeros(len(rates), np.int64)
+    return replace(clean, rates=rates, logits=logits, sources=nothing, labels=nothing)
+
+
+def _found(
+    new: Sequence[Path],
+    champion: GuardArtifact,
+    reader: Reader,
+    looking: Looking | None,
+    classes: Classes | None,
+    most_per_source: int,
+    progress: Progress,
+) -> list[Fresh]:
+    """Return what is new, captures last, and say what of these the second look can't read."""
+    again = None if looking is None else looking.reader
+    known = known_classes(champion.manifest)
+    fresh: list[Fresh] = []
+    labelled: list[Fresh] = []
+    for path in new:
+        if (path / INDEX).is_file():
+            labelled += read_captured(path, champion, most_per_source=most_per_source, again=again)
+        else:
+            fresh += read_attacked(path, reader, known, classes, again=again)
+        progress.advance(1)
+    for word in [] if looking is None else lacking(labelled):
+        progress.say(word)
+    return fresh + labelled
+
+
+def _attack_weight(kept: Kept) -> float:
+    """Return what all attacks of the old harvest weigh."""
+    kinds = {name: made[0].kind for name, made in kept.jobs.items()}
+    return sum(kept.weights.get(name, WEIGHT) for name, kind in kinds.items() if kind == "attack")
+
+
+def _with(found: Sequence[Fresh], kept: Kept, weight: float, *, judging: bool) -> Kept:
+    """Return the harvest with what is new in it.
+
+    Args:
+        found: what is new.
+        kept: the harvest.
+        weight: of each new attack, at most.
+        judging: whether a few clean images are only held against the labels.
+    """
+    per_row = {kind: _row_weight(kept, kind) for kind in ("attack", "benign")}
+    for one in found:
+        if one.kind == "benign" and judging and len(one.ids) < FEWEST_CLEAN:
+            continue
+        most, times = (weight, ATTACK_ROWS) if one.kind == "attack" else (WEIGHT, BENIGN_ROWS)
+        added = store(one, kept, weight=most, per_row=times * per_row[one.kind])
+        kept = kept.with_added([added])
+    return kept
+
+
+def _relearned(
+    looking: Looking | None,
+    both: BothReadings | None,
+    draft: GuardArtifact,
+    learned: Learned,
+    kept: Kept,
+    golden: Readings,
+    *,
+    new: Sequence[str],
+    seed: int,
+    progress: Progress,
+) -> tuple[GuardArtifact, Both | None]:
+    """Return the draft with its second look, and what the gate judges both looks by."""
+    if looking is None or both is None:
+        return draft, None
+    found = looking.relearn(
+        draft, learned, kept, both, golden=golden, new=new, seed=seed, progress=progress
+    )
+    judged = Both(groups=tuple(looking.groups(kept, "test")), control=found.control)
+    return replace(draft, second=found.look), judged
 
 
 def _harmless(kept: Kept, clean: Readings) -> list[Readings]:
@@ -258,7 +366,12 @@ def _calibration(kept: Kept, original: Original, reader: Reader, taps: tuple[Tap
 
 
 def _orders(
-    champion: GuardArtifact, model: Path, dataset: Dataset, kept: Kept, threads: int | None
+    champion: GuardArtifact,
+    model: Path,
+    dataset: Dataset,
+    kept: Kept,
+    threads: int | None,
+    looking: Looking | None,
 ) -> Orders:
     manifest = champion.manifest
     known = provenance_of(manifest)
@@ -273,6 +386,7 @@ def _orders(
         workspace=kept.workspace.folder,
         seed=origin_of(champion).seed,
         threads=threads,
+        second=None if looking is None else looking.second,
     )
 
 

@@ -29,6 +29,7 @@ from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import Readings, clean_readings
+from reluguard.training.harvest.workspace import ADDED
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Added, Refits, Step
 from reluguard.training.red_team.aware import Aware
@@ -131,7 +132,7 @@ def refit_in_rounds(
             found = _examples(attacks, dataset, chosen, reader, victim, seed + turn)
             found = replace(found, name=f"{NAME}-{champion.digest[:8]}-{turn + 1}")
             kept = kept.with_added([_store(found, kept, len(chosen))])
-            head = refit(champion, kept.groups("fit"), kept.head, calibration, seed=seed)
+            head, _ = refit(champion, kept.groups("fit"), kept.head, calibration, seed=seed)
             draft = with_head(champion, head, reader)
             progress.advance(1)
         added = kept.added[first:]
@@ -147,7 +148,7 @@ def refit_in_rounds(
         progress.stage("gate", 1)
         names = {one.name for one in added}
         old = [group for group in kept.groups("fit") if group.name not in names]
-        control = refit(champion, old, kept.head, calibration, seed=seed + 1)
+        control, _ = refit(champion, old, kept.head, calibration, seed=seed + 1)
         judged = gate(production, champion, draft, kept, control=control, limits=limits, seed=seed)
         written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
@@ -207,7 +208,7 @@ def _store(found: Readings, kept: Kept, attacked: int) -> Added:
     content = hashlib.sha256()
     for array in (found.sources, found.rates, found.logits):
         content.update(np.ascontiguousarray(array).tobytes())
-    slug = f"added/{found.name}-{content.hexdigest()[:8]}"
+    slug = f"{ADDED}{found.name}-{content.hexdigest()[:8]}"
     kept.workspace.add(slug, "fit", found)
     return Added(
         name=found.name,

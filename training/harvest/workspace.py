@@ -18,8 +18,10 @@ from reluguard.training.harvest.rates import REMEDY, SHARD, StoredRates, decode
 from reluguard.training.harvest.readings import Readings
 
 __all__ = [
+    "ADDED",
     "PLAN",
     "SECOND",
+    "Again",
     "Shard",
     "Workspace",
     "column_runs",
@@ -30,6 +32,8 @@ __all__ = [
 
 PLAN = "plan.json"
 SECOND = "second_"  # what arrays of a second look's readings begin with
+SEEN = f"{SECOND}seen"  # which rows a second look read, where it did not read all
+ADDED = "added/"  # what slugs begin with of what came after the fit
 _OF_ROWS = ("sources", "labels", "success", "logits")
 _APART = {"steps", "sample", f"{SECOND}steps"}  # have no row per image
 _KINDS = {
@@ -42,6 +46,7 @@ _KINDS = {
 }
 _KINDS |= {"rates": "uf", "steps": "u"}
 _KINDS |= {f"{SECOND}{name}": _KINDS[name] for name in ("rates", "steps", "logits")}
+_KINDS[SEEN] = "b"
 _AXES = {
     "images": 4,
     "sample": 4,
@@ -53,6 +58,7 @@ _AXES = {
     "steps": 1,
 }
 _AXES |= {f"{SECOND}{name}": _AXES[name] for name in ("rates", "steps", "logits")}
+_AXES[SEEN] = 1
 
 
 def work_folder(guard: Path) -> Path:
@@ -74,6 +80,25 @@ class Shard:
     success: NDArray[np.bool_]
     rates: NDArray[Any]
     logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """What a second look read of N images.
+
+    Attributes:
+        rates: floats, (N, E).
+        logits: float32, (N, K).
+        seen: bool, (N,). Which were read; of the others the numbers mean nothing.
+    """
+
+    rates: NDArray[Any]
+    logits: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+
+    def rows(self, chosen: NDArray[np.int64]) -> "Again":
+        """Return these rows only."""
+        return Again(rates=self.rates[chosen], logits=self.logits[chosen], seen=self.seen[chosen])
 
 
 class Workspace:
@@ -136,26 +161,59 @@ class Workspace:
             return readings
         return readings.rows(np.concatenate([shard["success"] for shard in shards]))
 
-    def second(self, job: Job) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return what a second look read of a shard's images, rates (N, E) and logits (N, K).
+    def seen_twice(self, job: Job) -> NDArray[np.bool_]:
+        """Return which of a shard's images a second look read: bool, (N,).
 
-        Of attacks, only the successes.
+        Of attacks, only of the successes. Of the harvest of a fit it read all or is missing; what
+        was added later may have come without images, so that nothing could look again.
+
+        Raises:
+            DataError: it is damaged, or was made in a fit without a second look.
+        """
+        file = self.folder / job.file
+        names = ("success", f"{SECOND}logits")
+        needed = names[:1] if job.slug.startswith(ADDED) else names
+        found = read_shard(file, *needed, optional=(names[1], SEEN))
+        rows = len(found["success"])
+        seen = found.get(SEEN, np.full(rows, f"{SECOND}logits" in found))
+        return seen[found["success"]] if job.kind == "attack" else seen
+
+    def second(self, job: Job) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what a second look read of a shard's images, rates (M, E) and logits (M, K).
+
+        Of those that `seen_twice` tells of.
 
         Raises:
             DataError: it is damaged, or was made without a second look.
         """
         names = [f"{SECOND}{name}" for name in ("rates", "logits")]
         file = self.folder / job.file
-        found = read_shard(file, *names, "success", optional=(f"{SECOND}steps",))
+        found = read_shard(file, *names, "success", optional=(f"{SECOND}steps", SEEN))
         rates, logits = found[names[0]], found[names[1]]
         if f"{SECOND}steps" in found:
             rates = decode(rates, found[f"{SECOND}steps"])
-        kept = found["success"] if job.kind == "attack" else np.ones(len(rates), np.bool_)
+        kept = found.get(SEEN, np.ones(len(rates), np.bool_))
+        if job.kind == "attack":
+            kept = kept & found["success"]
         return rates[kept].astype(np.float32), logits[kept]
 
-    def add(self, slug: str, split: str, readings: Readings) -> None:
-        """Write readings without images as the one shard of a slug and split."""
-        arrays = {
+    def add(self, slug: str, split: str, readings: Readings, again: Again | None = None) -> None:
+        """Write readings without images as the one shard of a slug and split.
+
+        Args:
+            slug: which.
+            split: likewise.
+            readings: of the first look.
+            again: of the second, of the same rows, where there is one.
+        """
+        more = {}
+        if again is not None and again.seen.any():
+            more = {
+                f"{SECOND}rates": again.rates,
+                f"{SECOND}logits": again.logits,
+                SEEN: again.seen,
+            }
+        arrays = more | {
             "sources": readings.sources,
             "labels": readings.labels,
             "success": np.ones(len(readings), np.bool_),

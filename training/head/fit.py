@@ -94,6 +94,7 @@ class Fitted:
         attacked: bool, (N,).
         clean: bool, (N,). Images as they came.
         weights: float32, (N,).
+        beside: float32, (N,). Scores of the same rows by another head; empty unless asked for.
     """
 
     head: Head
@@ -101,6 +102,7 @@ class Fitted:
     attacked: NDArray[np.bool_]
     clean: NDArray[np.bool_]
     weights: Floats
+    beside: Floats
 
 
 def fit_head(
@@ -129,6 +131,7 @@ def fit_judged(
     reading: Reading,
     settings: HeadSettings,
     seed: int,
+    beside: Head | None = None,
     progress: Callable[[float], None] = lambda _: None,
     kept_bytes: int = KEPT_BYTES,
 ) -> Fitted:
@@ -142,6 +145,7 @@ def fit_judged(
         reading: the taps the rates were read at.
         settings: of the networks and their optimiser.
         seed: of folds, initial weights and batches.
+        beside: another head that reads the same columns, whose scores of the rows are wanted.
         progress: called with the share done.
         kept_bytes: features up to so many bytes are made once and kept in memory. Those of more
             rows are made anew for each pass, and memory stays bounded however many rows there are.
@@ -163,7 +167,7 @@ def fit_judged(
         found = false_alarms(groups, quickly)
         groups, share = weighed(groups, found, wanted=settings.alarms, share=settings.benign_share)
         settings = replace(settings, benign_share=share)
-    return once(groups, settings=settings, progress=progress)
+    return once(groups, settings=settings, progress=progress, beside=beside)
 
 
 def _fit_weighed(
@@ -174,6 +178,7 @@ def _fit_weighed(
     seed: int,
     progress: Callable[[float], None],
     kept_bytes: int,
+    beside: Head | None = None,
 ) -> Fitted:
     """Return a head fitted to groups of these very weights."""
     groups = _with_accidents(groups, settings)
@@ -220,6 +225,9 @@ def _fit_weighed(
         attacked=table.attacked,
         clean=np.concatenate([np.full(len(g), g.kind == "clean") for g in groups]),
         weights=weights,
+        beside=np.zeros(0, np.float32)
+        if beside is None
+        else np.concatenate([scores_of(beside, g) for g in groups]),
     )
 
 

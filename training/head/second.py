@@ -27,7 +27,15 @@ from reluguard.training.head.fit import (
 from reluguard.training.head.probes import column_taps
 from reluguard.training.looks.choice import Second
 
-__all__ = ["SUSPICIOUS", "BothReadings", "calibrate_second", "fit_second", "joint_readings"]
+__all__ = [
+    "SUSPICIOUS",
+    "BothReadings",
+    "calibrate_second",
+    "fit_second",
+    "joint_readings",
+    "suspicious_from",
+    "suspicious_rows",
+]
 
 SUSPICIOUS = 0.1  # of clean images that are to be looked at again
 LEAST = 50  # rows of each side to fit the likelihood of suspicious images on
@@ -61,7 +69,7 @@ def joint_readings(
 ) -> Readings:
     """Return what both looks read in the shards of one slug and split; of attacks, the successes.
 
-    In half precision, and from 256 MiB on in a file.
+    In half precision, and from 256 MiB on in a file. What only the first look read is left out.
 
     Args:
         workspace: the shards, made with a second look.
@@ -73,14 +81,19 @@ def joint_readings(
         DataError: a shard is damaged, or was made without a second look.
     """
     first = workspace.readings(jobs)
+    seen = [workspace.seen_twice(job) for job in jobs]
+    if not all(rows.all() for rows in seen):
+        first = first.rows(np.concatenate(seen))
     width = sum(run.rates for run in joint.runs)
     rates = empty_array((len(first), width), np.float16)
     most = np.finfo(np.float16).max
     start = 0
-    for job in jobs:
+    for job, rows in zip(jobs, seen, strict=True):
+        if not rows.any():
+            continue
         again, scores = workspace.second(job)
         part = slice(start, start + len(scores))
-        if columns is not None:
+        if columns is not None and again.shape[1] > len(columns):  # what was added has these alone
             again = again[:, columns]
         own = first.rates[part].astype(np.float32)
         rates[part] = np.clip(joint.read(own, first.logits[part], again, scores), -most, most)
@@ -95,6 +108,7 @@ def fit_second(
     *,
     settings: HeadSettings,
     seed: int,
+    beside: Head | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Fitted:
     """Return a head over joint readings, uncalibrated.
@@ -104,6 +118,7 @@ def fit_second(
         joint: of the taps of both looks.
         settings: as of the first head.
         seed: of folds, initial weights and batches.
+        beside: the first look's head, whose scores of the same rows are wanted too.
         progress: called with the share done.
 
     Raises:
@@ -116,12 +131,43 @@ def fit_second(
         blocks=joint.blocks,
         evidence=False,
     )
-    return fit_judged(groups, reading=reading, settings=settings, seed=seed, progress=progress)
+    return fit_judged(
+        groups, reading=reading, settings=settings, seed=seed, beside=beside, progress=progress
+    )
+
+
+def suspicious_from(before: Fitted) -> float:
+    """Return the bound of first scores above which an image is looked at again.
+
+    A quantile of the first scores that fitting images got from members that did not see them: no
+    calibration image has a part in it, so the order of the two looks is a fixed one.
+
+    Args:
+        before: the first head as it was fitted.
+    """
+    clean = before.scores[~np.isnan(before.scores) & before.clean]
+    return float(np.float32(np.quantile(clean, 1 - SUSPICIOUS)))
+
+
+def suspicious_rows(before: Fitted, fitted: Fitted, bound: float) -> NDArray[np.bool_]:
+    """Return which rows of the joint head's fit are suspicious: bool, (N,).
+
+    Args:
+        before: the first head as it was fitted.
+        fitted: the joint head.
+        bound: of the first scores.
+    """
+    if len(fitted.scores) != len(before.scores):
+        return np.zeros(len(fitted.scores), np.bool_)
+    suspicious: NDArray[np.bool_] = before.scores > bound  # no number is above NaN
+    return suspicious
 
 
 def calibrate_second(
-    first: tuple[Head, Fitted],
+    head: Head,
+    bound: float,
     fitted: Fitted,
+    suspicious: NDArray[np.bool_],
     clean: BothReadings,
     golden: BothReadings,
     second: Second,
@@ -132,12 +178,12 @@ def calibrate_second(
 ) -> SecondLook:
     """Return the second look, calibrated.
 
-    The bound is a quantile of the first scores that fitting images got from members that did not
-    see them: no calibration image has a part in it, so the order of the two looks is a fixed one.
-
     Args:
-        first: the first head, and how it was fitted.
+        head: the first look's.
+        bound: of the first scores, chosen without the calibration images.
         fitted: the head over joint readings.
+        suspicious: bool, (N,). The rows of its fit that the likelihood of suspicious images is
+            fitted on; with too few of either side it is that of all images.
         clean: calibration readings of both looks, of images that no step of fitting saw.
         golden: of the golden inputs.
         second: who looks again.
@@ -148,13 +194,8 @@ def calibrate_second(
     Raises:
         DataError: too few clean images for the lowest rate.
     """
-    head, before = first
-    seen = ~np.isnan(before.scores)
-    bound = float(np.float32(np.quantile(before.scores[seen & before.clean], 1 - SUSPICIOUS)))
     slope, intercept = fitted.head.slope, fitted.head.intercept
-    chosen = np.zeros(0, np.int64)
-    if len(fitted.scores) == len(before.scores):
-        chosen = np.flatnonzero(seen & ~np.isnan(fitted.scores) & (before.scores > bound))
+    chosen = np.flatnonzero(suspicious & ~np.isnan(fitted.scores))
     attacked = fitted.attacked[chosen]
     if min(attacked.sum(), (~attacked).sum()) >= LEAST:
         slope, intercept = logistic(fitted.scores[chosen], attacked, fitted.weights[chosen])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.errors import DetectorError
 from reluguard.detector.images import InputSpec
-from reluguard.detector.looks.again import find_file
+from reluguard.detector.looks.again import find_file, find_network
 from reluguard.detector.looks.second import Look
 from reluguard.detector.looks.views import SAME, VIEWS, viewed
 from reluguard.detector.model import Production, load_production
@@ -73,6 +73,7 @@ class Second:
         second = artifact.second
         if second is None:
             return None
+        find_network(second.look, artifact.path, model, other)  # that it is the very one
         file = find_file(second.look, artifact.path, model, other) or model
         output = second.look.answer or artifact.manifest.answer
         return cls(look=second.look, file=file, output=output, taps=second.taps)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from reluguard.detector.arrays import read_arrays
 from reluguard.detector.artifact import GuardArtifact
-from reluguard.detector.captures import INDEX, Labelled, labelled, read_shard
-from reluguard.detector.errors import CapturesError
+from reluguard.detector.captures import INDEX, Labelled, Shard, labelled, read_shard
+from reluguard.detector.errors import CapturesError, ImageError
+from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.runtime import Reader
 from reluguard.training.attacks import attack_named
 from reluguard.training.data.case import read_rates
@@ -30,6 +31,7 @@ from reluguard.training.errors import DataError
 from reluguard.training.harvest.harvest import harvest
 from reluguard.training.harvest.orders import Job, Orders, plan_jobs
 from reluguard.training.harvest.readings import Kind, Readings
+from reluguard.training.harvest.workspace import ADDED, Again
 from reluguard.training.provenance import Added
 from reluguard.training.retraining.kept import Kept
 
@@ -56,7 +58,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Fresh:
     """Readings of new images: rates float16 (N, D), logits (N, K), true classes and ids (N,).
 
-    `dropped` counts what was left out, by reason.
+    `dropped` counts what was left out, by reason. `again` is what a second look read of them.
+    `is_captured` tells what people labelled from what was attacked on purpose.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Fresh:
     ids: NDArray[np.int64]
     source: str
     dropped: Mapping[str, int] = field(default_factory=dict)
+    again: Again | None = None
+    is_captured: bool = False
 
     def readings(self) -> Readings:
         """Return the same as a group of a harvest."""
@@ -81,7 +86,12 @@ class Fresh:
 
 
 def read_attacked(
-    path: Path, reader: Reader, known: Known | None = None, classes: Classes | None = None
+    path: Path,
+    reader: Reader,
+    known: Known | None = None,
+    classes: Classes | None = None,
+    *,
+    again: Reader | None = None,
 ) -> list[Fresh]:
     """Return the readings of attacked images: one group per file, named after it.
 
@@ -92,6 +102,7 @@ def read_attacked(
         reader: of the model.
         known: what the guard knows of classes.
         classes: which class each folder of images is; by default what the guard knows.
+        again: reads a second look.
 
     Raises:
         DataError: no such file, a name that can't be used, no telling which class a folder is, or
@@ -99,7 +110,7 @@ def read_attacked(
     """
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if files:
-        return [_read_file(file, reader) for file in files]
+        return [_read_file(file, reader, again) for file in files]
     if not any(entry.is_dir() and is_shown(entry.name) for entry in path.iterdir()):
         raise DataError(
             f"expected .npz files of attacked images, a folder of them per class, or {INDEX}, in "
@@ -108,10 +119,10 @@ def read_attacked(
     data = load_data(str(path), Reading.of(reader.spec))
     rates, logits = read_rates(reader, data.images)
     data = with_classes(data, None, logits.shape[1], classes, known)
-    return [_fooling(path, data, rates, logits, None)]
+    return [_fooling(path, data, rates, logits, None, again)]
 
 
-def _read_file(file: Path, reader: Reader) -> Fresh:
+def _read_file(file: Path, reader: Reader, again: Reader | None) -> Fresh:
     spec = reader.spec
     data = load_data(str(file))
     if data.images.shape[1:] != (spec.height, spec.width, spec.channels):
@@ -126,7 +137,7 @@ def _read_file(file: Path, reader: Reader) -> Fresh:
     rates, logits = reader.read(data.images)
     if data.labels.max() >= logits.shape[1]:
         raise DataError(f"expected labels below {logits.shape[1]} in {file}")
-    return _fooling(file, data, rates, logits, sources)
+    return _fooling(file, data, rates, logits, sources, again)
 
 
 def _fooling(
@@ -135,6 +146,7 @@ def _fooling(
     rates: NDArray[np.float32],
     logits: NDArray[np.float32],
     sources: NDArray[Any] | None,
+    again: Reader | None,
 ) -> Fresh:
     """Return the rows that the model answers wrong."""
     fools = logits.argmax(axis=1) != data.labels
@@ -154,23 +166,38 @@ def _fooling(
         ids=_hashed(texts)[fools],
         source=str(file),
         dropped={"answered right": int((~fools).sum())},
+        again=_read_again(again, data.images[fools]),
     )
 
 
+def _read_again(reader: Reader | None, images: Images) -> Again | None:
+    """Return what a second look reads of images."""
+    if reader is None:
+        return None
+    rates, logits = read_rates(reader, images)
+    return Again(rates=rates.astype(np.float16), logits=logits, seen=np.ones(len(images), np.bool_))
+
+
 def read_captured(
-    folder: Path, artifact: GuardArtifact, *, most_per_source: int = MOST_PER_SOURCE
+    folder: Path,
+    artifact: GuardArtifact,
+    *,
+    most_per_source: int = MOST_PER_SOURCE,
+    again: Reader | None = None,
 ) -> list[Fresh]:
     """Return what was captured from production and labelled since, one group per label.
 
-    Rates suffice, no image is needed. The true class is not known: of an image labelled clean it is
-    taken to be the model's answer, of an attack what the guard's own probe holds likeliest besides.
-    An image that came again counts once: it must not be both fitted on and judged by.
+    Rates suffice, no image is needed; a second look reads those that were captured with theirs. The
+    true class is not known: of an image labelled clean it is taken to be the model's answer, of an
+    attack what the guard's own probe holds likeliest besides. An image that came again counts once:
+    it must not be both fitted on and judged by.
 
     Args:
         folder: of the captures.
         artifact: the guard whose taps they must be of.
         most_per_source: rows of one caller under one label, at most: whoever sends most does not
             decide what the next guard is.
+        again: reads a second look.
 
     Raises:
         DataError: the index is locked, damaged or of another model, a label is none, or nothing is
@@ -192,7 +219,7 @@ def read_captured(
     for label in sorted({row.label for row in rows}):
         ours = [row for row in rows if row.label == label]
         kept = _capped(ours, most_per_source)
-        found = _labelled(folder, artifact, label, kept)
+        found = _labelled(folder, artifact, label, kept, again)
         over = {"over its caller's share": len(ours) - len(kept)}
         groups.append(replace(found, dropped={**found.dropped, **over}))
     return groups
@@ -211,7 +238,13 @@ def _capped(rows: Sequence[Labelled], most: int) -> list[Labelled]:
     return sorted(kept, key=lambda row: row.id)
 
 
-def _labelled(folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[Labelled]) -> Fresh:
+def _labelled(
+    folder: Path,
+    artifact: GuardArtifact,
+    label: str,
+    rows: Sequence[Labelled],
+    again: Reader | None,
+) -> Fresh:
     kind: Kind = "benign" if label == "clean" else "attack"
     if kind == "attack" and not label.startswith("attack:"):
         raise DataError(f"expected the label clean or attack:NAME, got {label[:64]!r}")
@@ -220,8 +253,9 @@ def _labelled(folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[
         sum(tap.rates for tap in artifact.manifest.taps),
         artifact.head.features.classes,
     )
-    shards: dict[str, tuple[NDArray[Any], NDArray[Any]] | None] = {}
+    shards: dict[str, Shard | None] = {}
     rates, logits, ids = [], [], []
+    taken: list[tuple[Shard, int]] = []
     dropped = {"shard damaged": 0, "other taps": 0, "seen before": 0}
     seen: set[bytes] = set()
     for one in rows:
@@ -229,19 +263,20 @@ def _labelled(folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[
         if one.shard not in shards:
             shards[one.shard] = _read_shard(folder, one.shard)
         found = shards[one.shard]
-        if found is None or not 0 <= row < len(found[0]):
+        if found is None or not 0 <= row < len(found.rates):
             dropped["shard damaged"] += 1
-        elif found[0].shape[1] != expected[0] or found[1].shape[1] != (
-            expected[1] or found[1].shape[1]
+        elif found.rates.shape[1] != expected[0] or found.logits.shape[1] != (
+            expected[1] or found.logits.shape[1]
         ):
             dropped["other taps"] += 1
-        elif (key := found[0][row].astype(np.float16).tobytes()) in seen:
+        elif (key := found.rates[row].astype(np.float16).tobytes()) in seen:
             dropped["seen before"] += 1
         else:
             seen.add(key)
-            rates.append(found[0][row])
-            logits.append(found[1][row])
+            rates.append(found.rates[row])
+            logits.append(found.logits[row])
             ids.append(one.id.encode())
+            taken.append((found, row))
     if not ids:
         raise DataError(f"no capture labelled {label!r} can be used: {dropped}")
     read, answered = np.stack(rates), np.stack(logits).astype(np.float32)
@@ -254,15 +289,50 @@ def _labelled(folder: Path, artifact: GuardArtifact, label: str, rows: Sequence[
         ids=_together(ids),
         source=str(folder),
         dropped=dropped,
+        again=None if again is None else _captured_again(again, taken),
+        is_captured=True,
     )
 
 
-def _read_shard(folder: Path, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _captured_again(reader: Reader, taken: Sequence[tuple[Shard, int]]) -> Again | None:
+    """Return what a second look reads of captured rows, None where none came with its image."""
+    spec = reader.spec
+    found = [_raw_tensor(spec, shard, row) for shard, row in taken]
+    seen = np.array([one is not None for one in found])
+    if not seen.any():
+        return None
+    rates: NDArray[Any] = np.zeros((0, 0))
+    logits = np.zeros((0, 0), np.float32)
+    for i, one in enumerate(found):
+        if one is None:
+            continue
+        read, answered = reader.read_tensor(one)
+        if not rates.size:
+            rates = np.zeros((len(taken), read.shape[1]), np.float16)
+            logits = np.zeros((len(taken), answered.shape[1]), np.float32)
+        rates[i], logits[i] = read[0], answered[0]
+    return Again(rates=rates, logits=logits, seen=seen)
+
+
+def _raw_tensor(spec: InputSpec, shard: Shard, row: int) -> NDArray[Any] | None:
+    """Return a captured row as the model's own input, None where it has none that fits."""
+    if shard.raw is None:
+        return None
+    one = shard.raw[row : row + 1]
+    try:
+        tensor = spec.to_tensor(one) if shard.kind == "images" else one
+        spec.check_tensor(tensor)
+    except ImageError:
+        return None
+    return tensor
+
+
+def _read_shard(folder: Path, name: str) -> Shard | None:
     try:
         shard = read_shard(folder, name)
     except CapturesError:
         return None
-    return (shard.rates, shard.logits) if np.isfinite(shard.logits).all() else None
+    return shard if np.isfinite(shard.logits).all() else None
 
 
 def _likely_class(
@@ -303,7 +373,7 @@ def run_attack(
     """
     attack = attack_named(text)
     key = f"{attack!r} {orders.seed} {[len(rows) for rows in splits.values()]}"
-    slug = f"added/{attack.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    slug = f"{ADDED}{attack.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     jobs = plan_jobs(slug, "attack", splits)
     harvest(jobs, replace(orders, changes={slug: attack}), workers=1, progress=progress)
     counts = {
@@ -349,9 +419,10 @@ def store(fresh: Fresh, kept: Kept, *, weight: float, per_row: float = math.inf)
             f"{len(parts['fit'])} and {len(parts['test'])}; {int(old.sum())} were there already"
         )
     digest = hashlib.sha256(np.sort(fresh.ids).tobytes()).hexdigest()[:8]
-    slug = f"added/{fresh.name}-{digest}"
+    slug = f"{ADDED}{fresh.name}-{digest}"
     for split, rows in parts.items():
-        kept.workspace.add(slug, split, fresh.readings().rows(rows))
+        again = None if fresh.again is None else fresh.again.rows(rows)
+        kept.workspace.add(slug, split, fresh.readings().rows(rows), again)
     return Added(
         name=_free_name(fresh.name, kept),
         kind=fresh.kind,

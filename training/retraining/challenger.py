@@ -24,13 +24,10 @@ __all__ = ["told_of_looks", "with_head", "with_origin", "write_challenger"]
 
 
 def told_of_looks(champion: GuardArtifact, progress: Progress) -> GuardArtifact:
-    """Return the guard; of one that looks twice, say that what is retrained of it looks once."""
+    """Return the guard as one that looks once, and say so of one that looks twice."""
     if champion.second is not None:
-        progress.say(
-            "the new guard looks once: a second look is calibrated with the head of the first, so "
-            "fit anew to have one"
-        )
-    return champion
+        progress.say("the new guard looks once: the second look of the old one is left out")
+    return replace(champion, second=None)
 
 
 def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtifact:
@@ -106,7 +103,7 @@ def write_challenger(
         DataError: a shard is damaged.
     """
     card = report_card(
-        Guard(production, draft, threads=threads),
+        Guard(production, draft, threads=threads, looks="first"),
         kept.workspace,
         kept.split("test"),
         thresholds=draft.manifest.thresholds,
@@ -119,6 +116,7 @@ def write_challenger(
         manifest=manifest,
         head=draft.head,
         golden=draft.golden,
+        second=draft.second,
         reports={
             "report.json": json.dumps(card.to_json(), indent=2).encode(),
             "report.html": report_page(card, manifest).encode(),

@@ -9,6 +9,7 @@ bootstrap draws.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 
@@ -27,14 +28,28 @@ from reluguard.training.retraining.contradictions import Contradicted
 from reluguard.training.retraining.kept import Kept
 from reluguard.training.statistics.metrics import auroc
 
-__all__ = ["gate"]
+__all__ = ["Both", "gate"]
 
 Floats = NDArray[np.float32]
 DRAWS = 400
 FEWEST = 10  # attacked images below which an AUROC says nothing
 CHANCE = 0.01  # how often a right false-positive rate may be refused
 WARM_UP = 5
+BOTH_LOOKS = ", both looks"
 SURE = 0.6  # of the limit on labels: the interval must lie above this, or a few labels refuse all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Both:
+    """What both looks read of held-out images, to judge two guards that look twice.
+
+    Attributes:
+        groups: joint readings, named.
+        control: a joint head fitted as the challenger's was, by another seed and on nothing new.
+    """
+
+    groups: tuple[Readings, ...]
+    control: Head
 
 
 def gate(
@@ -45,6 +60,7 @@ def gate(
     *,
     new: Sequence[str] = (),
     control: Head | None = None,
+    both: Both | None = None,
     labels: Contradicted | None = None,
     limits: GateLimits | None = None,
     seed: int = 0,
@@ -59,6 +75,7 @@ def gate(
         kept: the challenger's harvest.
         new: the groups in it that the champion has not seen.
         control: a head fitted as the challenger was, by another seed and on nothing new.
+        both: of two guards that look twice, what both looks read.
         labels: how many of those learned from contradict the rest.
         limits: what the challenger may cost.
         seed: of the resampling.
@@ -76,24 +93,15 @@ def gate(
     groups = {group.name: group for group in kept.groups("test") if len(group)}
     if CLEAN not in groups:
         raise DataError("expected held-out clean readings to judge by, found none")
-    pair = (champion, challenger)
-    clean = groups.pop(CLEAN)
-    clean_scores = _scores(pair, clean)
-    rows = [_clean_row(pair, clean_scores)]
+    fprs = (champion.manifest.fpr, challenger.manifest.fpr)
+    pair = (_Side(champion.head, fprs[0]), _Side(challenger.head, fprs[1]))
+    rows = _rows(pair, list(groups.values()), new, control, limits, seed)
+    if both is not None and champion.second is not None and challenger.second is not None:
+        pair = (_Side(champion.second.head, fprs[0]), _Side(challenger.second.head, fprs[1]))
+        twice = _rows(pair, both.groups, new, both.control, limits, seed)
+        rows += [_of_both(row) for row in twice]
     rows += [_labels_row(labels, limits.contradicted)] if labels else []
-    old = [group for name, group in groups.items() if group.kind == "attack" and name not in new]
-    noise = _noise(champion.head, control, clean, old) if control else 0.0
-    for name, group in groups.items():
-        if group.kind == "attack":
-            what: Literal["new attack", "old attack"] = (
-                "new attack" if name in new else "old attack"
-            )
-            rows.append(
-                _attack_row(pair, clean, clean_scores, group, what, limits.auroc, noise, seed)
-            )
-        else:
-            rows.append(_benign_row(pair, group, limits.benign, seed))
-    rows.append(_cost_row(production, pair, limits, threads))
+    rows.append(_cost_row(production, (champion, challenger), limits, threads))
     reasons = tuple(row.refused for row in rows if row.refused)
     return GateResult(
         champion=champion.digest,
@@ -104,11 +112,58 @@ def gate(
     )
 
 
-Pair = tuple[GuardArtifact, GuardArtifact]
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One of the two: a calibrated head, and the rate it is judged at."""
+
+    head: Head
+    fpr: float
+
+    @property
+    def threshold(self) -> np.float32:
+        """Scores above it are flagged."""
+        return np.float32(threshold_at(self.fpr, self.head.clean_scores))
+
+
+Pair = tuple[_Side, _Side]
+
+
+def _rows(
+    pair: Pair,
+    groups: Sequence[Readings],
+    new: Sequence[str],
+    control: Head | None,
+    limits: GateLimits,
+    seed: int,
+) -> list[GateRow]:
+    """Return what two heads make of the held-out readings."""
+    clean = next(group for group in groups if group.name == CLEAN)
+    clean_scores = _scores(pair, clean)
+    rows = [_clean_row(pair, clean_scores)]
+    rest = [group for group in groups if group is not clean]
+    old = [group for group in rest if group.kind == "attack" and group.name not in new]
+    noise = _noise(pair[0].head, control, clean, old) if control else 0.0
+    for group in rest:
+        if group.kind == "attack":
+            what: Literal["new attack", "old attack"] = (
+                "new attack" if group.name in new else "old attack"
+            )
+            rows.append(
+                _attack_row(pair, clean, clean_scores, group, what, limits.auroc, noise, seed)
+            )
+        else:
+            rows.append(_benign_row(pair, group, limits.benign, seed))
+    return rows
+
+
+def _of_both(row: GateRow) -> GateRow:
+    """Return a row as one of both looks."""
+    refused = row.refused and f"both looks, {row.refused}"
+    return replace(row, name=f"{row.name}{BOTH_LOOKS}", refused=refused)
 
 
 def _scores(pair: Pair, group: Readings) -> tuple[Floats, Floats]:
-    first, second = (guard.head.score(group.rates, group.logits).score for guard in pair)
+    first, second = (side.head.score(group.rates, group.logits).score for side in pair)
     return first, second
 
 
@@ -122,11 +177,8 @@ def _clean_row(pair: Pair, scores: tuple[Floats, Floats]) -> GateRow:
     """
     from scipy import stats
 
-    rates = [
-        float((own > np.float32(_threshold(guard))).mean())
-        for guard, own in zip(pair, scores, strict=True)
-    ]
-    fpr, n, images = pair[1].manifest.fpr, len(pair[1].head.clean_scores), len(scores[1])
+    rates = [float((own > side.threshold).mean()) for side, own in zip(pair, scores, strict=True)]
+    fpr, n, images = pair[1].fpr, len(pair[1].head.clean_scores), len(scores[1])
     rank = int(np.floor(fpr * (n + 1) + 1e-9))
     low, high = stats.betabinom(images, rank, n + 1 - rank).ppf([CHANCE / 2, 1 - CHANCE / 2])
     low, high = float(low / images), float(high / images)
@@ -226,10 +278,7 @@ def _labels_row(labels: Contradicted, limit: float) -> GateRow:
 
 
 def _benign_row(pair: Pair, group: Readings, margin: float, seed: int) -> GateRow:
-    flags = [
-        own > np.float32(_threshold(guard))
-        for guard, own in zip(pair, _scores(pair, group), strict=True)
-    ]
+    flags = [own > side.threshold for side, own in zip(pair, _scores(pair, group), strict=True)]
     moved = flags[1].astype(np.float64) - flags[0]
     drawn = [np.average(moved, weights=w) for w in _resampled(group.sources, seed) if w.any()]
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -240,7 +289,7 @@ def _benign_row(pair: Pair, group: Readings, margin: float, seed: int) -> GateRo
     return GateRow(
         what="harmless",
         name=group.name,
-        figure=f"flagged at {pair[1].manifest.fpr:g}",
+        figure=f"flagged at {pair[1].fpr:g}",
         champion=before,
         challenger=after,
         low=float(low),
@@ -251,7 +300,10 @@ def _benign_row(pair: Pair, group: Readings, margin: float, seed: int) -> GateRo
 
 
 def _cost_row(
-    production: Production, pair: Pair, limits: GateLimits, threads: int | None
+    production: Production,
+    pair: tuple[GuardArtifact, GuardArtifact],
+    limits: GateLimits,
+    threads: int | None,
 ) -> GateRow:
     """Time both on one image, in turn, which one first changing from pair to pair."""
     guards = [Guard(production, artifact, threads=threads, looks="first") for artifact in pair]
@@ -279,10 +331,6 @@ def _cost_row(
         images=limits.rounds,
         refused=refused,
     )
-
-
-def _threshold(guard: GuardArtifact) -> float:
-    return threshold_at(guard.manifest.fpr, guard.head.clean_scores)
 
 
 def _resampled(sources: NDArray[np.int64], seed: int) -> list[NDArray[np.float64]]:

@@ -8,7 +8,8 @@ import numpy as np
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.head import Head
 from reluguard.training.harvest.readings import Readings
-from reluguard.training.head.fit import HeadSettings, calibrate, fit_head
+from reluguard.training.head.fit import HeadSettings, Reading, calibrate, fit_judged
+from reluguard.training.head.second import suspicious_from
 from reluguard.training.head.unit import Unit, add_unit
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import provenance_of
@@ -24,11 +25,13 @@ class Learned:
         head: what it is.
         units: that were added to the champion's; none where the head was fitted anew.
         control: where it was, a head fitted by another seed on nothing new.
+        bound: where it was, of first scores for a second look, as `suspicious_from` has it.
     """
 
     head: Head
     units: tuple[Unit, ...] = ()
     control: Head | None = None
+    bound: float | None = None
 
 
 def learn(
@@ -59,11 +62,11 @@ def learn(
     if settings is None:
         return _with_units(champion, groups, old, clean, seed, progress)
     progress.stage("head", 200)
-    head, control = (
+    (head, bound), (control, _) = (
         refit(champion, these, settings, clean, seed=own, progress=progress)
         for these, own in ((groups, seed), (old, seed + 1))
     )
-    return Learned(head=head, control=control)
+    return Learned(head=head, control=control, bound=bound)
 
 
 def _with_units(
@@ -98,8 +101,8 @@ def refit(
     *,
     seed: int,
     progress: Progress | None = None,
-) -> Head:
-    """Return a head fitted anew as the champion's was, calibrated.
+) -> tuple[Head, float]:
+    """Return a head fitted anew as the champion's was, calibrated, and its bound for a second look.
 
     Args:
         champion: whose taps, rate and prevalence it takes.
@@ -114,8 +117,13 @@ def refit(
     """
     progress = progress or Progress()
     manifest = champion.manifest
-    head = fit_head(
-        groups, taps=manifest.taps, settings=settings, seed=seed, progress=progress.so_far(100)
+    fitted = fit_judged(
+        groups,
+        reading=Reading(taps=manifest.taps),
+        settings=settings,
+        seed=seed,
+        progress=progress.so_far(100),
     )
     prevalence = provenance_of(manifest).prevalence
-    return calibrate(head, clean, rates=[manifest.fpr], prevalence=prevalence)
+    head = calibrate(fitted.head, clean, rates=[manifest.fpr], prevalence=prevalence)
+    return head, suspicious_from(fitted)
