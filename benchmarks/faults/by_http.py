@@ -147,7 +147,8 @@ def _hold(port: int, count: int, first: bytes, then: bytes) -> Attack:
         async def drip() -> None:
             while then:
                 for writer in held:
-                    writer.write(then)
+                    if not writer.is_closing():  # the server may have let go of it
+                        writer.write(then)
                 await asyncio.sleep(1)
 
         task = asyncio.create_task(drip())
