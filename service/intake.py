@@ -22,7 +22,7 @@ __all__ = ["EvictedError", "Intake", "IntakeRefusal"]
 
 Context = Any  # grpc.aio.ServicerContext is generic over messages that we parse ourselves
 IntakeRefusal = Literal["slow_message", "too_many_bytes", "too_many_messages"]
-_QUICK_S = 0.05  # what a message may take when others wait
+_QUICK_S = 0.02  # what a message may take when others wait
 _SLOW_BYTES_S = 2**20  # a second: what a slow lane allows
 _MOST_WAITING = 4096
 _PUSHBACK_S = 0.2
@@ -70,6 +70,8 @@ class Intake:
         self._quick: dict[_Reader, None] = {}
         self._slow: dict[_Reader, None] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._promised = 0  # quick lanes of those who were let in and have not run since
+        self._mover: asyncio.TimerHandle | None = None
         self._evicting: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None  # one for all: a timer each would cost more
 
@@ -91,11 +93,12 @@ class Intake:
             EvictedError: it took too long; the caller knows.
             RequestError: the call has no message.
         """
-        if len(self._quick) >= self._most_quick:
-            await self._make_way()
+        if self._waiting or self._taken >= self._most_quick:
+            await self._turn()
         loop = asyncio.get_running_loop()
         reader = _Reader(context, loop.time())
         self._quick[reader] = None
+        self._watch()
         if self._sweep is None:
             self._sweep = loop.call_later(self._longest_s, self._sweep_out)
         try:
@@ -142,30 +145,59 @@ class Intake:
         if left:
             self._sweep = loop.call_at(min(left) + self._longest_s, self._sweep_out)
 
-    async def _make_way(self) -> None:
-        loop = asyncio.get_running_loop()
-        while len(self._quick) >= self._most_quick:
+    @property
+    def _taken(self) -> int:
+        return len(self._quick) + self._promised
+
+    async def _turn(self) -> None:
+        """Wait for a quick lane: who came last is let in first."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._watch()
+        if len(self._waiting) > _MOST_WAITING:
+            self._refused("too_many_messages")
+            crowd = OverloadedError(
+                f"expected at most {_MOST_WAITING} callers to begin at once",
+                retry_after_s=_PUSHBACK_S,
+            )
+            self._waiting.popleft().set_exception(crowd)
+        try:
+            await turn
+            self._promised -= 1
+        except asyncio.CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif not turn.cancelled() and turn.exception() is None:  # the lane goes to another
+                self._promised -= 1
+                self._admit()
+            raise
+
+    def _admit(self) -> None:
+        """Let in who came last, as far as there are quick lanes."""
+        while self._waiting and self._taken < self._most_quick:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(None)
+                self._promised += 1
+
+    def _watch(self) -> None:
+        """See to it that the oldest moves over in time, where others wait."""
+        if self._waiting and self._quick and self._mover is None:
             oldest = next(iter(self._quick))
-            left = oldest.since + _QUICK_S - loop.time()
-            if left <= 0:
-                self._move_over(oldest)
-                continue
-            turn: asyncio.Future[None] = loop.create_future()
-            self._waiting.append(turn)
-            if len(self._waiting) > _MOST_WAITING:
-                self._refused("too_many_messages")
-                crowd = OverloadedError(
-                    f"expected at most {_MOST_WAITING} callers to begin at once",
-                    retry_after_s=_PUSHBACK_S,
-                )
-                self._waiting.popleft().set_exception(crowd)
-            try:
-                await asyncio.wait([turn], timeout=left)
-                if turn.done():
-                    turn.result()
-            finally:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
+            loop = asyncio.get_running_loop()
+            self._mover = loop.call_at(oldest.since + _QUICK_S, self._move)
+
+    def _move(self) -> None:
+        """Move over all who have had their moment, as long as others wait."""
+        self._mover = None
+        now = asyncio.get_running_loop().time()
+        while self._waiting and self._quick:
+            oldest = next(iter(self._quick))
+            if oldest.since + _QUICK_S > now:
+                break
+            self._move_over(oldest)
+            self._admit()
+        self._watch()
 
     def _move_over(self, reader: _Reader) -> None:
         """Take a reader out of the quick lanes."""
@@ -191,11 +223,7 @@ class Intake:
     def _leave(self, reader: _Reader) -> None:
         self._quick.pop(reader, None)
         self._slow.pop(reader, None)
-        while self._waiting:
-            turn = self._waiting.pop()
-            if not turn.done():
-                turn.set_result(None)
-                return
+        self._admit()
 
 
 async def _turn_away(context: Context) -> None:

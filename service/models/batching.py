@@ -5,6 +5,9 @@ never on the loop. A request waits in a bounded queue; when a worker is free, as
 fit go together, in the order they came. What expired or was cancelled meanwhile never runs. If a
 merged run fails, each of its requests runs again alone, so only the guilty one fails.
 
+A request of more than one run has no more than its next two runs in the queue: the others' turn
+comes in between.
+
 A request costs one future and a run one hop to a thread and one back: on small models the way to
 the model is longer than the model.
 
@@ -35,13 +38,15 @@ from reluguard.service.models.again import (
 )
 from reluguard.service.models.rows import join, take
 from reluguard.service.models.slots import Slots
+from reluguard.service.models.speed import Speed
 from reluguard.service.monitoring.metrics import ModelMetrics
 
 __all__ = ["Answer", "Batcher", "Runner"]
 
 _log = logging.getLogger(__name__)
-_SMOOTHING = 0.2  # weight of the newest run in the measured speed
+_SMOOTHING = 0.2  # weight of the newest run
 _ALONE = 1.1  # requests in a run: less is as good as one
+_AHEAD = 2  # runs of one request in the queue: the next is ready when one ends
 _PUSHBACK_S = 0.05  # shortest time we ask a refused caller to wait
 
 
@@ -102,7 +107,8 @@ class Batcher:
     Attributes:
         max_batch: most images in one run; larger requests are split.
         max_delay_s: how long the first of a batch waits for company.
-        max_queue_rows: most images waiting.
+        max_queue_rows: most images waiting; of large requests, what is not yet in the queue counts
+            apart from the others.
         max_wait_s: a request that would wait longer than this is refused.
         executor: runs the model.
         slots: one per worker, shared by all models.
@@ -121,9 +127,10 @@ class Batcher:
     _queue: deque[_Item] = field(default_factory=deque, init=False)
     _again: AgainQueue[tuple[_Item, _Run]] = field(init=False)
     _queued_rows: int = field(default=0, init=False)
+    _later_rows: int = field(default=0, init=False)  # of large requests, not yet in the queue
     _running: int = field(default=0, init=False)
     _running_rows: int = field(default=0, init=False)
-    _row_s: float = field(default=0.0, init=False)
+    _speed: Speed = field(default_factory=Speed, init=False)
     _loop: asyncio.AbstractEventLoop = field(init=False)
     _woken: bool = field(default=False, init=False)
     _company: float = field(default=1.0, init=False)  # requests in a run, smoothed
@@ -137,7 +144,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._again = AgainQueue(self.max_batch)
         self._idle.set()
-        self.metrics.watch_queue(lambda: self._queued_rows)
+        self.metrics.watch_queue(lambda: self.queued_rows)
 
     async def close(self) -> None:
         """Refuse what waits, let what runs finish."""
@@ -151,12 +158,13 @@ class Batcher:
     @property
     def queued_rows(self) -> int:
         """Return how many images wait."""
-        return self._queued_rows
+        return self._queued_rows + self._later_rows
 
     @property
     def expected_wait_s(self) -> float:
-        """Return how long a new request would wait, by the speed of the last runs."""
-        return (self._queued_rows + self._running_rows + self._again.rows) * self._row_s
+        """Return how long a new request of one run would wait, by the speed of the last runs."""
+        rows = self._queued_rows + self._running_rows + self._again.rows
+        return self._speed.rows_s(rows, self.max_batch)
 
     async def submit(
         self, tensor: NDArray[Any], runner: Runner, *, deadline: float | None = None
@@ -177,15 +185,7 @@ class Batcher:
         self._admit(rows, deadline)
         if rows <= self.max_batch:
             return await self._answered(self._enqueue(tensor, runner, deadline))
-        items = [
-            self._enqueue(tensor[start : start + self.max_batch], runner, deadline)
-            for start in range(0, rows, self.max_batch)
-        ]
-        try:
-            answers = [await self._answered(item) for item in items]
-        finally:
-            for item in items:
-                self._forget(item)
+        answers = await self._in_parts(tensor, runner, deadline)
         return Answer(
             join([answer.verdicts for answer in answers]),
             answers[0].queue_s,
@@ -193,6 +193,29 @@ class Batcher:
             sum(answer.run_rows for answer in answers),
             all(answer.all_scored for answer in answers),
         )
+
+    async def _in_parts(
+        self, tensor: NDArray[Any], runner: Runner, deadline: float | None
+    ) -> list[Answer]:
+        """Answer a request of several runs, of which the queue holds the next two."""
+        later = len(tensor) - _AHEAD * self.max_batch
+        self._later_rows += max(later, 0)
+        items: list[_Item] = []
+        answers: list[Answer] = []
+        try:
+            for start in range(0, len(tensor), self.max_batch):
+                part = tensor[start : start + self.max_batch]
+                if len(items) >= _AHEAD:
+                    answers.append(await self._answered(items[len(answers)]))
+                    self._later_rows -= len(part)
+                    later -= len(part)
+                items.append(self._enqueue(part, runner, deadline))
+            answers += [await self._answered(item) for item in items[len(answers) :]]
+        finally:
+            self._later_rows -= max(later, 0)
+            for item in items:
+                self._forget(item)
+        return answers
 
     async def _answered(self, item: _Item) -> Answer:
         try:
@@ -204,13 +227,17 @@ class Batcher:
         if self._closed:
             raise NotReadyError("the server is shutting down")
         wait = self.expected_wait_s
-        if self._queued_rows + rows > self.max_queue_rows:
-            self.metrics.rejected("queue_full")
-            raise OverloadedError(
-                f"expected at most {self.max_queue_rows} images waiting,"
-                f" got {self._queued_rows} and {rows} more",
-                retry_after_s=_retry(wait),
-            )
+        now = min(rows, _AHEAD * self.max_batch)
+        for held, more in ((self._queued_rows, now), (self._later_rows, rows - now)):
+            if more and held + more > self.max_queue_rows:
+                self.metrics.rejected("queue_full")
+                raise OverloadedError(
+                    f"expected at most {self.max_queue_rows} images waiting,"
+                    f" got {held} and {more} more",
+                    retry_after_s=_retry(wait),
+                )
+        if rows > now:
+            wait += self._speed.rows_s(self._later_rows, self.max_batch)
         if wait > self.max_wait_s:
             self.metrics.rejected("wait_too_long")
             raise OverloadedError(
@@ -230,6 +257,8 @@ class Batcher:
                 )
 
     def _enqueue(self, tensor: NDArray[Any], runner: Runner, deadline: float | None) -> _Item:
+        if self._closed:
+            raise NotReadyError("the server is shutting down")
         loop = self._loop
         item = _Item(tensor, len(tensor), runner, loop.create_future(), deadline, loop.time())
         self._queue.append(item)
@@ -319,7 +348,7 @@ class Batcher:
         self._running_rows += run.rows
         self._idle.clear()
         self._company += _SMOOTHING * (len(batch) - self._company)
-        is_short = 0 < self._row_s * run.rows <= self.inline_s
+        is_short = 0 < self._speed.run_s(run.rows) <= self.inline_s
         if is_short and self._company < _ALONE:
             self._run_here(run)
         else:
@@ -357,7 +386,7 @@ class Batcher:
         if run.verdicts is None:
             self._fail(run.batch[0], run.error or RuntimeError("a run without an outcome"))
             return
-        self._learn(run.took / run.rows)
+        self._speed.learn(run.rows, run.took)
         self.metrics.ran(run.rows, run.took)
         if run.wanted is None or not run.wanted.any():
             self.metrics.verdicts(run.verdicts)
@@ -464,11 +493,6 @@ class Batcher:
             queue_s = run.started - item.since
             self.metrics.stage("queue", queue_s)
             item.future.set_result(Answer(verdicts, queue_s, run.took, run.rows, run.all_scored))
-
-    def _learn(self, row_s: float) -> None:
-        self._row_s = (
-            row_s if self._row_s == 0 else (_SMOOTHING * row_s + (1 - _SMOOTHING) * self._row_s)
-        )
 
 
 def _look(run: _Run) -> None:

@@ -78,7 +78,7 @@ def read_infer(
             f" got {header_bytes}"
         )
     head = whole if header_bytes is None else whole[:header_bytes]
-    cut = cut_numbers(head)
+    cut = cut_numbers(head, most=most_parts)
     document = _object(read_document(cut.rest, most=most_parts), "the document")
     message = pb.ModelInferRequest(
         id=_text(document.get("id", ""), "id"),

@@ -18,6 +18,7 @@ from reluguard.service.background import Running, on_loop, running
 from reluguard.service.client.client import Client
 from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import OverloadedError
+from reluguard.service.intake import Intake
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.quotas import Quota, Quotas
 from reluguard.service.room import room_of
@@ -123,6 +124,58 @@ def test_who_sends_at_once_passes_those_who_do_not(
         assert server.server.reading <= lanes
         until(lambda: refused(server, "slow_message") > 0)
         assert "RESOURCE_EXHAUSTED" in {code(call) for call in late if call.done()}
+
+
+class Slow:
+    """A call whose message never comes, or is here at once."""
+
+    def __init__(self, *, comes: bool = False) -> None:
+        self.comes = comes
+        self.told: list[grpc.StatusCode] = []
+        self._ended = asyncio.Event()
+
+    async def read(self) -> Any:
+        """Return the message, or nothing once told off."""
+        if self.comes:
+            return b"here"
+        await self._ended.wait()
+        return grpc.aio.EOF
+
+    async def abort(self, code: grpc.StatusCode, *_: Any) -> None:
+        """End the call."""
+        self.told.append(code)
+        self._ended.set()
+
+
+def test_a_crowd_that_waits_keeps_nobody_out() -> None:
+    """Of hundreds who send nothing, each newcomer who does passes before one lane is free twice."""
+    quick, slow = 4, 3
+
+    async def main() -> None:
+        refused: list[str] = []
+        intake = Intake(
+            quick=quick, slow=slow, max_message_bytes=10, max_bytes=10, longest_s=60.0,
+            refused=refused.append,
+        )  # fmt: skip
+        crowd = [asyncio.ensure_future(intake.read(Slow())) for _ in range(300)]
+        while intake.reading < quick + slow:  # noqa: ASYNC110 - it owes nobody an event
+            await asyncio.sleep(0)
+        for _ in range(10):
+            before = len(refused)
+            assert await intake.read(Slow(comes=True)) == b"here"
+            assert len(refused) - before <= quick
+        given_up = asyncio.ensure_future(intake.read(Slow(comes=True)))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert await intake.read(Slow(comes=True)) == b"here"
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        assert intake.reading == 0
+        assert await intake.read(Slow(comes=True)) == b"here"
+
+    asyncio.run(main())
 
 
 def test_a_message_has_its_time(guard: Guard, dawdle: Callable[[str], Dawdlers]) -> None:

@@ -272,6 +272,54 @@ def test_a_full_queue_refuses_at_once(
     with_batcher(ask, max_queue_rows=10)
 
 
+def test_a_large_request_lets_others_go_in_between(
+    with_batcher: Callable[..., Any], guard: Guard, tensor: NDArray[np.float32]
+) -> None:
+    """Of 80 rows two runs are in the queue: a row that comes later waits for no more."""
+    rows = tensor[np.arange(80) % len(tensor)]
+
+    async def ask(batcher: Batcher) -> None:
+        held = Held(guard)
+        first = asyncio.ensure_future(batcher.submit(tensor[:3], held))
+        await held.started.wait()
+        large = asyncio.ensure_future(batcher.submit(rows, held))
+        await queued(batcher, 80)
+        small = asyncio.ensure_future(batcher.submit(tensor[:1], held))
+        await queued(batcher, 81)
+        other = asyncio.ensure_future(batcher.submit(rows, held))
+        await queued(batcher, 161)
+        with pytest.raises(OverloadedError, match="at most 128 images waiting, got 128 and 1 more"):
+            await batcher.submit(tensor[:17], held)
+        held.go.set()
+        _, answer, _, _ = await asyncio.gather(first, large, small, other)
+        assert held.batches[:4] == [3, 8, 8, 1]
+        whole = guard.inspect_tensor(rows)
+        assert_array_equal(answer.verdicts.prediction, whole.prediction)
+        assert batcher.queued_rows == 0
+
+    with_batcher(ask, max_queue_rows=128)
+
+
+def test_a_large_request_that_is_given_up_leaves_nothing(
+    with_batcher: Callable[..., Any], guard: Guard, tensor: NDArray[np.float32]
+) -> None:
+    """Neither its rows in the queue nor those that were still to come keep others out."""
+
+    async def ask(batcher: Batcher) -> None:
+        held = Held(guard)
+        first = asyncio.ensure_future(batcher.submit(tensor[:1], held))
+        await held.started.wait()
+        large = asyncio.ensure_future(batcher.submit(tensor[np.arange(60) % 5], held))
+        await queued(batcher, 60)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+        assert batcher.queued_rows == 0
+        held.go.set()
+        await first
+
+    with_batcher(ask)
+
+
 @pytest.mark.parametrize(
     ("max_wait_s", "deadline_s", "message"),
     [
