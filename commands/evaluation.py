@@ -8,15 +8,16 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
+    AnyModel,
     Classes,
     Data,
     GuardFolder,
     Json,
-    Model,
     SecondModel,
     Seed,
     Threads,
     Twin,
+    Weights,
     Workers,
 )
 
@@ -25,7 +26,7 @@ __all__ = ["evaluate"]
 
 def evaluate(
     *,
-    model: Model,
+    model: AnyModel,
     guard: GuardFolder,
     data: Data,
     out: Annotated[
@@ -104,6 +105,7 @@ def evaluate(
         typer.Option("--limit", help="Judge on so many unseen images at most. [default: all]"),
     ] = None,
     classes: Classes = None,
+    weights: Weights = None,
     seed: Seed = 0,
     threads: Threads = None,
     workers: Workers = None,
@@ -132,6 +134,7 @@ def evaluate(
             second_model=second_model,
             trained_on=trained_on,
             classes=classes,
+            weights=weights,
             seed=seed,
             limit=limit,
             threads=threads,

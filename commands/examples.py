@@ -23,6 +23,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
             "      --preprocessing torchvision --classes classes.txt"
         ),
         "reluguard fit --model model.onnx --data images.npz --out guards/mine --twin net:build",
+        (
+            "reluguard fit --model torchvision:resnet18 --weights resnet18.pth \\\n"
+            "      --data photographs --out guards/mine"
+        ),
     ),
     "score": (
         (

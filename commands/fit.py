@@ -8,12 +8,13 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
+    AnyModel,
     Bgr,
     Classes,
     Data,
+    InputShape,
     Json,
     Mean,
-    Model,
     Output,
     Pixels,
     Scale,
@@ -21,8 +22,10 @@ from reluguard.commands.options import (
     Std,
     Threads,
     Twin,
+    Weights,
     Workers,
     preprocessing_of,
+    shape_given,
 )
 
 __all__ = ["fit"]
@@ -30,7 +33,7 @@ __all__ = ["fit"]
 
 def fit(
     *,
-    model: Model,
+    model: AnyModel,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the guard to.")],
     recipe: Annotated[
@@ -66,6 +69,8 @@ def fit(
         ),
     ] = False,
     classes: Classes = None,
+    weights: Weights = None,
+    input_shape: InputShape = None,
     target_fpr: Annotated[
         float, typer.Option("--target-fpr", help="The share of clean images that may be flagged.")
     ] = 0.05,
@@ -121,6 +126,8 @@ def fit(
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             preprocessing_as_given=preprocessing_as_given,
             classes=classes,
+            weights=weights,
+            input_shape=shape_given(input_shape),
             target_fpr=target_fpr,
             prevalence=prevalence,
             seed=seed,
@@ -137,3 +144,5 @@ def fit(
     else:
         print_card(ReportCard.from_json(artifact.manifest.metrics))
         typer.echo(f"\nguard: {out}\nreport: {out / 'report.html'}")
+        if artifact.manifest.provenance.get("exported"):
+            typer.echo(f"model: {out}.onnx, exported for it")

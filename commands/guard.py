@@ -9,6 +9,7 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
+    AnyModel,
     Classes,
     GuardFolder,
     Json,
@@ -18,7 +19,9 @@ from reluguard.commands.options import (
     Provider,
     SecondModel,
     Threads,
+    Weights,
     looks_given,
+    onnx_file,
 )
 
 __all__ = ["bench", "export", "score"]
@@ -31,7 +34,7 @@ class _Table(StrEnum):
 
 def score(
     *,
-    model: Model,
+    model: AnyModel,
     guard: GuardFolder,
     data: Pictures,
     out: Annotated[
@@ -47,6 +50,7 @@ def score(
         typer.Option("--format", help="What kind of table --out - writes."),
     ] = _Table.CSV,
     classes: Classes = None,
+    weights: Weights = None,
     looks: LooksWanted = None,
     second_model: SecondModel = None,
     threads: Threads = None,
@@ -60,6 +64,7 @@ def score(
     with show_progress() as progress:
         asked: dict[str, Any] = {
             "classes": classes,
+            "weights": weights,
             "looks": looks_given(looks),
             "second_model": second_model,
             "threads": threads,
@@ -83,7 +88,7 @@ def score(
 
 def export(
     *,
-    model: Model,
+    model: AnyModel,
     guard: GuardFolder,
     out: Annotated[Path, typer.Option("--out", help="The guarded ONNX file to write.")],
     target_fpr: Annotated[
@@ -94,6 +99,7 @@ def export(
             " the guard's own]",
         ),
     ] = None,
+    weights: Weights = None,
     looks: LooksWanted = None,
     second_model: SecondModel = None,
 ) -> None:
@@ -102,7 +108,11 @@ def export(
     from reluguard.detector.runtime import Guard
 
     opened = Guard.open(
-        model, guard, fpr=target_fpr, looks=looks_given(looks), second_model=second_model
+        onnx_file(model, guard, weights),
+        guard,
+        fpr=target_fpr,
+        looks=looks_given(looks),
+        second_model=second_model,
     )
     exported = opened.exported()
     write_file(out, exported.SerializeToString())

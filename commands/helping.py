@@ -26,7 +26,8 @@ JOBS: Mapping[str, tuple[str, ...]] = {
 # Options by what they are about, in the order in which a command's help shows them.
 TOPICS: Mapping[str, tuple[str, ...]] = {
     "What it works on": (
-        "--model", "--guard", "--data", "--out", "--shelf", "--captures", "--models",
+        "--model", "--weights", "--input-shape", "--guard", "--data", "--out", "--shelf",
+        "--captures", "--models",
         "--challenger", "--other", "--new", "--server", "--address", "--service", "--token",
         "--file", "--format",
     ),

@@ -8,10 +8,12 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
+    AnyModel,
     Bgr,
     Classes,
     Data,
     GuardFolder,
+    InputShape,
     Json,
     Mean,
     Model,
@@ -22,7 +24,9 @@ from reluguard.commands.options import (
     Std,
     Threads,
     Twin,
+    Weights,
     preprocessing_of,
+    shape_given,
 )
 
 __all__ = ["analyze", "explain", "harden"]
@@ -30,7 +34,7 @@ __all__ = ["analyze", "explain", "harden"]
 
 def analyze(
     *,
-    model: Model,
+    model: AnyModel,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the report to.")],
     guard: Annotated[
@@ -71,6 +75,8 @@ def analyze(
     bgr: Bgr = False,
     preprocessing: Pixels = None,
     classes: Classes = None,
+    weights: Weights = None,
+    input_shape: InputShape = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -94,6 +100,8 @@ def analyze(
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             classes=classes,
+            weights=weights,
+            input_shape=shape_given(input_shape),
             seed=seed,
             threads=threads,
             progress=progress,

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from reluguard.training.data.preprocessing import Preprocessing
 
 __all__ = [
+    "AnyModel",
     "Bgr",
     "Classes",
     "Data",
     "GuardFolder",
+    "InputShape",
     "Json",
     "LooksWanted",
     "Mean",
@@ -28,11 +30,38 @@ __all__ = [
     "Std",
     "Threads",
     "Twin",
+    "Weights",
     "Workers",
     "looks_given",
+    "onnx_file",
     "preprocessing_of",
+    "shape_given",
 ]
 
+AnyModel = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="The production model: an ONNX file; a .pt2 or TorchScript file; or torchvision:NAME "
+        "or timm:NAME, with --weights.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="The weights of a model by name, as torch.save(model.state_dict(), FILE) writes them. "
+        "Nothing is downloaded. [default: those that its library keeps on this machine]",
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        help="The shape of one image in a torch model's input, like 3,224,224. [default: what the "
+        "model, its library or the images say]",
+    ),
+]
 Model = Annotated[Path, typer.Option("--model", help="The production model, an ONNX file.")]
 GuardFolder = Annotated[Path, typer.Option("--guard", help="The guard's folder.")]
 Data = Annotated[
@@ -162,6 +191,25 @@ def looks_given(text: str | None) -> "Looks | None":
     from reluguard.detector.looks.judging import looks_named
 
     return None if text is None else looks_named(text)
+
+
+def onnx_file(model: str, guard: Path, weights: Path | None) -> Path:
+    """Return the ONNX file of a guard's model, however the model is given."""
+    from reluguard.training.models.given import guard_model
+
+    return guard_model(model, guard, weights=weights)
+
+
+def shape_given(text: str | None) -> tuple[int, ...] | None:
+    """Return what `--input-shape` says, None where it is not given."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(side) for side in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"expected whole numbers with commas between, like 3,224,224, got {text!r}"
+        ) from error
 
 
 def preprocessing_of(

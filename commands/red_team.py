@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from reluguard.commands.console import fail, show_progress
-from reluguard.commands.options import Classes, Data, GuardFolder, Json, Model, Seed, Threads
+from reluguard.commands.options import (
+    AnyModel,
+    Classes,
+    Data,
+    GuardFolder,
+    Json,
+    Seed,
+    Threads,
+    Weights,
+    onnx_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +38,7 @@ __all__ = ["redteam"]
 
 def redteam(
     *,
-    model: Model,
+    model: AnyModel,
     guard: GuardFolder,
     data: Data,
     out: Annotated[
@@ -133,6 +143,7 @@ def redteam(
         ),
     ] = None,
     classes: Classes = None,
+    weights: Weights = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -150,10 +161,12 @@ def redteam(
     if rounds and server:
         raise typer.BadParameter("expected no --server with --rounds: it serves the old guard only")
 
+    file = onnx_file(model, guard, weights)
+
     def attack(guard: Path, out: Path, progress: "Progress") -> "RedTeamReport":
         with _asking(server, token, guard) as ask:
             return red.redteam(
-                model,
+                file,
                 guard,
                 data,
                 out=out,
@@ -184,7 +197,7 @@ def redteam(
         with show_progress() as progress:
             before = attack(guard, out, progress)
             found = refit_in_rounds(
-                model,
+                file,
                 guard,
                 fit_data,
                 out=refitted,

@@ -45,6 +45,7 @@ from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
 from reluguard.training.errors import AnalysisError
 from reluguard.training.harden import HardenSettings, harden_images
+from reluguard.training.models.given import Model, guard_model, ready_model
 from reluguard.training.pages.analysis.report import report_pages, summary
 from reluguard.training.progress import Progress
 from reluguard.training.twin.twin import Twin, load_twin
@@ -58,7 +59,7 @@ _Study = TypeVar("_Study")
 
 
 def analyze(
-    model: Path | str,
+    model: Model,
     data: Data,
     *,
     out: Path | str,
@@ -74,6 +75,8 @@ def analyze(
     classes: Classes | None = None,
     output: str | None = None,
     preprocessing: HowPixels | None = None,
+    weights: Path | str | None = None,
+    input_shape: Sequence[int] | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -83,7 +86,8 @@ def analyze(
     `report.html` has what came out, and leads to a page per chapter in `report`.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file, or another model as `fit` takes it: with a guard the file
+            beside that is used, without one it is exported to `out/model.onnx`.
         data: labelled images it was not trained on, as `fit` takes them.
         out: a folder. Each file is written aside and then renamed.
         guard: a guard fitted to this model, to see its scores and evidence on the same images. How
@@ -104,6 +108,8 @@ def analyze(
             knows.
         output: which output holds the class scores, without a guard.
         preprocessing: from pixels to the model's input, without a guard.
+        weights: of a network by name, as `fit` takes them.
+        input_shape: of one image in a torch model's input, without a guard.
         seed: of every random choice.
         threads: of ONNX Runtime.
         progress: told of stages and steps.
@@ -119,12 +125,27 @@ def analyze(
         TwinError: the model can't be attacked for lack of a twin.
     """
     _check(limit, pairwise, attacks)
-    model, out = Path(model), Path(out)
+    out = Path(out)
     other = None if other is None else Path(other)
     progress = progress or Progress()
     started = time.perf_counter()
+    if guard is None:
+        ready = ready_model(
+            model,
+            data,
+            folder=out,
+            output=output,
+            preprocessing=preprocessing,
+            weights=weights,
+            input_shape=input_shape,
+        )
+        file, data, preprocessing = ready.file, ready.data, ready.preprocessing
+        for word in ready.words:
+            progress.say(word)
+    else:
+        file = guard_model(model, guard, weights=weights)
     network = open_network(
-        model,
+        file,
         data,
         guard=None if guard is None else Path(guard),
         output=output,
@@ -141,7 +162,7 @@ def analyze(
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
 
         def twins() -> tuple[Twin | None, ...]:
-            own = load_twin(model, spec, twin, images=dataset.images[:16], output=production.answer)
+            own = load_twin(file, spec, twin, images=dataset.images[:16], output=production.answer)
             return (own, *_surrogates(other, dataset, spec, attacks))
 
         material = _material(
@@ -173,7 +194,7 @@ def analyze(
             seed=seed,
         )
         about = {
-            "model": model.name,
+            "model": file.name,
             "model_sha256": production.sha256,
             "data": Path(dataset.source).name,
             "data_sha256": dataset.digest,

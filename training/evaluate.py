@@ -52,6 +52,7 @@ from reluguard.training.harvest.orders import (
 from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
 from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second
+from reluguard.training.models.given import Model, guard_model
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Provenance, provenance_of
@@ -96,7 +97,7 @@ TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to
 
 
 def evaluate(
-    model: Path | str,
+    model: Model,
     guard: Path | str,
     data: Data,
     *,
@@ -115,6 +116,7 @@ def evaluate(
     second_model: Path | str | None = None,
     trained_on: Data | None = None,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
     seed: int = 0,
     limit: int | None = None,
     threads: int | None = None,
@@ -124,7 +126,8 @@ def evaluate(
     """Judge a guard; write `evaluation.json` and `evaluation.html`, and return what was found.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
+            used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
             split is used.
@@ -149,6 +152,7 @@ def evaluate(
         trained_on: images the model was trained on, to make sure that none of them is judged.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
+        weights: of a network by name, as `fit` takes them.
         seed: of every random choice.
         limit: how many unseen images at most.
         threads: of ONNX Runtime and torch in each process.
@@ -165,16 +169,17 @@ def evaluate(
     """
     started = perf_counter()
     progress = progress or Progress()
-    model, guard, out = Path(model), Path(guard), Path(out)
-    opened = Guard.open(model, guard, threads=threads, second_model=second_model)
-    again = Second.of_guard(opened.artifact, model, second_model)
+    guard, out = Path(guard), Path(out)
+    file = guard_model(model, guard, weights=weights)
+    opened = Guard.open(file, guard, threads=threads, second_model=second_model)
+    again = Second.of_guard(opened.artifact, file, second_model)
     manifest = opened.artifact.manifest
     dataset = guard_data(data, opened, classes)
     for word in dataset.words:
         progress.say(word)
     if trained_on is not None:
         check_untrained(dataset, given_data(trained_on, Reading.of_guard(manifest)))
-    production = load_production(model, output=manifest.answer)
+    production = load_production(file, output=manifest.answer)
     reader = Reader(production, opened.spec, manifest.taps, threads=threads)
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])
     logits = predict(reader, dataset.images[rows])
@@ -189,7 +194,7 @@ def evaluate(
     shape = (opened.spec.height, opened.spec.width, opened.spec.channels)
     then = judged_afterwards(*shape) if composed else {}
     orders = Orders(
-        model=model,
+        model=file,
         output=manifest.answer,
         spec=opened.spec,
         taps=manifest.taps,

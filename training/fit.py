@@ -19,7 +19,7 @@ from reluguard.detector.head import Head
 from reluguard.detector.lock import hold
 from reluguard.detector.looks.joint import Joint
 from reluguard.detector.looks.second import SecondLook
-from reluguard.detector.model import load_production
+from reluguard.detector.model import Production, load_production
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.composed import composed_name
@@ -55,9 +55,10 @@ from reluguard.training.head.second import (
 )
 from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second, choose_second
+from reluguard.training.models.given import Model, kept_beside, ready_model
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import Progress
-from reluguard.training.provenance import FittedOn, FittedWith, Provenance
+from reluguard.training.provenance import ExportedFrom, FittedOn, FittedWith, Provenance
 from reluguard.training.recipes import Portion, Recipe, recipe_named
 from reluguard.training.recipes.both import with_both
 
@@ -70,7 +71,7 @@ ATTACK_SEEDS = 1000  # apart from those of the benign changes
 
 
 def fit(
-    model: Path | str,
+    model: Model,
     data: Data,
     *,
     out: Path | str,
@@ -81,6 +82,8 @@ def fit(
     preprocessing: HowPixels | None = None,
     preprocessing_as_given: bool = False,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
+    input_shape: Sequence[int] | None = None,
     target_fpr: float = 0.05,
     prevalence: float = 0.5,
     seed: int = 0,
@@ -98,7 +101,10 @@ def fit(
     that was killed goes on.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file; or a torch module in evaluation mode, what `torch.export`
+            made of one, a `.pt2` or TorchScript file, or a network by name, "torchvision:NAME" or
+            "timm:NAME": it is exported, checked, and lies beside the guard in the end, as
+            `OUT.onnx`.
         data: labelled images the model was not trained on: a place as `load_data` takes it, or a
             pair of images uint8 (N, H, W, C) and labels (N,).
         out: the guard's folder. Another guard there is replaced, anything else is left alone.
@@ -119,6 +125,10 @@ def fit(
             another preprocessing.
         classes: which of the model's classes each folder of images is: names in their order, a file
             of them, "alphabetical" or "numbers".
+        weights: a file of the weights of a network by name; by default what its library keeps on
+            this machine. Nothing is downloaded.
+        input_shape: of one image in a torch model's input, (C, H, W); by default what the model,
+            its library or the images say.
         target_fpr: the share of clean images that may be flagged.
         prevalence: the share of attacks that the likelihood assumes.
         seed: of every random choice.
@@ -142,18 +152,29 @@ def fit(
     """
     _check(prevalence, seed, workers, engine)
     max_overhead = check_overhead(max_overhead)
-    model, out = Path(model), Path(out)
+    out = Path(out)
     check_place(out)
     progress = progress or Progress()
     started = perf_counter()
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     progress.stage("model and data", 1)
-    case, reader = open_case(
+    folder = Path(work) if work else work_folder(out)
+    ready = ready_model(
         model,
         data,
+        folder=folder,
+        out=out,
+        output=output,
+        preprocessing=preprocessing,
+        weights=weights,
+        input_shape=input_shape,
+    )
+    case, reader = open_case(
+        ready.file,
+        ready.data,
         levels=recipe.levels,
         shares=recipe.shares,
-        preprocessing=preprocessing,
+        preprocessing=ready.preprocessing,
         classes=classes,
         as_given=preprocessing_as_given,
         output=output,
@@ -161,15 +182,14 @@ def fit(
         seed=seed,
         threads=threads,
     )
-    for word in case.words:
+    for word in (*ready.words, *case.words):
         progress.say(word)
     again, word = choose_second(second, case, reader, levels=recipe.levels, threads=threads)
-    case = replace(case, words=(*case.words, *([word] if word else [])))
+    case = replace(case, words=(*ready.words, *case.words, *([word] if word else [])))
     progress.say(word or "no second look: none was asked for")
     recipe = recipe.for_images(case.spec.height, case.spec.width, case.spec.channels)
     if again is not None and twin != "none":
         recipe = with_both(recipe)
-    folder = Path(work) if work else work_folder(out)
     orders = _orders(case, recipe, twin, folder, seed, threads, again)
     progress.advance(1)
     orders.workspace.mkdir(parents=True, exist_ok=True)
@@ -194,7 +214,7 @@ def fit(
             path=out,
             digest="",
             manifest=_manifest(
-                case, head, clean, recipe, orders, workspace, target_fpr, prevalence
+                case, head, clean, recipe, orders, workspace, target_fpr, prevalence, ready.exported
             ),
             head=head,
             golden=_golden(case, head, reader, jobs, workspace),
@@ -227,20 +247,26 @@ def fit(
             words=case.words,
         )
         progress.advance(1)
-        written = write_guard(
-            out,
-            manifest=replace(draft.manifest, metrics=card.to_json()),
-            head=head,
-            golden=draft.golden,
-            second=draft.second,
-            reports={
-                "report.json": json.dumps(card.to_json(), indent=2).encode(),
-                "report.html": report_page(card, draft.manifest).encode(),
-            },
-        )
-    other = again is not None and again.look.is_other
-    network = load_production(again.file, output=again.output) if again and other else None
-    return Guard(case.production, written, threads=threads, second=network)
+        with kept_beside(ready, out):
+            written = write_guard(
+                out,
+                manifest=replace(draft.manifest, metrics=card.to_json()),
+                head=head,
+                golden=draft.golden,
+                second=draft.second,
+                reports={
+                    "report.json": json.dumps(card.to_json(), indent=2).encode(),
+                    "report.html": report_page(card, draft.manifest).encode(),
+                },
+            )
+    return Guard(case.production, written, threads=threads, second=_other_network(again))
+
+
+def _other_network(again: Second | None) -> Production | None:
+    """Return the other network that looks again, None where none does."""
+    if again is None or not again.look.is_other:
+        return None
+    return load_production(again.file, output=again.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,6 +544,7 @@ def _manifest(
     workspace: Workspace,
     fpr: float,
     prevalence: float,
+    exported: ExportedFrom | None,
 ) -> Manifest:
     packages = ("numpy", "onnxruntime", "pillow", "torch", "adversarial-robustness-toolbox")
     return Manifest(
@@ -541,6 +568,7 @@ def _manifest(
                 classes=case.dataset.folders,
                 names=case.names,
             ),
+            exported=exported,
             images={split: len(sources) for split, sources in case.splits.items()},
             work=str(orders.workspace.resolve()),
             reference=reference_of(clean.rates, clean.logits, case.taps).to_json(),

@@ -21,6 +21,7 @@ from reluguard.training.errors import DataError
 __all__ = [
     "REFITS",
     "Added",
+    "ExportedFrom",
     "FittedOn",
     "FittedWith",
     "Kind",
@@ -154,6 +155,23 @@ class Refits(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFrom(Plain):
+    """What an ONNX file was exported from by us: it stands in the file's metadata too.
+
+    Attributes:
+        source: a module's class, a file's name or a name in a library.
+        weights: SHA-256 of its weights and buffers.
+        shape: of one image in its input.
+        torch: version that exported it.
+    """
+
+    source: str
+    weights: str
+    shape: tuple[int, ...]
+    torch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance(Plain):
     """Where a guard comes from.
 
@@ -163,6 +181,8 @@ class Provenance(Plain):
         twin: where gradients came from.
         prevalence: share of attacks that the likelihood assumes.
         data: what it was fitted on, likewise.
+        exported: what its model's ONNX file was exported from, where that was done for it; the file
+            lies beside the guard, under its name and `.onnx`.
         images: of each part.
         work: where its harvest lay.
         reference: what drift is measured against, as `detector.reference` reads it.
@@ -178,6 +198,7 @@ class Provenance(Plain):
     twin: str = "auto"
     prevalence: float = 0.5
     data: FittedOn | None = field(default=None, metadata=UNSAID)
+    exported: ExportedFrom | None = field(default=None, metadata=UNSAID)
     images: Mapping[str, int] = field(default_factory=dict)
     work: str | None = field(default=None, metadata=UNSAID)
     reference: Any = field(default=None, metadata=UNSAID | named(REFERENCE))

@@ -23,6 +23,7 @@ from reluguard.training.attacks.budget import Norm
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
 from reluguard.training.errors import AttackError
+from reluguard.training.models.given import Model, guard_model
 from reluguard.training.pages.publication import publish as write_into
 from reluguard.training.pages.red_team import red_team_page
 from reluguard.training.progress import Progress
@@ -92,7 +93,7 @@ STANDARD = Effort(steps=1000, restarts=5, everyone=False)
 
 
 def redteam(
-    model: Path | str,
+    model: Model,
     guard: Path | str,
     data: Data,
     *,
@@ -113,6 +114,7 @@ def redteam(
     publish: bool = False,
     key: Path | str | None = None,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -122,7 +124,8 @@ def redteam(
     Every finished batch of images is kept in `out/work`: the same command goes on from there.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
+            used, once it is clear that both answer alike.
         guard: the guard's folder; only read, unless figures are published.
         data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
             split is used.
@@ -148,6 +151,7 @@ def redteam(
         key: PEM, an Ed25519 private key: signs what was published.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
+        weights: of a network by name, as `fit` takes them.
         seed: of every random choice.
         threads: of ONNX Runtime.
         progress: told of each image.
@@ -163,7 +167,8 @@ def redteam(
     """
     started = perf_counter()
     progress = progress or Progress()
-    model, guard, out = Path(model), Path(guard), Path(out)
+    guard, out = Path(guard), Path(out)
+    file = guard_model(model, guard, weights=weights)
     least = STANDARD if standard else Effort()
     effort = Effort(
         steps=least.steps if steps is None else steps,
@@ -176,7 +181,7 @@ def redteam(
     if isinstance(ladders, bool):
         ladders = LADDERS if ladders else {}
     target = open_target(
-        model,
+        file,
         guard,
         data,
         classes=classes,

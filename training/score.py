@@ -18,6 +18,7 @@ from reluguard.training.data.folder import Folder, text_of
 from reluguard.training.data.given import Data
 from reluguard.training.data.pictures import Pictures, find_pictures
 from reluguard.training.data.reading import Reading
+from reluguard.training.models.given import Model, guard_model
 from reluguard.training.progress import Progress
 from reluguard.training.tables import as_bytes, format_of
 
@@ -27,11 +28,12 @@ BATCH = 64
 
 
 def score(
-    model: Path | str,
+    model: Model,
     guard: Path | str,
     data: Data,
     *,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
     looks: Looks | None = None,
     second_model: Path | str | None = None,
     threads: int | None = None,
@@ -46,11 +48,13 @@ def score(
     `first_p_value` float64, (N,).
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
+            used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: labelled images, as `fit` takes them; or pictures without labels: a file of an image,
             a pattern like `photos/**/*.jpg`, or a folder that holds images itself.
         classes: which class each folder of images is; by default what the guard knows.
+        weights: of a network by name, as `fit` takes them.
         looks: when a second look is taken; by default at what is suspicious, if the guard can.
         second_model: the network that looks again, of a guard fitted with one.
         threads: of ONNX Runtime.
@@ -62,7 +66,8 @@ def score(
         GuardError: the guard can't be read or is not the model's.
     """
     progress = progress or Progress()
-    opened = Guard.open(model, guard, threads=threads, looks=looks, second_model=second_model)
+    file = guard_model(model, guard, weights=weights)
+    opened = Guard.open(file, guard, threads=threads, looks=looks, second_model=second_model)
     loose = find_pictures(str(data)) if isinstance(data, (str, Path)) else None
     columns: dict[str, NDArray[Any]] = {}
     if loose is not None:
@@ -87,12 +92,13 @@ def score(
 
 
 def score_data(
-    model: Path,
+    model: Model,
     guard: Path,
     data: Data,
     out: Path,
     *,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
     looks: Looks | None = None,
     second_model: Path | None = None,
     threads: int | None,
@@ -101,11 +107,13 @@ def score_data(
     """Write verdicts on every image to a file and return how many were flagged.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
+            used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: as `score` takes it.
         out: the file: .npz, .csv, .jsonl or .parquet; what stands in it is what `score` returns.
         classes: which class each folder of images is; by default what the guard knows.
+        weights: of a network by name, as `fit` takes them.
         looks: when a second look is taken; by default at what is suspicious, if the guard can.
         second_model: the network that looks again, of a guard fitted with one.
         threads: of ONNX Runtime.
@@ -123,6 +131,7 @@ def score_data(
         guard,
         data,
         classes=classes,
+        weights=weights,
         looks=looks,
         second_model=second_model,
         threads=threads,

@@ -34,7 +34,9 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, str]:
     try:
         proto = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
-        raise ModelError(f"expected an ONNX model, {path} does not parse as one") from error
+        raise ModelError(
+            f"expected an ONNX model, {path} does not parse as one{_hint(data)}"
+        ) from error
     if not proto.graph.node:
         raise ModelError(f"expected an ONNX model, {path} holds no graph")
     digest = hashlib.sha256(data)
@@ -57,6 +59,16 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, str]:
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"the external weights of {path} can't be read") from error
     return proto, digest.hexdigest()
+
+
+def _hint(data: bytes) -> str:
+    """Return what to do about a file of torch's."""
+    if not data.startswith((b"PK", b"\x80\x02")):
+        return ""
+    return (
+        ": it looks like a file of PyTorch's. `reluguard fit` takes a .pt2 or TorchScript file and "
+        "writes its ONNX export beside the guard, as GUARD.onnx: give that one"
+    )
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from reluguard.detector.artifact import write_file
 from reluguard.training.data.dataset import Dataset, save_dataset
-from reluguard.training.demo.exporting import export_network
+from reluguard.training.models.export import exported
 from reluguard.training.progress import Progress
 
 __all__ = ["digits", "train_and_export", "train_classifier"]
@@ -66,7 +67,7 @@ def train_and_export(out: Path, seed: int, progress: Progress) -> tuple[Path, Pa
     ]
     network = train_classifier(parts[0], seed=seed)
     model, held_out = out / "digits.onnx", out / "held-out.npz"
-    export_network(network, torch.zeros(2, 1, 8, 8), model)
+    write_file(model, exported(network, (1, 8, 8), source="the demo's network"))
     save_dataset(parts[1], held_out)
     progress.advance(1)
     return model, held_out

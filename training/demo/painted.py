@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from reluguard.detector.artifact import write_file
 from reluguard.detector.images import Images
 from reluguard.training.attacks import FGSM, PGD, DeepFool
 from reluguard.training.changes import JPEG, Brightness, GaussianNoise, SignNoise
 from reluguard.training.changes.mixture import Mixture
 from reluguard.training.data.dataset import Dataset, save_dataset
-from reluguard.training.demo.exporting import export_network
 from reluguard.training.head.fit import HeadSettings
+from reluguard.training.models.export import exported
 from reluguard.training.progress import Progress
 from reluguard.training.recipes.recipe import Portion, Recipe
 
@@ -123,7 +124,7 @@ def train_and_export_painted(out: Path, seed: int, progress: Progress) -> tuple[
     held = Dataset(images=paint(drawn[others], rng), labels=labels[others], source="painted digits")
     network = _trained(drawn[known], labels[known], rng, progress)
     model, held_out = out / "digits.onnx", out / "held-out.npz"
-    export_network(network, torch.zeros(2, 3, SIDE, SIDE), model)
+    write_file(model, exported(network, (3, SIDE, SIDE), source="the demo's network"))
     save_dataset(held, held_out)
     return model, held_out
 

@@ -1,0 +1,1 @@
+"""Production models from where people have them: torch, its files, the libraries' names."""

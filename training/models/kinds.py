@@ -1,0 +1,45 @@
+"""What a model is given as, told without importing torch or running anything that is in a file."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["LIBRARIES", "Kind", "is_named", "is_onnx", "kind_of"]
+
+Kind = Literal["program", "script", "pickle", "safetensors"]
+
+LIBRARIES = ("torchvision", "timm")
+
+
+def is_onnx(model: Any) -> bool:
+    """Return whether a model is to be read as an ONNX file: a path that is nothing of torch's."""
+    return (
+        isinstance(model, (str, Path)) and not is_named(str(model)) and kind_of(Path(model)) is None
+    )
+
+
+def is_named(text: str) -> bool:
+    """Return whether a text names a network of a library."""
+    library, colon, _ = text.partition(":")
+    return bool(colon) and library in LIBRARIES
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Return what torch wrote into a file, None where it is none of torch's."""
+    if not path.is_file():
+        return None
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        inner = {*names, *(name.partition("/")[2] for name in names)}
+        if {"archive_format", "serialized_exported_program.json"} & inner:
+            return "program"
+        if "constants.pkl" in inner and any(name.startswith("code/") for name in inner):
+            return "script"
+        return "pickle" if "data.pkl" in inner else None
+    with path.open("rb") as stream:
+        first = stream.read(2)
+    # a pickle of protocol 2 or newer, as torch.save wrote before it wrote archives
+    return "pickle" if len(first) == 2 and first[0] == 0x80 and 2 <= first[1] <= 5 else None
