@@ -407,7 +407,7 @@ def _harvest(
     size = shard_images(case.dataset.images.shape[1:])
     jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted, size=size)}
     for index, portion in enumerate(recipe.benign):
-        some = _portion(fitted, portion, recipe.least, orders.seed + index)
+        some = _portion(fitted, portion, recipe, orders.seed + index)
         jobs[portion.change.name] = plan_jobs(portion.change.name, "benign", some, size=size)
     # an attack has nothing to do where the model is wrong already
     right = {split: sources[case.right[sources]] for split, sources in fitted.items()}
@@ -421,7 +421,7 @@ def _harvest(
     for index, portion in enumerate(recipe.attacks):
         if orders.twin == "none" and getattr(portion.change, "needs_gradients", False):
             continue
-        some = _portion(right, portion, recipe.least, orders.seed + ATTACK_SEEDS + index)
+        some = _portion(right, portion, recipe, orders.seed + ATTACK_SEEDS + index)
         made = plan_jobs(portion.change.name, "attack", some, size=size)
         alone = isinstance(portion.change, AtBoth)  # the same attack is composed without it
         jobs[portion.change.name] = (
@@ -437,15 +437,17 @@ def _harvest(
 def _portion(
     splits: Mapping[str, NDArray[np.int64]],
     portion: Portion,
-    least: Mapping[str, int],
+    recipe: Recipe,
     seed: int,
 ) -> dict[str, NDArray[np.int64]]:
     """Return a share of each split's sources, other ones for each attack."""
     rng = np.random.default_rng(seed)
+    counts = {
+        split: portion.images(len(sources), recipe.least.get(split, 1), recipe.most.get(split))
+        for split, sources in splits.items()
+    }
     return {
-        split: np.sort(
-            rng.permutation(sources)[: portion.images(len(sources), least.get(split, 1))]
-        )
+        split: np.sort(rng.permutation(sources)[: counts[split]])
         for split, sources in splits.items()
     }
 

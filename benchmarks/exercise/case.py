@@ -159,7 +159,10 @@ def _take_over(
             sources = case.splits[split]
             found = np.flatnonzero(np.isin(joined["sources"], sources % len(case.dataset)))
             count = len(sources[case.right[sources]]) if slug in attacks else len(sources)
-            wanted = -(-portion.images(count, recipe.least.get(split, 1)) // SHARD_IMAGES)
+            wanted = -(
+                -portion.images(count, recipe.least.get(split, 1), recipe.most.get(split))
+                // SHARD_IMAGES
+            )
             for number, part in enumerate(np.array_split(found, wanted)):
                 file = work / slug / f"{split}-{number:05d}.npz"
                 if not file.is_file() and len(part):

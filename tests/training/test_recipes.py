@@ -191,6 +191,9 @@ def test_a_share_of_few_images_is_filled_up() -> None:
     counts = {count: portion.images(count, 60) for count in (5, 60, 300, 600, 5000)}
     assert counts == {5: 5, 60: 60, 300: 60, 600: 60, 5000: 500}
     assert portion.images(3, 0) == 1
+    assert [portion.images(count, 60, 600) for count in (300, 600, 5000, 10**6)] == [
+        portion.images(count, 60) for count in (300, 600, 600, 600)
+    ]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
