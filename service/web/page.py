@@ -158,12 +158,12 @@ def whats_wrong(status: ServerStatus) -> list[str]:
 
 def _watch(watch: WatchStatus) -> str:
     mib = 2**20
-    refused = "they are counted, and refused" if watch.mode == "refuse" else "they are counted"
+    does = "counts and refuses" if watch.mode == "refuse" else "counts"
     rows = {
-        "Near-equal questions of one caller": refused,
-        "Under suspicion": f"{watch.under_suspicion:,} of {watch.callers:,} callers remembered",
+        "Does": f"{does} near-equal questions of a caller",
+        "Suspects": f"{watch.under_suspicion:,} of {watch.callers:,} callers remembered",
         "Raised at": f"{watch.near:,} questions, that halve in {watch.half_life_s:,.0f} s",
-        "Memory": f"{watch.max_bytes / mib:,.1f} MiB at most, of prints: no image is kept",
+        "Memory": f"{watch.max_bytes / mib:,.1f} MiB at most, no images",
     }
     cards = [_card("The watch", f"<table>{_rows(rows)}</table>")]
     if watch.suspects:
@@ -173,7 +173,8 @@ def _watch(watch: WatchStatus) -> str:
             f"<td data-name=Asked>{one.asked:,}<td data-name=For>{one.for_s / 60:,.0f} min"
             for one in watch.suspects
         )
-        cards.append(_card("Callers under suspicion", f"<table class=stack>{head}{body}</table>"))
+        table = f"<table class=stack>{head}{body}</table>"
+        cards.append(_card("Callers under suspicion", table, wide=True))
     return f"<section><h2>Question streams</h2><div class=cards>{''.join(cards)}</div></section>"
 
 
