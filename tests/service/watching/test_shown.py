@@ -19,7 +19,7 @@ def status() -> ServerStatus:
         suspects=(suspect,),
     )  # fmt: skip
     return ServerStatus(
-        state="serving", version="1", when="2026-01-01T00:00", models=[], watch=watch
+        state="serving", version="1", when="2026-01-01T00:00", models=(), watch=watch
     )
 
 
