@@ -59,6 +59,13 @@ def _options(
     del version
 
 
+_EXTRAS = (  # what each extra of pyproject.toml brings
+    ("otel", {"opentelemetry"}),
+    ("ray", {"ray"}),
+    ("tables", {"pandas", "pyarrow"}),
+    ("training", {"art", "matplotlib", "onnxscript", "scipy", "sklearn", "torch", "torchvision"}),
+)
+
 _COMMANDS = (  # in the order of --help
     demo,
     fit,
@@ -84,6 +91,18 @@ app.command("try", cls=Command)(try_)
 app.add_typer(label, name="label")
 
 
+def _missing(module: str) -> str:
+    """Return which part of reluguard needs a module that is not installed, and how to get it."""
+    package = module.partition(".")[0]
+    extra = next((name for name, packages in _EXTRAS if package in packages), None)
+    if extra is None:
+        return f"no module {module} here: install it, or reluguard anew with what it needs"
+    return (
+        f"no module {module} here: install reluguard with the extra [{extra}], "
+        f"pip install 'reluguard[{extra}]'"
+    )
+
+
 def run() -> None:
     """Run the command line: exit code 0 good, 1 failed with one clear line, 2 wrong usage."""
     from reluguard.detector.errors import DetectorError
@@ -91,12 +110,14 @@ def run() -> None:
     try:
         app()
     except DetectorError as error:
+        for note in getattr(error, "__notes__", ()):  # the traceback of what a user lent
+            typer.echo(note, err=True)
         fail(str(error))
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{place}")
     except ModuleNotFoundError as error:
-        fail(f"no module {error.name} here: install reluguard with the extra [training]")
+        fail(_missing(str(error.name)))
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             typer.echo("reluguard: interrupted; finished work is kept", err=True)

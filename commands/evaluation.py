@@ -44,7 +44,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--benign",
-            help="A harmless change to judge on, by name; may be given again. [default: all]",
+            help="A harmless change to judge on, by name or as module:Class of yours; may be given"
+            " again. [default: all]",
         ),
     ] = None,
     work: Annotated[

@@ -41,7 +41,7 @@ def fit(
         typer.Option(
             "--recipe",
             help="What to attack with: default (thorough), quick (minutes), digits (tiny "
-            "images), or module:name of yours.",
+            "images), one that another package brings, or yours as module:name or file.py:name.",
         ),
     ] = "default",
     twin: Twin = "auto",

@@ -104,9 +104,10 @@ def export(
     second_model: SecondModel = None,
 ) -> None:
     """Write one self-contained guarded ONNX file, for any ONNX runtime."""
-    from reluguard.detector.artifact import write_file
+    from reluguard.detector.artifact import check_apart, write_file
     from reluguard.detector.runtime import Guard
 
+    check_apart(out, model, *([second_model] if second_model else ()))
     opened = Guard.open(
         onnx_file(model, guard, weights),
         guard,

@@ -107,8 +107,8 @@ Twin = Annotated[
     str,
     typer.Option(
         "--twin",
-        help="Where gradients come from: auto converts the ONNX file, package.module:function "
-        "gives your torch module, none leaves only black-box attacks.",
+        help="Where gradients come from: auto converts the ONNX file, package.module:function or "
+        "file.py:function gives your torch module, none leaves only black-box attacks.",
     ),
 ]
 Workers = Annotated[

@@ -40,6 +40,7 @@ from reluguard.detector.errors import (
     GuardFormatError,
     ModelMismatchError,
     SettingsError,
+    near_path,
 )
 from reluguard.detector.head import Head
 from reluguard.detector.images import Images, InputSpec
@@ -55,6 +56,7 @@ __all__ = [
     "GuardArtifact",
     "GuardFiles",
     "Manifest",
+    "check_apart",
     "check_model",
     "check_place",
     "folder_aside",
@@ -197,6 +199,13 @@ def check_place(path: Path) -> None:
         raise GuardError(f"expected no folder, or a guard to replace, {path} holds other files")
     if path.exists() and not path.is_dir():
         raise GuardError(f"expected no file, or a guard's folder to replace, {path} is a file")
+
+
+def check_apart(out: Path, *inputs: Path | str) -> None:
+    """Raise SettingsError if a file written here would take the place of one that is read."""
+    for file in map(Path, inputs):
+        if out.exists() and file.exists() and out.samefile(file):
+            raise SettingsError(f"expected another place to write to, {out} is what is read")
 
 
 @contextmanager
@@ -395,7 +404,8 @@ def _document(manifest: bytes, path: Path) -> dict[str, Any]:
         raise GuardError(f"expected a guard's manifest in {path / MANIFEST}, got other JSON")
     if document["format"] != FORMAT:
         raise GuardFormatError(
-            f"expected a guard of format {FORMAT}, {path} has format {document['format']}"
+            f"expected a guard of format {FORMAT}, {path} has format {document['format']}: open it "
+            "with the version of reluguard that wrote it, or fit it anew with this one"
         )
     return document
 
@@ -438,7 +448,10 @@ def _no_constant(name: str) -> float:
 def _read_capped(file: Path, limit: int) -> bytes:
     try:
         if not file.is_file():
-            raise GuardError(f"expected a guard in {file.parent}, it has no file {file.name}")
+            raise GuardError(
+                f"expected a guard in {file.parent}, it has no file {file.name}"
+                f"{_instead(file.parent)}"
+            )
         if not file.resolve().is_relative_to(file.parent.resolve()):
             raise GuardError(f"expected files inside {file.parent}, {file.name} links out of it")
         with file.open("rb") as stream:
@@ -448,6 +461,16 @@ def _read_capped(file: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise GuardError(f"expected at most {limit} bytes in {file}, got more")
     return data
+
+
+def _instead(folder: Path) -> str:
+    """Return what is where a guard should be, "" where it is a folder of other files."""
+    if folder.is_file():
+        return ": it is a file, and a guard is the whole folder that fit wrote"
+    if not folder.exists():
+        return f": there is no such folder{near_path(folder)}"
+    inner = [file.parent.name for file in sorted(folder.glob(f"*/{MANIFEST}"))]
+    return f": guards lie in folders of it: {', '.join(inner[:3])}" if inner else ""
 
 
 def _read_declared(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:
@@ -552,5 +575,6 @@ def check_model(artifact: GuardArtifact, sha256: str) -> None:
     if expected != sha256:
         raise ModelMismatchError(
             f"the guard in {artifact.path} was fitted to the model with SHA-256 {expected[:16]}…, "
-            f"this model has {sha256[:16]}…"
+            f"this model has {sha256[:16]}…: give the file it was fitted to, to the byte, or fit a "
+            "guard to this one"
         )

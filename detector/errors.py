@@ -13,6 +13,11 @@ DetectorError
 └── SettingsError    a setting has no meaning
 """
 
+import difflib
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
 __all__ = [
     "CapturesError",
     "DetectorError",
@@ -25,7 +30,11 @@ __all__ = [
     "ModelMismatchError",
     "NoTapsError",
     "SettingsError",
+    "did_you_mean",
+    "near_path",
 ]
+
+_MOST_NAMES = 10_000  # of a folder, among which a misspelt one is looked for
 
 
 class DetectorError(Exception):
@@ -70,3 +79,33 @@ class HeldError(DetectorError):
 
 class SettingsError(DetectorError):
     """A setting has no meaning."""
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """Return the end of a message that names the known words most like this one, "" without any."""
+    close = _close(text, known)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def near_path(path: Path) -> str:
+    """Return the end of a message on a place where nothing is: what lies there by a like name."""
+    missing = next((one for one in reversed(path.parents) if not one.exists()), None)
+    if missing is not None:
+        return f": there is no folder {missing}{_beside(missing)}"
+    return _beside(path) or ("" if path.is_absolute() else f": looked for it from {Path.cwd()}")
+
+
+def _beside(path: Path) -> str:
+    try:
+        names = [entry.name for entry in islice(path.parent.iterdir(), _MOST_NAMES)]
+    except OSError:
+        return ""
+    alike = [n for n in names if Path(n).suffix == path.suffix and not n.startswith(".")]
+    close = _close(path.name, alike)
+    found = [repr(str(path.parent / name)) for name in close]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _close(text: str, known: Iterable[str]) -> list[str]:
+    spelled = {word.casefold(): word for word in known}
+    return [spelled[word] for word in difflib.get_close_matches(text.casefold(), spelled, 2, 0.65)]

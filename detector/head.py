@@ -183,7 +183,10 @@ def is_scored(scores: Floats) -> NDArray[np.bool_]:
 def images_needed(fpr: float) -> int:
     """Return how many clean calibration images a threshold at this false-positive rate needs."""
     if not 0 < fpr < 1:
-        raise SettingsError(f"expected a false-positive rate between 0 and 1, got {fpr}")
+        raise SettingsError(
+            f"expected a false-positive rate between 0 and 1, got {fpr}"
+            f"{f', where {fpr:g} % is {fpr / 100:g}' if 1 <= fpr < 100 else ''}"
+        )
     return int(np.ceil(1 / fpr - 1e-9)) - 1
 
 

@@ -62,9 +62,12 @@ class InputSpec:
             raise SettingsError(f"expected a positive scale, got {self.scale}")
         for label, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in {1, self.channels} or not all(map(math.isfinite, values)):
-                raise SettingsError(
-                    f"expected 1 or {self.channels} finite {label} values, got {list(values)}"
+                wanted = (
+                    f"1 or 3 finite {label} values"
+                    if self.channels == 3
+                    else f"1 finite {label} value of grey images"
                 )
+                raise SettingsError(f"expected {wanted}, got {list(values)}")
         if any(value <= 0 for value in self.std):
             raise SettingsError(f"expected positive std values, got {list(self.std)}")
         if self.dtype == "uint8" and not self.is_identity:

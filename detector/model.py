@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from reluguard.detector.errors import ModelError
+from reluguard.detector.errors import ModelError, did_you_mean
 from reluguard.detector.images import InputSpec
 from reluguard.detector.onnx_file.constants import constants
 from reluguard.detector.onnx_file.opset import modern, opset_of
@@ -153,7 +153,10 @@ def _choose_output(outputs: tuple[TensorInfo, ...], wanted: str | None, path: Pa
     found = ", ".join(f"{info.name} {info.dtype} {info.shape}" for info in outputs)
     named = [info for info in outputs if info.name == wanted]
     if wanted is not None and not named:
-        raise ModelError(f"expected an output named {wanted!r}, {path} has {found}")
+        raise ModelError(
+            f"expected an output named {wanted!r}, {path} has {found}"
+            f"{did_you_mean(wanted, (info.name for info in outputs))}"
+        )
     scores = [o for o in named or outputs if "float" in o.dtype and _wide(o.shape) <= 1]
     many = [o for o in scores if not o.shape or _wide(o.shape) == 1]
     if len(many or scores) != 1:

@@ -22,19 +22,20 @@ from reluguard.detector.compile.guarded import (
     compile_guard,
     compile_reader,
 )
-from reluguard.detector.errors import GuardError, ImageError
+from reluguard.detector.errors import GuardError, ImageError, ModelError
 from reluguard.detector.head import conformal_p_values, is_scored, threshold_at
 from reluguard.detector.images import Images, InputSpec, check_images, decode_image
 from reluguard.detector.looks.again import LookAgain, find_network, looks_of
 from reluguard.detector.looks.export import export_twice
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import Production, TensorInfo, load_production
+from reluguard.detector.onnx_file.weights import read_model
 from reluguard.detector.probe import SCORE_TOLERANCE, check_golden
 from reluguard.detector.session import in_batches, open_session
 from reluguard.detector.taps import Tap
 from reluguard.detector.verdict import Challenge, Readings, Verdicts
 
-__all__ = ["Guard", "RawOutputs", "Reader", "in_batches"]
+__all__ = ["Guard", "RawOutputs", "Reader", "in_batches", "model_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +180,7 @@ class Guard:
         """
         artifact = _read_signed(guard, public_key)
         other = None if challenger is None else _read_signed(challenger, public_key)
-        production = load_production(model, output=artifact.manifest.answer)
+        production = model_of(artifact, model)
         second = None
         if artifact.second and looks_of(artifact.second, looks, artifact.path) != "first":
             second = find_network(artifact.second.look, artifact.path, Path(model), second_model)
@@ -446,3 +447,24 @@ class Reader:
         """Return the same of the model's own input tensor."""
         *rates, logits = in_batches(self._session, self.spec, tensor, self._fetch)
         return rates[0] if rates else np.empty((len(logits), 0), np.float32), logits
+
+
+def model_of(artifact: GuardArtifact, model: Path | str) -> Production:
+    """Return the production model of a guard.
+
+    Args:
+        artifact: the guard.
+        model: its ONNX file.
+
+    Raises:
+        ModelError: the model can't be read.
+        ModelMismatchError: it is another one than the guard was fitted to, whatever its outputs
+            are called.
+    """
+    try:
+        production = load_production(model, output=artifact.manifest.answer)
+    except ModelError:
+        check_model(artifact, read_model(Path(model))[1])
+        raise
+    check_model(artifact, production.sha256)
+    return production

@@ -1,5 +1,6 @@
 """Shared fixtures: a real tiny network as an ONNX file and a real guard made for it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import reluguard
 from benchmarks.drawn import Drawing, draw_head, write_drawn_guard
 from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.detector.taps import Tap
+from tests.commanding import Ended, Run
 
 # no test may hang on how fast the machine is
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -124,6 +127,22 @@ def guard_for(
         drawing=replace(DRAWING, seed=seed),
         reports={"report.json": b"{}", "report.html": b"<html></html>"},
     )
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `reluguard` with these arguments in this process."""
+
+    def run_with(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["reluguard", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            reluguard.main()
+        told = capfd.readouterr()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return Ended(code=code, out=told.out, err=told.err)
+
+    return run_with
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,45 +16,17 @@ import onnxruntime as ort
 import pytest
 import typer.main
 
-import reluguard
 from reluguard.commands.app import app
 from reluguard.detector.images import Images
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.taps import find_taps
 from reluguard.training.data.dataset import Dataset, save_dataset
+from tests.commanding import Run, assert_one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(typer.main.get_group(app).commands)
 IMAGES = 160
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """What a run of the command line left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run `reluguard` with these arguments in this process."""
-
-    def run_with(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["reluguard", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            reluguard.main()
-        told = capfd.readouterr()
-        code = stop.value.code
-        assert isinstance(code, int)
-        return Ended(code=code, out=told.out, err=told.err)
-
-    return run_with
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +107,6 @@ def test_numbers_with_commas(run: Run, tiny_model: Path, data: Path, tmp_path: P
     assert "expected numbers with commas between, got '0,x'" in ended.err
 
 
-def assert_one_line(ended: Ended, message: str) -> None:
-    """A failure is exit code 1 and one line on standard error that says what is wrong."""
-    assert ended.code == 1
-    assert not ended.out
-    last = ended.err.strip().splitlines()[-1]
-    assert last.startswith("reluguard: ")
-    assert re.search(message, last), last
-    assert "Traceback" not in ended.err
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -153,7 +114,11 @@ def assert_one_line(ended: Ended, message: str) -> None:
         ("--model", __file__, "does not parse as one"),
         ("--data", "nowhere.npz", "folder or torchvision:NAME:ROOT, got 'nowhere.npz'"),
         ("--data", __file__, r"expected a \.npz file"),
-        ("--recipe", "nix", "among default, quick, digits, or module:name of yours, got 'nix'"),
+        (
+            "--recipe",
+            "nix",
+            "a recipe of default, quick, digits, or module:name of yours, got 'nix'",
+        ),
         ("--twin", "no_such_module:make", "can't find the twin no_such_module:make"),
         ("--twin", "nonsense", "expected a twin of auto, none or package.module:function"),
         ("--output", "nix", "expected an output named 'nix'"),
@@ -161,7 +126,7 @@ def assert_one_line(ended: Ended, message: str) -> None:
         ("--target-fpr", "0.001", "needs 999 calibration images, which is 3330 images in all"),
         ("--prevalence", "1", "prevalence between 0 and 1"),
         ("--std", "0", "expected positive std"),
-        ("--mean", "1,2", "finite mean values"),
+        ("--mean", "1,2", "expected 1 finite mean value of grey images"),
         ("--out", str(ROOT / "tests"), "holds other files"),
     ],
 )

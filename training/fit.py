@@ -54,13 +54,14 @@ from reluguard.training.head.second import (
     suspicious_rows,
 )
 from reluguard.training.looks.both import AtBoth
-from reluguard.training.looks.choice import Second, choose_second
+from reluguard.training.looks.choice import Second, check_second, choose_second
 from reluguard.training.models.given import Model, kept_beside, ready_model
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import ExportedFrom, FittedOn, FittedWith, Provenance
 from reluguard.training.recipes import Portion, Recipe, recipe_named
 from reluguard.training.recipes.both import with_both
+from reluguard.training.twin.twin import check_twin
 
 __all__ = ["fit"]
 
@@ -151,6 +152,7 @@ def fit(
         OSError: the disk is full; nothing half-written is left.
     """
     _check(prevalence, seed, workers, engine)
+    _check_words(second, twin)
     max_overhead = check_overhead(max_overhead)
     out = Path(out)
     check_place(out)
@@ -337,6 +339,12 @@ def _check(prevalence: float, seed: int, workers: int | None, engine: str) -> No
         raise SettingsError(f"expected a seed of 0 or more, got {seed}")
     if workers is not None and workers < 1:
         raise SettingsError(f"expected 1 or more workers, got {workers}")
+
+
+def _check_words(second: str, twin: str) -> None:
+    """Raise where a word means nothing, or nothing is where it points: before images are read."""
+    check_second(second)
+    check_twin(twin)
 
 
 def _plan(case: Case, recipe: Recipe, orders: Orders) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a user lends by name, `package.module:name`, found in their project; its errors are theirs.
+"""What a user lends by name, `package.module:name` or `file.py:name`; its errors are theirs.
 
 Modules are looked for in the working folder first, as `python script.py` would in that folder: also
 when a console script started us, and before a library that is installed under the same name.
@@ -10,16 +10,18 @@ import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from reluguard.detector.errors import DetectorError
+from reluguard.detector.errors import DetectorError, near_path
 
 __all__ = ["Lent"]
 
 _LIBRARIES = tuple(
     sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_IMPORTS = {importlib.__file__, metadata.__file__}
 _OURS = str(Path(__file__).parents[1])
 
 
@@ -28,7 +30,7 @@ class Lent:
     """Something of the user's, by name.
 
     Attributes:
-        text: `package.module:name`.
+        text: `package.module:name`, or `folder/file.py:name`.
         what: what it is lent as, like `twin`.
         refusal: raised when it is not there, or fails.
     """
@@ -44,7 +46,9 @@ class Lent:
             DetectorError: of class `refusal`. There is no such module, or it has no such name, or
                 it failed while it was imported: then with its own error, file and line.
         """
-        place, _, name = self.text.partition(":")
+        place, _, name = self.text.rpartition(":")
+        if place.endswith(".py"):
+            return self._name_of(self._module_in(Path(place), name), name)
         if not all(part.isidentifier() for part in (*place.split("."), name)):
             raise self.refusal(f"expected a {self.what} of package.module:name, got {self.text!r}")
         if not {"", str(Path.cwd())} & set(sys.path):
@@ -54,13 +58,40 @@ class Lent:
         except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and f"{place}.".startswith(f"{error.name}."):
                 raise self.refusal(self._not_found(_missing(str(error.name)))) from error
-            raise self.refusal(self.failed(error)) from error
+            raise self.refused(error) from error
+        return self._name_of(module, name)
+
+    def _module_in(self, file: Path, name: str) -> ModuleType:
+        """Return the module that a file is, found again under its name by other processes."""
+        if not (file.stem.isidentifier() and name.isidentifier()):
+            raise self.refusal(
+                f"expected a {self.what} of file.py:name, both of letters, digits and _, got "
+                f"{self.text!r}"
+            )
+        if not file.is_file():
+            raise self.refusal(self._not_found(f"there is no file {file}{near_path(file)}"))
+        folder = str(file.parent.resolve())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        try:
+            module = importlib.import_module(file.stem)
+        except (Exception, SystemExit) as error:
+            raise self.refused(error) from error
+        if Path(_file(module)).resolve() != file.resolve():
+            raise self.refusal(
+                f"expected {file} to be the module {file.stem}, {_file(module)} is called so too: "
+                "give yours another name"
+            )
+        return module
+
+    def _name_of(self, module: ModuleType, name: str) -> object:
+        """Return what a module has by this name."""
         try:
             found: object = getattr(module, name)
         except AttributeError as error:
             raise self.refusal(self._not_found(_without(module, name))) from error
         except Exception as error:  # a module may make its names when they are asked for
-            raise self.refusal(self.failed(error)) from error
+            raise self.refused(error) from error
         return found
 
     def make(self, maker: Callable[[], object]) -> object:
@@ -75,7 +106,25 @@ class Lent:
         except (Exception, SystemExit) as error:
             if isinstance(error, TypeError) and self._line(error) is None:
                 raise self.refusal(f"expected {self.text} to need no arguments: {error}") from error
-            raise self.refusal(self.failed(error)) from error
+            raise self.refused(error) from error
+
+    def refused(self, error: BaseException, more: str = "") -> DetectorError:
+        """Return the refusal, with the way through the user's own code as a note.
+
+        Args:
+            error: what their code raised.
+            more: to be said of it.
+        """
+        refusal = self.refusal(self.failed(error) + more)
+        refusal.add_note(self.trace(error))
+        return refusal
+
+    def trace(self, error: BaseException) -> str:
+        """Return the error's own traceback, from the first line of the user's on."""
+        trace = error.__traceback__
+        while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+            trace = trace.tb_next
+        return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
 
     def failed(self, error: BaseException) -> str:
         """Return in whose file and line what was lent failed, and with what error."""
@@ -95,13 +144,18 @@ class Lent:
         last = own = None
         for frame, number in traceback.walk_tb(error.__traceback__):
             file = frame.f_code.co_filename
-            if file.startswith((_OURS, "<frozen importlib")) or file == importlib.__file__:
+            if _is_ours(file):
                 continue
             last = traceback.FrameSummary(file, number, frame.f_code.co_name)
             module = str(frame.f_globals.get("__name__")).partition(".")[0]
             if module == package or not file.startswith((*_LIBRARIES, "<")):
                 own = last
         return own or last
+
+
+def _is_ours(file: str) -> bool:
+    """Return whether a file is reluguard's, or that by which Python imports."""
+    return file.startswith((_OURS, "<frozen importlib")) or file in _IMPORTS
 
 
 def _missing(name: str) -> str:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import (
     GuardArtifact,
-    check_model,
     check_place,
     read_guard,
     write_file,
@@ -25,8 +24,7 @@ from reluguard.detector.artifact import (
 from reluguard.detector.captures import INDEX
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.metrics import GateLimits, GateResult
-from reluguard.detector.model import load_production
-from reluguard.detector.runtime import Reader
+from reluguard.detector.runtime import Reader, model_of
 from reluguard.detector.shelf.shelf import current
 from reluguard.detector.taps import Tap
 from reluguard.training.data.case import predict
@@ -164,8 +162,7 @@ def retrain(
     if looks == "first":
         champion = told_of_looks(champion, progress)
     manifest = champion.manifest
-    production = load_production(model, output=manifest.answer)
-    check_model(champion, production.sha256)
+    production = model_of(champion, model)
     looking = None if looks == "first" else _looking(champion, model, second_model, threads)
     with hold_kept(champion, work):
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)

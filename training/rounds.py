@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import (
     GuardArtifact,
-    check_model,
     check_place,
     read_guard,
 )
 from reluguard.detector.images import Images
 from reluguard.detector.metrics import GateLimits, GateResult
-from reluguard.detector.model import Production, load_production
-from reluguard.detector.runtime import Reader
+from reluguard.detector.model import Production
+from reluguard.detector.runtime import Reader, model_of
 from reluguard.training.attacks import Victim
 from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset
@@ -115,8 +114,7 @@ def refit_in_rounds(
     manifest = champion.manifest
     original = Original(champion, data)
     dataset, splits = original.dataset, original.splits
-    production = load_production(model, output=manifest.answer)
-    check_model(champion, production.sha256)
+    production = model_of(champion, model)
     reader = Reader(production, manifest.input, manifest.taps, threads=threads)
     twin = load_twin(model, manifest.input, images=dataset.images, output=manifest.answer)
     victim = Victim(predict=lambda x: predict(reader, x), twin=twin)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import write_file
+from reluguard.detector.artifact import check_apart, write_file
 from reluguard.detector.images import Images
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.runtime import Guard
@@ -126,6 +126,7 @@ def score_data(
         GuardError: the guard can't be read or is not the model's.
     """
     _check_out(out)
+    check_apart(out, model, *([data] if isinstance(data, (str, Path)) else ()))
     columns = score(
         model,
         guard,

@@ -9,11 +9,27 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from reluguard.detector.errors import ModelError
+from reluguard.detector.errors import ModelError, near_path
 
 __all__ = ["read_model", "tensors"]
 
 _MAX_BYTES = 2**31 - 1
+_TORCH = (
+    "a file of PyTorch's. `reluguard fit` takes a .pt2 or TorchScript file and writes its ONNX "
+    "export beside the guard, as GUARD.onnx: give that one; of weights alone torch.onnx.export "
+    "makes one, in your own code that knows the network"
+)
+_KERAS = "a file of Keras, from which tf2onnx makes an ONNX model"
+_KINDS = (  # how a file begins, what stands in it, what it is then
+    (b"PK", b"data.pkl", _TORCH),
+    (b"PK", b"serialized_exported_program", _TORCH),
+    (b"\x80\x02", b"torch", _TORCH),
+    (b"PK", b"config.json", _KERAS),
+    (b"\x89HDF", b"", _KERAS),
+    (b"PK", b".npy", "arrays of images, an .npz, which go to --data"),
+    (b"", b"TFL3", "a TensorFlow Lite file, from which tf2onnx makes an ONNX model"),
+    (b"version https://git-lfs", b"", "a pointer of Git LFS: git lfs pull gets the file itself"),
+)
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, str]:
@@ -30,15 +46,15 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, str]:
             raise ModelError(f"expected a model of at most 2 GiB, {path} is larger")
         data = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"can't read the model {path}: {error.strerror}") from error
+        raise ModelError(f"can't read the model {path}: {error.strerror}{_hint(path)}") from error
     try:
         proto = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
         raise ModelError(
-            f"expected an ONNX model, {path} does not parse as one{_hint(data)}"
+            f"expected an ONNX model, {path} does not parse as one{_kind(data)}"
         ) from error
     if not proto.graph.node:
-        raise ModelError(f"expected an ONNX model, {path} holds no graph")
+        raise ModelError(f"expected an ONNX model, {path} holds no graph{_kind(data)}")
     digest = hashlib.sha256(data)
     outside = [tensor for tensor in tensors(proto) if uses_external_data(tensor)]
     size = len(data)
@@ -61,14 +77,22 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, str]:
     return proto, digest.hexdigest()
 
 
-def _hint(data: bytes) -> str:
-    """Return what to do about a file of torch's."""
-    if not data.startswith((b"PK", b"\x80\x02")):
-        return ""
-    return (
-        ": it looks like a file of PyTorch's. `reluguard fit` takes a .pt2 or TorchScript file and "
-        "writes its ONNX export beside the guard, as GUARD.onnx: give that one"
-    )
+def _hint(path: Path) -> str:
+    """Return what else is there, or by a name like it."""
+    if (path / "manifest.json").is_file():
+        return ": that is a guard's folder, and the model is the ONNX file it was fitted to"
+    if path.is_dir():
+        files = sorted(file.name for file in path.glob("*.onnx"))
+        return f": name the file in it, like {path / files[0]}" if files else ""
+    return "" if path.exists() else near_path(path)
+
+
+def _kind(data: bytes) -> str:
+    """Return what a file is instead of an ONNX model, and what to do with it, by its content."""
+    for start, inside, what in _KINDS:
+        if data.startswith(start) and (not inside or inside in data):
+            return f": it looks like {what}"
+    return "" if data else ": it is empty"
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

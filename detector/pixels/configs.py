@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from reluguard.detector.errors import SettingsError
+from reluguard.detector.errors import SettingsError, did_you_mean
 from reluguard.detector.pixels.pipeline import Colour, Crop, Pipeline, Resize
 from reluguard.detector.pixels.preprocessing import Preprocessing
 from reluguard.detector.pixels.presets import (
@@ -62,7 +62,7 @@ def preprocessing_named(text: str, size: tuple[int, int] | None = None) -> Prepr
         if not Path(text).exists():
             raise SettingsError(
                 f"expected a JSON file of preprocessing or one of {', '.join(PRESETS)}, "
-                f"got {text!r}"
+                f"got {text!r}{did_you_mean(text, PRESETS)}"
             )
         return read_preprocessing(text)
     path, _, settings = text.rpartition(":")

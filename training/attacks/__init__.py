@@ -5,7 +5,6 @@ point group `reluguard.attacks`, and a class of yours as `module:Class`.
 """
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from reluguard.training.attacks.auto_pgd import APGD
@@ -26,7 +25,7 @@ from reluguard.training.attacks.transfer import Ensemble, Transfer
 from reluguard.training.attacks.varied import Varied, VariedQueries
 from reluguard.training.attacks.victim import Victim, open_victim
 from reluguard.training.errors import AttackError
-from reluguard.training.lent import Lent
+from reluguard.training.plugged import Shelf
 
 __all__ = [
     "APGD",
@@ -120,21 +119,10 @@ def attack_named(text: str) -> Attack:
     Raises:
         AttackError: there is none, or what is there is not an attack.
     """
-    if text in ATTACKS:
-        return ATTACKS[text]()
-    lent = Lent(text, "attack", AttackError)
-    if ":" in text:
-        return _made(lent.find(), lent)
-    for entry in entry_points(group=GROUP):
-        if entry.name == text:
-            return _made(lent.make(entry.load), lent)
-    raise AttackError(
-        f"expected an attack of {', '.join(ATTACKS)}, or module:Class of yours, got {text!r}"
-    )
-
-
-def _made(maker: object, lent: Lent) -> Attack:
-    attack = lent.make(maker) if callable(maker) and not isinstance(maker, Attack) else maker
-    if not isinstance(attack, Attack):
-        raise AttackError(f"expected {lent.text} to be an Attack, got {type(attack).__name__}")
-    return attack
+    return Shelf(
+        what="attack",
+        kind=Attack,  # type: ignore[type-abstract]  # only asked whether something is one
+        group=GROUP,
+        own=ATTACKS,
+        refusal=AttackError,
+    ).named(text)

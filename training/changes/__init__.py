@@ -28,6 +28,7 @@ from reluguard.training.changes.optics import (
 from reluguard.training.changes.place import Crop, Pad, Resize, Rotate, Stretch
 from reluguard.training.changes.screen import Screen
 from reluguard.training.errors import AttackError
+from reluguard.training.plugged import Shelf
 
 __all__ = [
     "BENIGN",
@@ -65,6 +66,8 @@ __all__ = [
     "controls",
     "severity",
 ]
+
+GROUP = "reluguard.harmless"
 
 # Severities 1 to 5 for 32-pixel images. Source: Hendrycks & Dietterich 2019, arXiv 1903.12261, the
 # script that made CIFAR-10-C.
@@ -150,14 +153,21 @@ BENIGN: Mapping[str, Change] = MappingProxyType(
 
 
 def benign_named(text: str) -> Change:
-    """Return a harmless change by its name in `BENIGN`: its own, or like `jpeg-c3` by severity.
+    """Return a harmless change by its name in `BENIGN`, by entry point, or as `module:Class`.
+
+    Those of `BENIGN` go by their own name, or like `jpeg-c3` by severity.
 
     Raises:
-        AttackError: no such change.
+        AttackError: there is none, or what is there is no harmless change.
     """
-    if text not in BENIGN:
-        raise AttackError(f"expected a change of {', '.join(BENIGN)}, got {text!r}")
-    return BENIGN[text]
+    own = {name: lambda change=change: change for name, change in BENIGN.items()}
+    return Shelf(
+        what="change",
+        kind=Change,  # type: ignore[type-abstract]  # only asked whether something is one
+        group=GROUP,
+        own=own,
+        refusal=AttackError,
+    ).named(text)
 
 
 def controls(

@@ -25,6 +25,7 @@ from reluguard.training.data.dataset import (
     check_classes,
     check_labels,
 )
+from reluguard.training.data.doubts import is_guessing, perfect_words, reordered
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.guesses import better_guess, odd_scale
 from reluguard.training.data.mapped import empty_array, give_back, release
@@ -51,7 +52,6 @@ BLOCK_SIDE = 4
 MIRROR_LOSS = 0.01  # a model that loses no more on mirror images was trained on such
 FEW = 5  # calibration images of a class, below which people are told
 NAMED = 12  # classes in one warning
-GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +148,13 @@ def open_case(
     _check_calibration(splits, copies, dataset, fpr, shares)
     words += _class_words(dataset, splits["calibrate"], count)
     plain = Reader(production, spec, (), threads=threads)  # whose answers alone are asked for
-    right = predict(plain, dataset.images).argmax(axis=1) == dataset.labels
-    words += _check_pixels(plain, dataset, right, count, as_given=as_given, seed=seed)
+    logits = predict(plain, dataset.images)
+    right = logits.argmax(axis=1) == dataset.labels
+    assumed = bool(dataset.folders) and classes is None
+    words += _check_pixels(plain, dataset, right, as_given=as_given, seed=seed)
+    words += _check_answers(plain.spec, dataset, logits, assumed=assumed)
+    perfect = perfect_words(logits, dataset.labels, right)
+    words += [perfect] if perfect else []
     accuracy = float(right.mean())
     mirrored = predict(plain, dataset.images[:, :, ::-1]).argmax(axis=1) == dataset.labels
     del plain
@@ -231,11 +236,43 @@ def _named(label: int, names: Mapping[int, str]) -> str:
     return name if name == str(label) else f"{label} ({name})"
 
 
+def _check_answers(
+    spec: InputSpec, dataset: Dataset, logits: NDArray[np.float32], *, assumed: bool
+) -> list[str]:
+    """Return a word where the model's answers speak of other labels.
+
+    Args:
+        spec: how the images went into the model.
+        dataset: the images.
+        logits: of the model on them.
+        assumed: whether which class a folder is was not said but found out.
+
+    Raises:
+        DataError: nobody said which class a folder is, or the model as good as guesses.
+    """
+    answers, classes = logits.argmax(axis=1), logits.shape[1]
+    guesses = is_guessing(answers, dataset.labels, classes)
+    other = reordered(answers, dataset.labels, classes)
+    if other is not None:
+        said = other.words(dataset.folders)
+        if assumed or guesses:
+            raise DataError(said)
+        return [said]
+    if guesses:
+        odd = odd_scale(spec)
+        raise DataError(
+            f"the model answers {(answers == dataset.labels).mean():.1%} of these images right, of "
+            f"{classes} classes, hardly more than by chance: labels or pixels are not what it was "
+            "trained on. See --preprocessing, --scale, --mean, --std and --bgr for pixels, "
+            f"--classes for labels{f'; {odd}' if odd else ''}"
+        )
+    return []
+
+
 def _check_pixels(
     reader: Reader,
     dataset: Dataset,
     right: NDArray[np.bool_],
-    classes: int,
     *,
     as_given: bool,
     seed: int,
@@ -260,15 +297,9 @@ def _check_pixels(
         if better.is_clear and not as_given:
             raise DataError(
                 f"{said}: say which by these options, or go on with --preprocessing-as-given"
+                f"{f'; {odd}' if odd else ''}"
             )
         words.append(said)
-    accuracy = float(right.mean())
-    if accuracy < GUESSING / classes and accuracy < 0.5:
-        raise DataError(
-            f"the model answers {accuracy:.1%} of these images right, of {classes} classes: labels "
-            "or pixels are not what it was trained on. See --preprocessing, --scale, --mean, --std "
-            "and --bgr for pixels, --classes for labels"
-        )
     return words
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from reluguard.detector.artifact import Manifest
+from reluguard.detector.errors import did_you_mean
 from reluguard.detector.model import Production
 from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset
@@ -235,6 +236,7 @@ def _told(folders: Sequence[str], count: int, classes: Classes) -> dict[str, int
     if missing:
         raise DataError(
             f"expected every folder among the {count} class names, not there: {_some(missing)}"
+            f"{did_you_mean(missing[0], names)}"
         )
     return found
 

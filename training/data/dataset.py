@@ -16,9 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.arrays import DAMAGE, find_place, read_arrays, write_arrays
+from reluguard.detector.errors import did_you_mean
 from reluguard.detector.images import Images
 from reluguard.detector.pixels.decoding import MAX_PIXELS
 from reluguard.training.data.folder import Folder, read_folder
+from reluguard.training.data.hints import (
+    data_hint,
+    from_one_hint,
+    images_hint,
+    labels_hint,
+    npz_hint,
+)
 from reluguard.training.data.mapped import MAPPED_BYTES, empty_array, release
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
@@ -67,12 +75,12 @@ class Dataset:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in {1, 3}:
             raise DataError(
                 f"expected uint8 images of shape (N, H, W, 1 or 3), "
-                f"got {images.dtype} {images.shape} from {self.source}"
+                f"got {images.dtype} {images.shape} from {self.source}{images_hint(images)}"
             )
         if labels.dtype.kind not in "iu" or labels.ndim != 1:
             raise DataError(
                 f"expected whole-number labels of shape (N,), "
-                f"got {labels.dtype} {labels.shape} from {self.source}"
+                f"got {labels.dtype} {labels.shape} from {self.source}{labels_hint(labels)}"
             )
         if len(images) != len(labels):
             raise DataError(
@@ -158,14 +166,18 @@ def load_data(text: str, reading: Reading | None = None) -> Dataset:
     elif Path(text).is_file():
         data = _load_npz(Path(text))
     else:
-        raise DataError(f"expected a .npz file, a folder or torchvision:NAME:ROOT, got {text!r}")
+        raise DataError(
+            f"expected a .npz file, a folder or torchvision:NAME:ROOT, got {text!r}"
+            f"{data_hint(text, among=_TORCHVISION)}"
+        )
     return _brought(data, reading)
 
 
 def _load_npz(path: Path) -> Dataset:
-    place = find_place(path, "images", error=DataError, least_bytes=MAPPED_BYTES)
+    remedy = npz_hint(path)
+    place = find_place(path, "images", error=DataError, least_bytes=MAPPED_BYTES, remedy=remedy)
     if place is None:
-        arrays = read_arrays(path, "images", "labels", error=DataError)
+        arrays = read_arrays(path, "images", "labels", error=DataError, remedy=remedy)
     else:
         arrays = {**read_arrays(path, "labels", error=DataError), "images": place.mapped()}
     return Dataset(images=arrays["images"], labels=arrays["labels"], source=str(path))
@@ -203,7 +215,7 @@ def _load_torchvision(text: str) -> Dataset:
     if name not in _TORCHVISION or not root:
         raise DataError(
             f"expected torchvision:NAME:ROOT with NAME one of {', '.join(_TORCHVISION)}, "
-            f"got {text!r}"
+            f"got {text!r}{did_you_mean(name, _TORCHVISION)}"
         )
     from torchvision import datasets
 
@@ -235,7 +247,7 @@ def check_labels(data: Dataset, classes: int) -> None:
     if data.labels.max() >= classes:
         raise DataError(
             f"expected labels below {classes}, the number of the model's classes, "
-            f"got {data.labels.max()} from {data.source}"
+            f"got {data.labels.max()} from {data.source}{from_one_hint(data.labels, classes)}"
         )
 
 

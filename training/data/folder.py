@@ -52,7 +52,21 @@ class Folder:
         if not self.files:
             raise DataError(
                 f"expected one folder of images per class in {text_of(root)}, got no images"
+                f"{self._instead()}"
             )
+
+    def _instead(self) -> str:
+        """Return what is there instead."""
+        loose = sum(is_picture(file) for file in self.root.iterdir())
+        if loose:
+            return (
+                f" in folders, only {loose} beside each other: put those of each class into a "
+                "folder of its name"
+            )
+        if not self.names:
+            return ": it holds no folder" if any(self.root.iterdir()) else ": it is empty"
+        some = ", ".join(self.names[:3]) + (" and more" if len(self.names) > 3 else "")
+        return f": nothing in {some} ends in {', '.join(_SUFFIXES)}"
 
 
 def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ...]]:

@@ -71,11 +71,13 @@ def options(spec: InputSpec) -> str:
 def odd_scale(spec: InputSpec) -> str | None:
     """Return words where mean and deviation are of another range than the scaled pixels."""
     most = 255 * spec.scale
-    if max(map(abs, spec.mean)) > 2 * most:
-        return (
-            f"the mean {', '.join(f'{v:g}' for v in spec.mean)} is subtracted from pixels of 0 to "
-            f"{most:g}: is it meant for pixels of 0 to 255, --scale 1?"
-        )
+    for what, values, plain in (("mean", spec.mean, 0.0), ("std", spec.std, 1.0)):
+        named = f"the {what} {', '.join(f'{v:g}' for v in values)} is "
+        done = f"{'subtracted from' if what == 'mean' else 'that of'} pixels of 0 to {most:g}"
+        if max(map(abs, values)) > 2 * most:
+            return f"{named}{done}: is it meant for pixels of 0 to 255, --scale 1?"
+        if most > 100 and set(values) != {plain} and max(map(abs, values)) <= 1:
+            return f"{named}{done}: is it meant for pixels of 0 to 1, without --scale?"
     return None
 
 

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from reluguard.detector.errors import SettingsError
+from reluguard.detector.errors import SettingsError, did_you_mean
 from reluguard.training.errors import WorkerError
 from reluguard.training.harvest.maker import Maker
 from reluguard.training.harvest.orders import Job, Orders
@@ -35,7 +35,10 @@ def check_engine(name: str) -> Engine:
         SettingsError: there is none, or Ray is not installed.
     """
     if name not in get_args(Engine):
-        raise SettingsError(f"expected an engine of {', '.join(get_args(Engine))}, got {name!r}")
+        raise SettingsError(
+            f"expected an engine of {', '.join(get_args(Engine))}, got {name!r}"
+            f"{did_you_mean(name, get_args(Engine))}"
+        )
     if name == "ray":
         try:
             import ray.data  # noqa: F401  (found or not is all that is asked)

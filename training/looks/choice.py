@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.artifact import GuardArtifact
-from reluguard.detector.errors import DetectorError
+from reluguard.detector.errors import DetectorError, did_you_mean
 from reluguard.detector.images import InputSpec
 from reluguard.detector.looks.again import find_file, find_network
 from reluguard.detector.looks.second import Look
@@ -30,7 +30,7 @@ from reluguard.training.data.case import (
 )
 from reluguard.training.errors import DataError
 
-__all__ = ["AUTO", "NONE", "Second", "choose_second"]
+__all__ = ["AUTO", "NONE", "Second", "check_second", "choose_second"]
 
 AUTO, NONE = "auto", "none"
 IMAGES = 1000
@@ -97,6 +97,16 @@ class Second:
         return self if self.look.is_other else replace(self, taps=taps)
 
 
+def check_second(how: str) -> None:
+    """Raise DataError unless it is said who looks again, in words that `choose_second` knows."""
+    known = (AUTO, NONE, *VIEWS)
+    if how not in known and not Path(how).is_file():
+        raise DataError(
+            f"expected a second look of {', '.join(known)}, or the ONNX file of another network, "
+            f"got {how!r}{did_you_mean(how, known)}"
+        )
+
+
 def choose_second(
     how: str, case: Case, reader: Reader, *, levels: Sequence[float], threads: int | None
 ) -> tuple[Second | None, str]:
@@ -116,6 +126,7 @@ def choose_second(
         ModelError: the other network can't be read or run.
         NoTapsError: it has no gate to read.
     """
+    check_second(how)
     if how == NONE:
         return None, ""
     sources = case.splits["fit"]
@@ -124,7 +135,7 @@ def choose_second(
     own = predict(reader, images).argmax(axis=1)
     judged = _Judged(own, labels)
     if how not in {AUTO, *VIEWS}:
-        return _other(Path(how), how, case, rows, judged, levels, threads)
+        return _other(Path(how), case, rows, judged, levels, threads)
     found = {}
     for name in VIEWS if how == AUTO else (how,):
         network = viewed(case.production, case.spec, name)
@@ -171,7 +182,6 @@ class _Judged:
 
 def _other(
     file: Path,
-    how: str,
     case: Case,
     rows: NDArray[np.int64],
     judged: _Judged,
@@ -179,11 +189,6 @@ def _other(
     threads: int | None,
 ) -> tuple[Second, str]:
     """Return the second look of another network."""
-    if not file.is_file():
-        raise DataError(
-            f"expected a second look of {AUTO}, {NONE}, {', '.join(VIEWS)}, or the ONNX file of "
-            f"another network, got {how!r}"
-        )
     network = load_production(file)
     images = case.dataset.images[rows]
     if network.sha256 == case.production.sha256:

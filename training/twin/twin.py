@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from reluguard.detector.errors import did_you_mean
 from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import in_batches
@@ -22,7 +23,7 @@ from reluguard.training.lent import Lent
 from reluguard.training.twin.agreement import difference, unit_of
 from reluguard.training.twin.direction import Scorer, lead_slope, no_gradient
 
-__all__ = ["Twin", "from_pixels", "load_twin", "to_pixels"]
+__all__ = ["Twin", "check_twin", "from_pixels", "load_twin", "to_pixels"]
 
 _SAMPLE = 32
 _HALF_SAMPLE = 8
@@ -184,12 +185,23 @@ def _half_will_do(twin: Twin, images: Images) -> bool:
     return bool(cosines.median() >= _HALF_COSINE)
 
 
-def _lent(lent: Lent) -> nn.Module:
+def check_twin(how: str) -> None:
+    """Raise TwinError unless `load_twin` knows what is meant, and finds what is lent."""
+    if how not in {"auto", "none"}:
+        _found(Lent(how, "twin", TwinError))
+
+
+def _found(lent: Lent) -> object:
     if ":" not in lent.text:
         raise TwinError(
             f"expected a twin of auto, none or package.module:function, got {lent.text!r}"
+            f"{did_you_mean(lent.text, ('auto', 'none'))}"
         )
-    found = lent.find()
+    return lent.find()
+
+
+def _lent(lent: Lent) -> nn.Module:
+    found = _found(lent)
     module = lent.make(found) if callable(found) and not isinstance(found, nn.Module) else found
     if not isinstance(module, nn.Module):
         raise TwinError(
@@ -206,7 +218,9 @@ def _check(twin: Twin, production: Production, how: str, images: Images, toleran
         found = twin.predict(images)
     except Exception as error:
         if how != "auto":  # their code: any error may come out of it
-            raise TwinError(Lent(how, "twin", TwinError).failed(error)) from error
+            raise Lent(how, "twin", TwinError).refused(
+                error, f", given an input of shape {twin.spec.tensor_shape} per image"
+            ) from error
         if not isinstance(error, RuntimeError | TypeError | ValueError):
             raise
         raise TwinError(f"the twin {how} failed to run: {error}") from error
