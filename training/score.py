@@ -126,7 +126,7 @@ def score_data(
         GuardError: the guard can't be read or is not the model's.
     """
     _check_out(out)
-    check_apart(out, model, *([data] if isinstance(data, (str, Path)) else ()))
+    check_apart(out, *(place for place in (model, data) if isinstance(place, (str, Path))))
     columns = score(
         model,
         guard,

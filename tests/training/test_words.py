@@ -65,7 +65,7 @@ def words(given: dict[str, object]) -> list[object]:
         ({"--output": "logit"}, r"did you mean 'logits'\?"),
         ({"--target-fpr": "5"}, "where 5 % is 0.05"),
         ({"--model": "guard"}, "a guard's folder, and the model is the ONNX file it was fitted to"),
-        ({"--model": "weights.pt"}, "of weights alone torch.onnx.export makes one"),
+        ({"--model": "weights.pt"}, "is a pickle: weights alone, .* Name the architecture"),
         ({"--model": "unseen.npz"}, "arrays of images, an .npz, which go to --data"),
         ({"--model": "empty.onnx"}, "it is empty"),
     ],
