@@ -48,7 +48,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     "Where it listens": ("--host", "--port", "--metrics-port", "--http-port", "--reflection"),
     "Who may ask": (
         "--tls-certificate", "--tls-key", "--tls-client-ca", "--tokens", "--ca", "--certificate",
-        "--server-name",
+        "--server-name", "--watch",
     ),
     "For the record": (
         "--why", "--who", "--labeller", "--replace", "--shadow", "--clear", "--force", "--key",

@@ -105,6 +105,15 @@ def serve(
             "caller sees all.",
         ),
     ] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            "--watch",
+            help="Whether near-equal questions of a caller, the way of attacks that only ask, are "
+            "counted (count), counted and refused (refuse), or neither (off). Patents on "
+            "similarity to historical queries exist in the US. [default: off]",
+        ),
+    ] = None,
     reflection: Annotated[
         bool,
         typer.Option("--reflection", help="Let callers list the services, by gRPC reflection."),
@@ -157,6 +166,7 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         tokens=tokens,
+        watch=watch,
         reflection=reflection or None,
     )
     if check_config:

@@ -32,9 +32,9 @@ from reluguard.training.red_team.deciding import FromPictures
 Weights = NDArray[np.float64]
 _HALF_LIFE_S = 3600.0  # as the server has it by default
 _PACE_S = 0.1
-_CALLERS = (1, 2, 4, 8, 16)
-_PACES = (1.0, 10.0, 60.0, 120.0, 300.0)
-_OTHERS = (1, 10, 30)
+_CALLERS = (1, 2, 4, 8)
+_PACES = (10.0, 60.0, 120.0, 300.0)
+_OTHERS = (1, 10)
 _SLOW = "HopSkipJump from pictures"
 
 

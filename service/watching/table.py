@@ -26,6 +26,7 @@ __all__ = ["LEADERS", "LEAST_BYTES", "RECENT", "ROW_BYTES", "Table"]
 LEADERS = 128  # prints of one caller that others are compared with
 RECENT = 256  # questions of one caller that are known again when they return
 _WAYS = 4
+_LOCKS = 64
 _SHOWN_BYTES = 64  # of a caller's name
 _NAME_BYTES = 16
 _ROW = np.dtype(
@@ -62,7 +63,8 @@ class Table:
     def __init__(self, max_bytes: int, *, key: bytes, handle: int | None = None) -> None:
         self._sets = _sets(max_bytes)
         self._key, self._handle = key, handle
-        self._lock = threading.Lock()  # the kernel's is between processes only
+        # the kernel's locks are between processes only
+        self._locks = [threading.Lock() for _ in range(min(self._sets, _LOCKS))]
         self.bytes = self._sets * _WAYS * ROW_BYTES
         self._map = mmap.mmap(-1 if handle is None else handle, self.bytes)
         self.rows: NDArray[Any] = np.frombuffer(self._map, _ROW)
@@ -100,7 +102,7 @@ class Table:
 
     @contextmanager
     def _locked(self, group: int) -> Iterator[None]:
-        with self._lock:
+        with self._locks[group % len(self._locks)]:
             if self._handle is None:
                 yield
                 return

@@ -31,6 +31,7 @@ _FORGOTTEN = (
     4.0  # half-lives after which a leader that nothing came near, or a caller, is forgotten
 )
 _MOMENT = 0.5  # what may fade while questions come at once
+_AT_ONCE = 16  # questions in which a caller's row is held
 _GUARDS = 16  # whose directions are kept at hand
 _SHOWN = 20  # suspects on a page
 
@@ -40,24 +41,29 @@ class Seen:
     """What the watch says of one request.
 
     Attributes:
-        kinds: uint8, (N,). Indices into `KINDS`.
-        near: float32, (N,). Near-equal questions of late, this one among them; 0 if not near.
+        kinds: uint8, (N,). Indices into `KINDS`; of one that is refused up to the row that did it.
+        near: float32, as many. Near-equal questions of late, this one among them; 0 if not near.
         suspected: whether the caller is under suspicion now.
         raised: whether it has come under it with this request.
-        refused: whether the request is to be refused; rows after the one that decided it are new.
+        refused: whether the request is to be refused.
         wait_s: until the caller is no longer under suspicion, where it is refused.
     """
 
     kinds: NDArray[np.uint8]
     near: NDArray[np.float32]
-    suspected: bool
+    suspected: bool = False
     raised: bool = False
     refused: bool = False
     wait_s: float = 0.0
 
+    @classmethod
+    def nothing(cls) -> "Seen":
+        """Return what is said of no questions."""
+        return cls(kinds=np.zeros(0, np.uint8), near=np.zeros(0, np.float32))
+
     def is_told(self, row: int) -> bool:
         """Whether the decision log tells of this image whatever the verdict."""
-        return self.suspected and self.kinds[row] == _NEAR
+        return self.suspected and row < len(self.kinds) and self.kinds[row] == _NEAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,40 +169,56 @@ class Watch:
         prints = self.prints_of(artifact)(rates)
         hashes = exact(tensor, self._key)
         now = self._clock()
+        told = Seen.nothing()
+        for start in range(0, len(prints), _AT_ONCE):  # others of this caller wait meanwhile
+            rows = slice(start, start + _AT_ONCE)
+            with self._table.held(who, now) as row:
+                before = self._is_suspected(row, now)
+                part = self._compare(row, prints[rows], hashes[rows], unscored[rows], now)
+                suspected = self._is_suspected(row, now)
+                wait_s = self._wait_s(row, now) if part.refused else 0.0
+            told = Seen(
+                kinds=np.concatenate([told.kinds, part.kinds]),
+                near=np.concatenate([told.near, part.near]),
+                suspected=suspected,
+                raised=told.raised or (suspected and not before),
+                refused=part.refused,
+                wait_s=wait_s,
+            )
+            if part.refused:
+                break
+        return told
+
+    def _compare(
+        self,
+        row: Any,
+        prints: NDArray[np.uint64],
+        hashes: NDArray[np.uint64],
+        unscored: NDArray[np.bool_],
+        now: float,
+    ) -> Seen:
+        """Compare questions with what a caller's row remembers, and remember them."""
         n = len(prints)
         kinds, near = np.zeros(n, np.uint8), np.zeros(n, np.float32)
-        with self._table.held(who, now) as row:
-            before = self._is_suspected(row, now)
-            refused = False
-            for i in range(n):
-                if unscored[i]:
-                    continue
-                if hashes[i] in row["recent"]:
-                    kinds[i] = _EQUAL
-                    row["asked"] += 1
-                    continue
-                leader = self._leader(row, prints[i], now)
-                if leader is not None:
-                    kinds[i] = _NEAR
-                    if self._refuses and self._is_suspected(row, now):
-                        near[i] = self._left(row["weight"][leader], row["at"][leader], now)
-                        refused = True
-                        break
-                    near[i] = self._add(row, leader, now)
-                else:
-                    self._lead(row, prints[i], now)
-                row["recent"][row["asked"] % RECENT] = hashes[i]
+        for i in range(n):
+            if unscored[i]:
+                continue
+            if hashes[i] in row["recent"]:
+                kinds[i] = _EQUAL
                 row["asked"] += 1
-            suspected = self._is_suspected(row, now)
-            wait_s = self._wait_s(row, now) if refused else 0.0
-        return Seen(
-            kinds=kinds,
-            near=near,
-            suspected=suspected,
-            raised=suspected and not before,
-            refused=refused,
-            wait_s=wait_s,
-        )
+                continue
+            leader = self._leader(row, prints[i], now)
+            if leader is None:
+                self._lead(row, prints[i], now)
+            else:
+                kinds[i] = _NEAR
+                if self._refuses and self._is_suspected(row, now):
+                    near[i] = self._left(row["weight"][leader], row["at"][leader], now)
+                    return Seen(kinds=kinds[: i + 1], near=near[: i + 1], refused=True)
+                near[i] = self._add(row, leader, now)
+            row["recent"][row["asked"] % RECENT] = hashes[i]
+            row["asked"] += 1
+        return Seen(kinds=kinds, near=near)
 
     def forget(self) -> None:
         """Wipe what was not asked about for long."""
@@ -283,9 +305,11 @@ class Watch:
 
 def as_shown(seen: Seen, row: int) -> dict[str, Any]:
     """Return what the decision log says of one image."""
-    told: dict[str, Any] = {"question": KINDS[seen.kinds[row]]}
-    if seen.near[row]:
-        told["near"] = round(float(seen.near[row]), 1)
+    told: dict[str, Any] = {}
+    if row < len(seen.kinds):
+        told["question"] = KINDS[seen.kinds[row]]
+        if seen.near[row]:
+            told["near"] = round(float(seen.near[row]), 1)
     if seen.suspected:
         told["suspected"] = True
     if seen.refused:

@@ -121,7 +121,7 @@ def test_a_print_does_not_hang_on_its_batch(artifact: GuardArtifact, readings: D
 
 
 @given(cuts=st.lists(st.integers(1, 40), max_size=6), seed=st.integers(0, 5))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_batches_say_what_single_questions_say(
     artifact: GuardArtifact, readings: Drawn, cuts: list[int], seed: int
 ) -> None:
@@ -145,7 +145,7 @@ def test_batches_say_what_single_questions_say(
     ),
     rows=st.integers(1, 12),
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_memory_has_a_bound_that_nobody_moves(
     artifact: GuardArtifact, readings: Drawn, streams: Sequence[tuple[int, int, float]], rows: int
 ) -> None:
@@ -291,6 +291,10 @@ def test_near_equal_questions_are_refused(artifact: GuardArtifact, readings: Dra
     assert not any(asked(row[None]).refused for row in near[:NEAR])
     for row in (*near[NEAR:], *near[NEAR:]):  # a refused question that comes again is no retry
         assert asked(row[None]).refused
+    both = asked(np.concatenate([readings(3, seed=23), near[NEAR:]]))
+    assert both.refused
+    assert [KINDS[kind] for kind in both.kinds] == ["new"] * 3 + ["near"]  # and no further
+    assert both.wait_s == pytest.approx(HALF_LIFE_S)
     assert not asked(near[:3]).refused  # these were answered before: retries
     assert not asked(readings(20, seed=17)).refused
     assert not asked(near[NEAR:], who="another").refused
