@@ -16,9 +16,12 @@ from reluguard.commands.options import (
     Data,
     GuardFolder,
     Json,
+    LooksWanted,
+    SecondModel,
     Seed,
     Threads,
     Weights,
+    looks_given,
     onnx_file,
 )
 
@@ -98,6 +101,8 @@ def redteam(
             "yours: attacks are made on that one and tried on yours.",
         ),
     ] = None,
+    looks: LooksWanted = None,
+    second_model: SecondModel = None,
     server: Annotated[
         str,
         typer.Option("--server", help="A running server that the black box asks, as host:port."),
@@ -179,6 +184,8 @@ def redteam(
                 ladders=ladders,
                 asking=asking,
                 attacker_guard=attacker_guard,
+                looks=looks_given(looks),
+                second_model=second_model,
                 ask=ask,
                 told=f"the server at {server}" if server else red.IN_PROCESS,
                 publish=publish,

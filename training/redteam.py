@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import write_file
 from reluguard.detector.lock import hold
+from reluguard.detector.looks.judging import Looks
 from reluguard.training.attacks import Attack
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.data.classes import Classes
@@ -37,6 +38,7 @@ from reluguard.training.red_team.aware_attacks import (
 )
 from reluguard.training.red_team.convergence import Ladder, by_steps, checks, climb
 from reluguard.training.red_team.pairs import asking_only, smallest
+from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.red_team.report import BEST, Pair, RedTeamReport, Row
 from reluguard.training.red_team.score_search import ScoreSearch
 from reluguard.training.red_team.target import Ask, Scores, Target, open_target
@@ -109,6 +111,8 @@ def redteam(
     ladder_steps: int = 100,
     asking: int = 20,
     attacker_guard: Path | str | None = None,
+    looks: Looks | None = None,
+    second_model: Path | str | None = None,
     ask: Ask | None = None,
     told: str = IN_PROCESS,
     publish: bool = False,
@@ -145,6 +149,9 @@ def redteam(
         asking: most images of attackers who see answers and flags only; 0 leaves them out.
         attacker_guard: a guard of the same model that someone fitted who knows how guards are made
             but does not have this one: attacks are made on that one and tried on yours.
+        looks: the procedure attacked: "first", "suspicious" or "always"; by default as the guard is
+            served. Gradients of two looks go through both, and the real guard judges with both.
+        second_model: the network that looks again, of a guard fitted with one.
         ask: what the black box asks, by default the guard in this process.
         told: what that is, in words.
         publish: whether to write the figures into the guard's manifest and report.
@@ -163,6 +170,7 @@ def redteam(
             key.
         TwinError: the model can't be run in torch.
         GuardError: the guard can't be read or is not the model's.
+        SettingsError: there is no second look, or no network for it.
         HeldError: another process works in `out/work`.
     """
     started = perf_counter()
@@ -190,6 +198,8 @@ def redteam(
         threads=threads,
         ask=ask,
         attacker_guard=None if attacker_guard is None else Path(attacker_guard),
+        looks=looks,
+        second_model=None if second_model is None else Path(second_model),
     )
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -243,8 +253,10 @@ def _attacked(
         ladders={norm: one.shares for norm, one in climbed.items()},
         median_budget={norm: one.medians for norm, one in climbed.items()},
         steps=by_steps(target, tries, min(budgets), effort.steps, progress),
-        threat_model=f"{WHITE if not target.known else GREY}; Linf; untargeted; success "
-        "is a wrong answer that the guard, hard bits on whole 8-bit pixels, does not flag",
+        threat_model=f"{WHITE if not target.known else GREY}; attacked is "
+        f"{Procedure.told(target.procedure.looks)}; Linf; untargeted; success is a wrong "
+        "answer that the guard, hard bits on whole 8-bit pixels, does not flag",
+        looks=target.procedure.looks,
         black_box=f"score-search sees answers and scores, as {told} gives them to a client that "
         "may see scores",
         images=len(target),
@@ -354,6 +366,7 @@ def _attacks(target: Target, size: float, effort: Effort) -> list[Attack]:
         ask=target.ask,
         answer=target.guard.artifact.manifest.answer,
         columns=target.guard.class_scores,
+        heights=target.procedure.heights,
         threshold=target.strictest,
         size=size,
         most_queries=effort.queries,

@@ -22,7 +22,7 @@ from reluguard.detector.looks.again import LookAgain
 from reluguard.detector.looks.graph import FIRST_LOGITS, FIRST_RATES, SECOND_SCORE
 from reluguard.detector.model import OUTPUT_PREFIX
 
-__all__ = ["FIRST_SCORE", "LOOK", "export_twice"]
+__all__ = ["FIRST_SCORE", "LOOK", "defined_names", "export_twice", "join_opsets", "rename"]
 
 LOOK = f"{OUTPUT_PREFIX}look"
 FIRST_SCORE = f"{OUTPUT_PREFIX}first_score"
@@ -78,10 +78,10 @@ def export_twice(
         )
     model = onnx.ModelProto()
     model.CopyFrom(guarded)
-    _join_opsets(model, again.compiled)
+    join_opsets(model, again.compiled)
     graph = model.graph
     own = {name: f"{AGAIN}first/{name}" for name in (SCORE, LIKELIHOOD, IS_ADVERSARIAL)}
-    _rename(graph, own)
+    rename(graph, own)
     made = _Nodes(f"{AGAIN}joint/")
     first = own[SCORE]
     scored = made.add("Less", first, made.constant(np.float32(NO_SCORE)))
@@ -129,7 +129,12 @@ def export_twice(
     return model
 
 
-def _join_opsets(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
+def join_opsets(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Let a model hold operators of another's as well.
+
+    Raises:
+        ModelError: a domain is of two versions.
+    """
     known = {item.domain: item.version for item in model.opset_import}
     for item in other.opset_import:
         if known.setdefault(item.domain, item.version) != item.version:
@@ -155,14 +160,14 @@ def _looks(
         for item in graph.initializer
         if item.name in there and item.SerializeToString() == there[item.name].SerializeToString()
     }
-    names = _defined(graph) - shared
+    names = defined_names(graph) - shared
     made = _Nodes(f"{AGAIN}taken/")
     fed = {name: name for name in shared}
     given = {FIRST_RATES: RATES, FIRST_LOGITS: LOGITS}
     for value in graph.input:
         if value.name not in {item.name for item in graph.initializer}:
             fed[value.name] = made.add("Gather", given.get(value.name, image), rows, axis=0)
-    _rename(graph, {name: f"{AGAIN}{name}" for name in names} | fed)
+    rename(graph, {name: f"{AGAIN}{name}" for name in names} | fed)
     result = made.add("ScatterElements", first, rows, f"{AGAIN}{SECOND_SCORE}", axis=0)
     own = [item for item in graph.initializer if item.name not in shared]
     taken = made.nodes[:-1]
@@ -186,17 +191,17 @@ def _looks_not(first: str) -> onnx.GraphProto:
     )
 
 
-def _defined(graph: onnx.GraphProto) -> set[str]:
+def defined_names(graph: onnx.GraphProto) -> set[str]:
     """Return the names of all tensors that a graph and the bodies of its nodes make."""
     names = {item.name for item in graph.initializer} | {value.name for value in graph.input}
     for node in graph.node:
         names.update(name for name in node.output if name)
         for body in bodies(node):
-            names |= _defined(body)
+            names |= defined_names(body)
     return names
 
 
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Give tensors other names, in place; operators are named by their first output."""
     for item in graph.initializer:
         item.name = names.get(item.name, item.name)
@@ -209,4 +214,4 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
         if node.output and node.output[0] in names.values():
             node.name = node.output[0]
         for body in bodies(node):
-            _rename(body, names)
+            rename(body, names)

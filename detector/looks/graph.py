@@ -11,21 +11,28 @@ from onnx import TensorProto, helper
 
 from reluguard.detector.compile.graph import Graph
 from reluguard.detector.compile.reading import Rates, add_rates
-from reluguard.detector.compile.scoring import add_features, add_judgement
+from reluguard.detector.compile.scoring import Features, add_features, add_judgement
 from reluguard.detector.looks.joint import FAR, LOG_FLOOR, Joint
 from reluguard.detector.looks.second import SecondLook
 from reluguard.detector.model import OUTPUT_PREFIX, Production
 from reluguard.detector.taps import Tap
 
-__all__ = ["FIRST_LOGITS", "FIRST_RATES", "SECOND_SCORE", "compile_second"]
+__all__ = [
+    "FIRST_LOGITS",
+    "FIRST_RATES",
+    "SECOND_FEATURES",
+    "SECOND_SCORE",
+    "compile_second",
+]
 
 FIRST_RATES = f"{OUTPUT_PREFIX}first_rates"
 FIRST_LOGITS = f"{OUTPUT_PREFIX}first_logits"
+SECOND_FEATURES = f"{OUTPUT_PREFIX}second_features"
 SECOND_SCORE = f"{OUTPUT_PREFIX}second_score"
 
 
 def compile_second(
-    network: Production, second: SecondLook, first: tuple[Tap, ...]
+    network: Production, second: SecondLook, first: tuple[Tap, ...], *, features: bool = False
 ) -> onnx.ModelProto:
     """Return the network of a second look with one more output, the second score, float32 (N,).
 
@@ -36,6 +43,8 @@ def compile_second(
         network: who looks, at the view: as `viewed` makes it.
         second: what is read and how it is judged.
         first: the first look's taps.
+        features: whether what its head makes of them is an output too, `reluguard_second_features`
+            float32 (N, X).
     """
     graph = Graph.over(network)
     del graph.proto.graph.output[:]
@@ -44,8 +53,12 @@ def compile_second(
         graph.proto.graph.input.append(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", columns])
         )
-    score = add_second(graph, network, second, first, Given(FIRST_RATES, FIRST_LOGITS))
+    x, score = add_second(graph, network, second, first, Given(FIRST_RATES, FIRST_LOGITS))
     graph.output(SECOND_SCORE, score, TensorProto.FLOAT, ["N"])
+    if features:
+        in_order = graph.add("Gather", x.tensor, graph.constant(x.places), axis=1)
+        columns = second.head.features.width
+        graph.output(SECOND_FEATURES, in_order, TensorProto.FLOAT, ["N", columns])
     return graph.finish()
 
 
@@ -63,8 +76,8 @@ def add_second(
     second: SecondLook,
     first: tuple[Tap, ...],
     given: Given,
-) -> str:
-    """Add the second score, float32 (N,), to the graph of the network that looks."""
+) -> tuple[Features, str]:
+    """Add what the head reads and the second score, float32 (N,), to the network that looks."""
     joint = second.joint(first)
     logits = graph.logits(network)
     rates = add_rates(graph, second.taps)
@@ -81,7 +94,7 @@ def add_second(
         np.concatenate([np.arange(before), before + places, width + np.arange(joint.changes)]),
     )
     x = add_features(graph, second.head.features, read, given.logits)
-    return add_judgement(graph, second.head, x).score
+    return x, add_judgement(graph, second.head, x).score
 
 
 def _answers(graph: Graph, first: str, second: str) -> list[str]:

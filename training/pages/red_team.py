@@ -10,6 +10,7 @@ from reluguard.training.pages.page import Section, figure, page, paragraph, tabl
 from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
 from reluguard.training.pages.red_team_words import pair_sentences
 from reluguard.training.pages.words import number, sign
+from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.red_team.report import SEARCH, RedTeamReport
 
 __all__ = ["red_team_page"]
@@ -39,8 +40,9 @@ def red_team_page(
         verdict(_come_to(card, rate))
         + paragraph(
             f"{card.images} images that no step of fitting saw, attacked by someone who has the "
-            "model, this guard and its thresholds. Evaded: the answer is wrong and the real guard, "
-            "on whole 8-bit pixels, does not flag it."
+            f"model, this guard and its thresholds. Attacked: {Procedure.told(card.looks)}. "
+            "Evaded: the answer is wrong and the real guard, on whole 8-bit pixels, does not flag "
+            "it."
         )
         + paragraph(
             "; ".join(

@@ -5,19 +5,24 @@ of is mirrored by construction. Only what has no useful gradient is relaxed: bit
 the ends of the features' range. N images, K classes, X features.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
 
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.compile.guarded import FEATURES, SCORE, compile_guard
 from reluguard.detector.images import Images
-from reluguard.detector.model import OUTPUT_PREFIX, Production
+from reluguard.detector.looks.judging import Looks
+from reluguard.detector.model import OUTPUT_PREFIX, Production, constants
+from reluguard.training.red_team.joined import TWICE_FEATURES, TWICE_SCORE, both_looks
+from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.twin.onnx_torch import OnnxModule
 from reluguard.training.twin.onnx_torch.layers import LAYERS
 from reluguard.training.twin.onnx_torch.node import Node, Operator
@@ -33,7 +38,11 @@ _SAMPLE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the relaxed guard gave: logits (N, K), score (N,) and standardised features (N, X)."""
+    """What the relaxed guard gave: logits (N, K), score (N,) and standardised features (N, X).
+
+    Of a guard that looks twice the score is the `height` of its `Procedure`, and the features are
+    those of both heads.
+    """
 
     logits: Tensor
     score: Tensor
@@ -51,10 +60,15 @@ class RelaxedGuard:
         production: the model.
         artifact: its guard.
         images: uint8, (M, H, W, C), clean, to measure the deviations on; the first 64 are used.
+        looks: which procedure its score is of: "first", "suspicious" or "always". Gradients of two
+            looks go through both networks, and through the view.
+        other: the network that looks again, of a guard fitted with one.
         device: where it runs; by default CUDA if there is a device.
 
     Raises:
         TwinError: an operator of the model has no torch counterpart.
+        GuardError: a second look is asked for, and the guard has none, or no network for it.
+        ModelError: two networks of different opsets.
 
     Source: straight-through estimation, Bengio et al. 2013, arXiv 1308.3432; as an attack, Athalye
     et al. 2018, arXiv 1802.00420 (BPDA).
@@ -66,14 +80,24 @@ class RelaxedGuard:
         artifact: GuardArtifact,
         images: Images,
         *,
+        looks: Looks = "first",
+        other: Production | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         manifest = artifact.manifest
-        proto = compile_guard(
-            production, manifest.taps, artifact.head, fpr=manifest.fpr, features=True
-        )
-        _read_before_relu(proto)
-        _join_outputs(proto, production.logits)
+        self.procedure = Procedure.of(artifact, looks)
+        features = artifact.head.features.width
+        scores, read = [SCORE], [FEATURES]
+        if artifact.second is None or looks == "first":
+            proto = compile_guard(
+                production, manifest.taps, artifact.head, fpr=manifest.fpr, features=True
+            )
+        else:
+            proto = both_looks(production, artifact, other)
+            features += artifact.second.head.features.width
+            scores, read = [SCORE, TWICE_SCORE], [FEATURES, TWICE_FEATURES]
+        _read_before_gates(proto)
+        _join_outputs(proto, production.logits, scores, read)
         operators: dict[str, Operator] = {
             "HardSigmoid": self._bit,
             "GlobalAveragePool": _average,
@@ -85,7 +109,7 @@ class RelaxedGuard:
         self._deviations: dict[str, float] = {}
         module = OnnxModule(proto, _ALL, operators=operators)
         self.twin = Twin(module, manifest.input, device=device)
-        self._features = artifact.head.features.width
+        self._scores, self._features = len(scores), features
         with torch.no_grad():
             self.read(to_pixels(images[:_SAMPLE], self.twin.device))
 
@@ -99,8 +123,9 @@ class RelaxedGuard:
         """
         self._temperature, self._soft = temperature, soft
         joined = self.twin.logits(pixels)
-        logits = joined[:, : -1 - self._features]
-        score = joined[:, -1 - self._features]
+        classes = joined.shape[1] - self._scores - self._features
+        logits, scores = joined[:, :classes], joined[:, classes : classes + self._scores]
+        score = self.procedure.height(scores[:, 0], scores[:, -1])
         return Reading(logits=logits, score=score, features=joined[:, -self._features :])
 
     def _bit(self, node: Node, x: Tensor) -> Tensor:
@@ -186,40 +211,74 @@ def _largest(node: Node, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return values.narrow(axis, 0, int(count)), places.narrow(axis, 0, int(count))
 
 
-def _read_before_relu(proto: onnx.ModelProto) -> None:
-    """Let the guard's bits read what goes into a ReLU: behind it, a closed gate has no gradient.
+def _read_before_gates(proto: onnx.ModelProto) -> None:
+    """Let the guard's bits read what goes into a gate: behind it, a closed one has no gradient.
 
-    What lies between a ReLU and its bits, strides, scales and joins, works on either side of it.
+    Nor has a Clip from 0 that is cut at its top. At levels below that the bits are the same before
+    and after; one at a higher level is never on, and is read behind it. What lies between a gate
+    and its bits, strides, scales and joins, works on either side of it.
     """
     makers: dict[str, Any] = {name: node for node in proto.graph.node for name in node.output}
-    reading = [
+    tops = _Tops(constants(proto.graph))
+    bits = [
         node
         for node in proto.graph.node
         if node.op_type == "HardSigmoid" and node.name.startswith(_OURS)
     ]
     seen = set()
-    while reading:
-        node = reading.pop()
-        if node.name in seen:
-            continue
-        seen.add(node.name)
-        for place, name in enumerate(node.input):
-            source = makers.get(name)
-            if source is None:
+    for bit in sorted(bits, key=_level, reverse=True):  # what several read, the highest reads first
+        reading = [bit]
+        while reading:
+            node = reading.pop()
+            if node.name in seen:
                 continue
-            if source.name.startswith(_OURS):
-                reading.append(source)
-            elif source.op_type == "Relu":
-                node.input[place] = source.input[0]
+            seen.add(node.name)
+            for place, name in enumerate(node.input):
+                source = makers.get(name)
+                if source is None:
+                    continue
+                if source.name.startswith(_OURS):
+                    reading.append(source)
+                elif _level(bit) < tops.of(source):
+                    node.input[place] = source.input[0]
 
 
-def _join_outputs(proto: onnx.ModelProto, logits: str) -> None:
-    """Add one tensor of logits, score and features side by side: (N, K + 1 + X)."""
+def _level(bit: onnx.NodeProto) -> float:
+    """Return what a bit's tensor must lie above."""
+    known = {attribute.name: attribute.f for attribute in bit.attribute}
+    return -known.get("beta", 0.5) / known.get("alpha", 0.2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tops:
+    """How far up operators give out what goes into them, where that is above 0."""
+
+    known: Mapping[str, NDArray[Any]]
+
+    def of(self, node: onnx.NodeProto) -> float:
+        """Return infinity for a Relu, the upper bound of a Clip from 0, -inf for all others."""
+        if node.op_type == "Relu":
+            return np.inf
+        if node.op_type != "Clip" or len(node.input) < 2 or node.input[1] not in self.known:
+            return -np.inf
+        if self.known[node.input[1]].any():
+            return -np.inf
+        high = node.input[2] if len(node.input) > 2 else ""
+        if not high:
+            return np.inf
+        return float(self.known[high].min()) if high in self.known else -np.inf
+
+
+def _join_outputs(
+    proto: onnx.ModelProto, logits: str, scores: Sequence[str], features: Sequence[str]
+) -> None:
+    """Add one tensor of logits, S scores and features side by side: (N, K + S + X)."""
     column = f"{_OURS}column"
     proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1]), column))
+    columns = [f"{score}_column" for score in scores]
     proto.graph.node.extend(
-        [
-            helper.make_node("Reshape", [SCORE, column], [f"{_OURS}score_column"]),
-            helper.make_node("Concat", [logits, f"{_OURS}score_column", FEATURES], [_ALL], axis=1),
-        ]
+        helper.make_node("Reshape", [score, column], [made])
+        for score, made in zip(scores, columns, strict=True)
     )
+    joined = [logits, *columns, *features]
+    proto.graph.node.append(helper.make_node("Concat", joined, [_ALL], axis=1))

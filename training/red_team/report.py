@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reluguard.detector.looks.judging import Looks
 from reluguard.detector.metrics import BlackBox, Interval, Rates, RedTeamSummary
 from reluguard.detector.plain import UNSAID, Plain
 
@@ -97,12 +98,13 @@ class RedTeamReport(Plain):
         images: attacked.
         settings: how hard was tried.
         guard: its digest.
-        thresholds: its score limits, by rate.
+        thresholds: its score limits, by rate; of two looks, limits of the `Procedure`'s heights.
         seconds: it took.
         checks: signs that the attacks are not blinded: held, not held, or None where too few
             images evaded to tell.
         smallest: by norm, how far the smallest change that evades is beside the bare model's.
         asking_only: by attack, what someone reaches who sees answers and flags only.
+        looks: the procedure attacked: "first", "suspicious" or "always".
     """
 
     budgets: Mapping[str, Mapping[str, Row]]
@@ -119,6 +121,7 @@ class RedTeamReport(Plain):
     checks: Mapping[str, bool | None]
     smallest: Mapping[str, Pair] = field(default_factory=dict)
     asking_only: Mapping[str, Pair] = field(default_factory=dict)
+    looks: Looks = field(default="first", metadata=UNSAID)
 
     @property
     def best(self) -> dict[str, Row]:

@@ -18,6 +18,10 @@ from reluguard.training.twin.twin import from_pixels
 __all__ = ["ScoreSearch"]
 
 
+def _score(verdicts: Verdicts) -> NDArray[np.float32]:
+    return verdicts.score
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreSearch(Attack):
     """Random squares that lower the margin and then the score: sees answers and scores only.
@@ -32,6 +36,7 @@ class ScoreSearch(Attack):
         answer: the output that holds the class scores.
         threshold: the score to stay at or below.
         columns: from that output to a column per class, where it has none.
+        heights: where images stand by their verdicts; their scores, of a guard that looks once.
         size: Linf, in 8-bit steps.
         most_queries: for one image.
     """
@@ -41,6 +46,7 @@ class ScoreSearch(Attack):
     answer: str
     threshold: float
     columns: Callable[[NDArray[Any]], NDArray[Any]] = field(default=np.asarray, repr=False)
+    heights: Callable[[Verdicts], NDArray[np.float32]] = field(default=_score, repr=False)
     size: float = 8.0
     most_queries: int = 1000
 
@@ -92,6 +98,6 @@ class ScoreSearch(Attack):
         scores = self.columns(verdicts.outputs[self.answer])
         logits = torch.from_numpy(scores.astype(np.float32)).to(pixels.device)
         margin = goal.margin(logits)
-        excess = torch.from_numpy(verdicts.score).to(pixels.device) - self.threshold
+        excess = torch.from_numpy(self.heights(verdicts)).to(pixels.device) - self.threshold
         # a changed answer is worth more than any score
         return torch.where(margin >= 0, 1e6 + margin, excess)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.errors import GuardError
-from reluguard.detector.head import threshold_at
 from reluguard.detector.images import Images
-from reluguard.detector.model import load_production
+from reluguard.detector.looks.again import find_network
+from reluguard.detector.looks.judging import Looks
+from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.attacks import Attack, Victim, open_victim
@@ -20,13 +21,13 @@ from reluguard.training.data.given import Data
 from reluguard.training.data.holdout import unseen_rows
 from reluguard.training.errors import DataError
 from reluguard.training.red_team.aware_attacks import Bank
+from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.twin.twin import load_twin
 
 __all__ = ["Ask", "Scores", "Target", "open_target"]
 
 BANK = 512
-LEAST_RATE = 0.01  # evasion at rarer false alarms is only easier
 
 Scores = NDArray[np.float32]
 Ask = Callable[[Images], Verdicts]
@@ -43,11 +44,12 @@ class Target:
         bank: clean images to copy, others than those under attack.
         images: uint8, (N, H, W, C), that no step of fitting saw and the model answers right.
         labels: int64, (N,).
-        thresholds: score limits by false-positive rate.
+        procedure: one look or two, and where its verdicts come from.
+        thresholds: its limits by false-positive rate.
         ask: what the black box asks.
         data: digest of the data set.
         seed: of every random choice.
-        believed: the score to stay at or below, as far as the attacker knows.
+        believed: the height to stay at or below, as far as the attacker knows.
         known: digest of the guard that the attacker has, "" where it is the one attacked.
     """
 
@@ -57,6 +59,7 @@ class Target:
     bank: Bank
     images: Images
     labels: NDArray[np.int64]
+    procedure: Procedure
     thresholds: Mapping[str, float]
     ask: Ask
     data: str
@@ -69,15 +72,15 @@ class Target:
 
     @property
     def strictest(self) -> float:
-        """The lowest threshold: who stays below it evades at every rate."""
+        """The lowest limit: who stays below it evades at every rate."""
         return min(self.thresholds.values())
 
     def fool(
         self, attack: Attack, rows: NDArray[np.int64]
     ) -> tuple[Scores, Images, NDArray[np.int64] | None]:
-        """Return scores (R,) of the real guard, images (R, H, W, C) and queries (R,), if counted.
+        """Return heights (R,) by the real guard, images (R, H, W, C) and queries (R,), if counted.
 
-        A score is infinite where the answer is right.
+        A height is infinite where the answer is right.
 
         Args:
             attack: knows the guard or not.
@@ -88,7 +91,8 @@ class Target:
         result = attack(self.images[rows], self.labels[rows], self.victim, seed=seed)
         verdicts = self.guard.inspect(result.images)
         wrong = verdicts.prediction != self.labels[rows]
-        scores = np.where(wrong, verdicts.score, np.float32(np.inf)).astype(np.float32)
+        heights = self.procedure.heights(verdicts)
+        scores = np.where(wrong, heights, np.float32(np.inf)).astype(np.float32)
         return scores, result.images, result.queries
 
 
@@ -103,6 +107,8 @@ def open_target(
     threads: int | None = None,
     ask: Ask | None = None,
     attacker_guard: Path | None = None,
+    looks: Looks | None = None,
+    second_model: Path | None = None,
 ) -> Target:
     """Return the target.
 
@@ -117,20 +123,24 @@ def open_target(
         ask: what the black box asks, by default the guard in this process.
         attacker_guard: a guard of the same model that the attacker fitted, who does not have this
             one's weights; gradients and thresholds are then that one's.
+        looks: when the guard looks again; by default as it is served.
+        second_model: the network that looks again, of a guard fitted with one.
 
     Raises:
         DataError: no image is left that the guard has not seen and the model answers right.
         TwinError: the model can't be run in torch.
         GuardError: a guard can't be read or is not the model's, or the attacker's is this one.
+        SettingsError: there is no second look, or no network for it.
+        ModelMismatchError: another network looks again than at fitting.
     """
-    opened = Guard.open(model, guard, threads=threads, looks="first")
+    opened = Guard.open(model, guard, threads=threads, looks=looks, second_model=second_model)
     manifest, spec = opened.artifact.manifest, opened.spec
     dataset = guard_data(data, opened, classes)
     unseen = np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))
     victim = open_victim(model, spec, output=manifest.answer, threads=threads)
     production = load_production(model, output=manifest.answer)
     known = opened.artifact if attacker_guard is None else _attackers(attacker_guard, opened)
-    relaxed = RelaxedGuard(production, known, dataset.images[unseen])
+    relaxed = _relaxed(production, known, opened, dataset.images[unseen], model, second_model)
     twin = load_twin(model, spec, images=dataset.images[unseen], output=manifest.answer)
     answers = victim.predict(dataset.images[unseen]).argmax(axis=1)
     right = unseen[answers == dataset.labels[unseen]]
@@ -141,7 +151,7 @@ def open_target(
     chosen = right[:limit]
     # the attacker's own images to copy: others than those under attack, where there are any
     copied = right[limit : limit + BANK] if len(right) > limit else right
-    thresholds = _limits(opened.artifact)
+    procedure = Procedure.of(opened.artifact, opened.looks)
     return Target(
         guard=opened,
         relaxed=relaxed,
@@ -149,20 +159,33 @@ def open_target(
         bank=Bank.read(relaxed, dataset.images[copied]),
         images=dataset.images[chosen],
         labels=dataset.labels[chosen],
-        thresholds=thresholds,
+        procedure=procedure,
+        thresholds=procedure.limits,
         ask=ask or opened.inspect,
         data=dataset.digest,
         seed=seed,
-        believed=min(_limits(known).values()),
+        believed=relaxed.procedure.strictest,
         known="" if attacker_guard is None else known.digest,
     )
 
 
-def _limits(artifact: GuardArtifact) -> dict[str, float]:
-    """Return the score limits that evasion is told for, by false-positive rate."""
-    manifest = artifact.manifest
-    found = {rate: at for rate, at in manifest.thresholds.items() if float(rate) >= LEAST_RATE}
-    return found or {f"{manifest.fpr:g}": threshold_at(manifest.fpr, artifact.head.clean_scores)}
+def _relaxed(
+    production: Production,
+    known: GuardArtifact,
+    opened: Guard,
+    images: Images,
+    model: Path,
+    second_model: Path | None,
+) -> RelaxedGuard:
+    """Return the guard that the attacker has, with gradients, looking as the real one does.
+
+    An attacker's own guard of one look is followed as it is: it is all they have.
+    """
+    looks: Looks = "first" if known.second is None else opened.looks
+    other = None
+    if known.second is not None and looks != "first":
+        other = find_network(known.second.look, known.path, model, second_model)
+    return RelaxedGuard(production, known, images, looks=looks, other=other)
 
 
 def _attackers(path: Path, guard: Guard) -> GuardArtifact:

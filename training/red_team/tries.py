@@ -5,6 +5,7 @@ A try is one attack on one run of images. N images of the target, R of them in a
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from reluguard.detector.arrays import read_arrays
 from reluguard.detector.artifact import write_file
-from reluguard.detector.head import Head
 from reluguard.detector.images import Images
 from reluguard.training.attacks import Attack
 from reluguard.training.errors import DataError
@@ -45,13 +45,17 @@ class Tries:
         images = hashlib.sha256(np.ascontiguousarray(target.images).data).hexdigest()
         plan: dict[str, Any] = {
             "model": target.guard.artifact.manifest.model_sha256,
-            "guard": _hash(target.guard.artifact.head),
+            "guard": _digest(target.guard.artifact.head.to_arrays()),
             "data": target.data,
             "images": images,
             "thresholds": dict(target.thresholds),
             "black box": told,
             "seed": target.seed,
         }
+        second = target.guard.artifact.second
+        if second is not None and target.procedure.looks != "first":
+            plan["looks"] = target.procedure.looks
+            plan["second look"] = _digest(second.to_arrays())
         if target.known:
             plan["the attacker's guard"] = target.known
         Workspace(folder, plan)
@@ -91,9 +95,9 @@ class Tries:
         )
 
 
-def _hash(head: Head) -> str:
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     """Return what tells one guard's scores from another's: figures published since don't count."""
     content = hashlib.sha256()
-    for name, value in sorted(head.to_arrays().items()):
+    for name, value in sorted(arrays.items()):
         content.update(name.encode() + np.ascontiguousarray(value).tobytes())
     return content.hexdigest()

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -205,7 +206,7 @@ def captured(
     ]
     prepare(folder)
     raw = {"images": pictures} if images else {}
-    arrays = {"rates": rates.astype(np.float16), "logits": logits, **raw}
+    arrays: dict[str, Any] = {"rates": rates.astype(np.float16), "logits": logits, **raw}
     add(folder, "0.npz", arrays, entries)
     return folder
 
@@ -310,7 +311,7 @@ def test_who_looks_again_is_checked(champion: Champion, tmp_path: Path) -> None:
     save_dataset(champion.patched.take(np.arange(60)), new)
     guard = tmp_path / "moved"
     shutil.copytree(champion.guard, guard)
-    asked = {"work": tmp_path / "work", "limits": FAST, "threads": 1}
+    asked: dict[str, Any] = {"work": tmp_path / "work", "limits": FAST, "threads": 1}
     with pytest.raises(SettingsError, match=r"expected the second network sibling\.onnx"):
         retrain(guard, champion.model, [new], tmp_path / "g2", **asked)
     third = onnx.load(champion.other)
