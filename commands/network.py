@@ -149,7 +149,20 @@ def harden(
         Path | None,
         typer.Option("--guard", help="A guard of the model, which says how pixels go in."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Train on so many images at most.")] = 4000,
+    limit: Annotated[
+        int, typer.Option("--limit", help="Train on so many images at most.")
+    ] = 10_000,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, help="How often each image is trained on.")
+    ] = 20,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget",
+            help="The largest change of a pixel that it is trained against, in steps of 1/255. More "
+            "makes it more robust and less right.",
+        ),
+    ] = 2.0,
     output: Output = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -157,9 +170,11 @@ def harden(
     bgr: Bgr = False,
     preprocessing: Pixels = None,
     classes: Classes = None,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the model against attacks with the consistent loss; writes another ONNX file."""
+    """Fine-tune the model against attacks; writes another ONNX file, which can look twice for it."""
+    from reluguard.training.harden import HardenSettings
     from reluguard.training.harden import harden as run_harden
 
     with show_progress() as progress:
@@ -170,6 +185,7 @@ def harden(
             held_out=held_out,
             guard=guard,
             limit=limit,
+            settings=HardenSettings(epochs=epochs, budget=budget, seed=seed),
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             classes=classes,
@@ -178,7 +194,12 @@ def harden(
     if as_json:
         typer.echo(json.dumps(report))
         return
-    for what in ("clean", "robust", "consistency"):
+    lines = {
+        "clean": "right on clean images",
+        "robust": f"right under {report['attack']}",
+        "consistency": "likeness of the last gate's codes before and after it",
+    }
+    for what, words in lines.items():
         before, after = report[f"{what}_before"]["value"], report[f"{what}_after"]["value"]
-        typer.echo(f"{what:<12} {before:.3f} -> {after:.3f}")
+        typer.echo(f"{words}: {before:.3f}, now {after:.3f}")
     typer.echo(f"model: {out / 'model.onnx'}")

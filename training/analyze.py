@@ -44,7 +44,8 @@ from reluguard.training.data.given import Data
 from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
 from reluguard.training.errors import AnalysisError
-from reluguard.training.harden import HardenSettings, harden_images
+from reluguard.training.harden import harden_images
+from reluguard.training.hardening.settings import consistent_loss
 from reluguard.training.models.given import Model, guard_model, ready_model
 from reluguard.training.pages.analysis.report import report_pages, summary
 from reluguard.training.progress import Progress
@@ -411,7 +412,7 @@ def _papers(
         material.spec,
         source,
         Dataset(images=images, labels=labels, source="held out"),
-        settings=HardenSettings(seed=seed),
+        settings=consistent_loss(seed),
         progress=progress,
     )
     return seeds, hardening

@@ -1,10 +1,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from reluguard.detector.errors import SettingsError
@@ -12,6 +15,8 @@ from reluguard.detector.images import Images
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.harden import HardenSettings, harden, harden_images
+from reluguard.training.hardening.tuning import Networks
+from reluguard.training.twin.twin import to_pixels
 
 
 @pytest.fixture
@@ -72,11 +77,68 @@ def test_a_seed_repeats_the_weights(tiny_model: Path, labelled: Dataset) -> None
     assert onnx.load_model_from_string(made[0]).graph.node
 
 
+def test_attacks_of_a_step_keep_within_the_budget(tiny_model: Path, labelled: Dataset) -> None:
+    """No pixel moves by more than the budget or out of its range, and weights can learn again."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    networks = Networks.of(production, spec, labelled.images[:8])
+    x = to_pixels(labelled.images[:20])
+    target = networks.target(x, labelled.labels[:20], 0.8)
+    assert_allclose(target.sum(1).numpy(), 1, rtol=1e-5)
+    for varied in (False, True):
+        settings = HardenSettings(budget=3.0, varied=varied)
+        moved = networks.attacked(x, target, settings, np.random.default_rng(0))
+        assert float((moved - x).abs().max()) <= 3 / 255 + 1e-6
+        assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
+        assert float((moved - x).abs().mean()) > 0.5 / 255
+    assert all(weight.requires_grad for weight in networks.weights.values())
+
+
+def test_who_is_told_all_by_the_model_alone_stays_as_it_answers(
+    tiny_model: Path, labelled: Dataset
+) -> None:
+    """With the model as the only teacher and no attack counted, nothing is to be learned."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    settings = HardenSettings(
+        epochs=1, teacher=1.0, follow=0, apart=0, weight=0, decay=0, average=0, rate=1e-3
+    )
+    _, report = harden_images(production, spec, labelled, labelled, settings=settings)
+    assert report.clean_after.value == pytest.approx(report.clean_before.value, abs=0.03)
+
+
+def test_the_average_of_the_steps_is_written(tiny_model: Path, labelled: Dataset) -> None:
+    """It lies nearer to where training began than the last step does."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    begun = weights_of(production.proto)
+    moved = [
+        sum(
+            float(np.square(weight - begun[name]).sum())
+            for name, weight in weights_of(
+                harden_images(
+                    production, spec, labelled, labelled,
+                    settings=HardenSettings(epochs=2, average=average, rate=0.05),
+                )[0]
+            ).items()
+        )
+        for average in (0.0, 0.998)
+    ]  # fmt: skip
+    assert 0 < moved[1] < moved[0]
+
+
+def weights_of(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+
+
 def test_settings_are_checked() -> None:
     """Senseless settings are refused."""
     with pytest.raises(
-        SettingsError, match="epochs, batch and evaluate of 1 or more, got 0, 64, 500"
+        SettingsError,
+        match="epochs, batch, evaluate and steps of 1 or more, got 0, 64, 500, 40",
     ):
         HardenSettings(epochs=0)
-    with pytest.raises(SettingsError, match="positive budget and rate"):
+    with pytest.raises(SettingsError, match="positive budget and rate and weights of 0 or more"):
         HardenSettings(budget=-1)
+    with pytest.raises(SettingsError, match="a teacher of 0 to 1, an average of 0 to below 1"):
+        HardenSettings(teacher=1.5)

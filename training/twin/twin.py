@@ -162,8 +162,18 @@ def load_twin(
         module = _lent(Lent(how, "twin", TwinError))
     twin = Twin(module, spec, device=device)
     _check(twin, production, how, images[:_SAMPLE], tolerance)
-    twin.half = _has_bfloat16(twin.device) and _half_will_do(twin, images[:_HALF_SAMPLE])
+    twin.half = half_serves(twin, images[:_HALF_SAMPLE])
     return twin
+
+
+def half_serves(twin: Twin, images: Images) -> bool:
+    """Return whether the processor has bfloat16 and gradients in it point where they should.
+
+    Args:
+        twin: of the network.
+        images: uint8, (N, H, W, C), a few.
+    """
+    return _has_bfloat16(twin.device) and _half_will_do(twin, images)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
