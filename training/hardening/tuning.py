@@ -80,7 +80,7 @@ class Networks:
         noise = torch.from_numpy(generator.uniform(-1, 1, tuple(x.shape))).float() * size
         started = (x + noise).clamp(0, 1).requires_grad_()
         for weight in self.weights.values():  # without theirs it costs a third less
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad_(False)
         loss = cross_entropy(self.learner.rough_logits(started), target)
         (gradient,) = torch.autograd.grad(loss, started)
         for weight in self.weights.values():
@@ -122,7 +122,7 @@ def fine_tune(
             if not torch.isfinite(loss):
                 raise AnalysisError("training diverged: give a smaller rate")
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, _STEEPEST)
             optimiser.step()
             schedule.step()
