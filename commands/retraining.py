@@ -32,7 +32,8 @@ def retrain(
         typer.Option(
             "--new",
             help="An .npz of attacked `images` with their true `labels`, a folder of such, a "
-            "folder of attacked images per true class, or one of labelled captures; repeatable.",
+            "folder of attacked images per true class, a folder of attacked pictures, or one of "
+            "labelled captures; repeatable.",
         ),
     ] = None,
     attack: Annotated[
@@ -131,7 +132,12 @@ def retrain(
             progress=progress,
         )
     if as_json:
-        document = {"guard": str(out), "digest": found.guard.digest, "gate": found.gate.to_json()}
+        document = {
+            "guard": str(out),
+            "digest": found.guard.digest,
+            "gate": found.gate.to_json(),
+            "added": [one.to_json() for one in found.added],
+        }
         typer.echo(json.dumps(document))
     else:
         print_gate(found.gate)

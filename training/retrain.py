@@ -122,7 +122,7 @@ def retrain(
         guard: the champion's folder, or a shelf whose current version is the champion.
         model: its production ONNX file.
         new: each an npz of attacked images, a folder of such, a folder of attacked images per true
-            class, or a folder of labelled captures.
+            class, a folder of attacked pictures or a pattern, or a folder of labelled captures.
         out: the challenger's folder.
         attacks: names of attacks to run on the original data set, or module:Class.
         work: the harvest; by default the one the champion names, or GUARD.work.
@@ -271,8 +271,14 @@ def _found(
         if (path / INDEX).is_file():
             labelled += read_captured(path, champion, most_per_source=most_per_source, again=again)
         else:
-            fresh += read_attacked(path, reader, known, classes, again=again)
+            fresh += read_attacked(path, reader, known, classes, artifact=champion, again=again)
         progress.advance(1)
+    for one in fresh:
+        if one.is_loose:
+            progress.say(
+                f"the {len(one.ids)} pictures in {one.source} are in no folder of their class: all "
+                "are taken to be attacks that fool the model"
+            )
     for word in [] if looking is None else lacking(labelled):
         progress.say(word)
     return fresh + labelled

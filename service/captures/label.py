@@ -1,5 +1,6 @@
 """Labels on captured requests: what a person says they were. Nothing follows from a label alone."""
 
+import codecs
 import csv
 import sqlite3
 import time
@@ -19,6 +20,8 @@ _COLUMNS = (
     "id", "time", "source", "stratum", "score", "p_value", "prediction", "label", "request",
     "repeats",
 )  # fmt: skip
+_BETWEEN = (",", ";", "\t")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,8 @@ def set_label(
 def export_csv(folder: Path, out: Path, *, limit: int = 1_000_000) -> int:
     """Write the captures as CSV for a person to fill the column `label`, and return how many.
 
+    What a caller named so that a spreadsheet would take it for a formula begins with an apostrophe.
+
     Raises:
         LabelError: no captures there, or the index is locked or damaged.
     """
@@ -154,19 +159,51 @@ def export_csv(folder: Path, out: Path, *, limit: int = 1_000_000) -> int:
     with out.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(_COLUMNS)
-        writer.writerows([getattr(row, name) for name in _COLUMNS] for row in rows)
+        writer.writerows([_cell(getattr(row, name)) for name in _COLUMNS] for row in rows)
     return len(rows)
 
 
 def import_csv(folder: Path, file: Path, *, labeller: str, replace: bool = False) -> int:
     """Take the labels of a CSV with the columns `id` and `label`, and return how many were new.
 
+    As spreadsheets write them: with commas, semicolons or tabs between, columns in any order and
+    others beside, UTF-8 or UTF-16, blanks around words, `Clean` for `clean`.
+
     Raises:
-        LabelError: the columns are missing, or as `set_label`; then no label is taken.
+        LabelError: the columns are missing, the file is no text, or as `set_label`; then no label
+            is taken.
     """
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if not {"id", "label"} <= set(reader.fieldnames or ()):
-            raise LabelError(f"expected the columns id and label in {file}")
-        pairs = [(row["id"], row["label"]) for row in reader if row["label"]]
+    lines = _text(file).splitlines()
+    if lines and lines[0].lower().startswith("sep="):  # Excel's own word on what stands between
+        lines = lines[1:]
+    between = max(_BETWEEN, key=(lines or [""])[0].count)
+    reader = csv.DictReader(lines, delimiter=between)
+    names = {name.strip().casefold(): name for name in reader.fieldnames or ()}
+    if not {"id", "label"} <= set(names):
+        found = ", ".join(reader.fieldnames or ())[:200] or "nothing"
+        raise LabelError(f"expected the columns id and label in {file}, its first line is {found}")
+    told = ((row[names["id"]] or "", row[names["label"]] or "") for row in reader)
+    pairs = [(name.strip(), _label(label)) for name, label in told if label.strip()]
     return set_label(folder, pairs, labeller=labeller, replace=replace)
+
+
+def _cell(value: object) -> object:
+    """Return a value that no spreadsheet runs."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _label(text: str) -> str:
+    """Return a label whose fixed part may be in capitals, as spreadsheets begin words."""
+    kind, colon, name = text.strip().partition(":")
+    return f"{kind.strip().lower()}{colon}{name.strip()}"
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    if content.startswith(b"PK"):
+        raise LabelError(f"expected CSV in {file}, it is a workbook: save it as CSV")
+    sixteen = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if sixteen else "utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")  # ids and labels are ASCII

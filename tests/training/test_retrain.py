@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from reluguard.commands.app import app
@@ -409,7 +410,9 @@ def test_bad_input_is_named(champion: Champion, tmp_path: Path, tiny_model: Path
     attempt([right], "the work of another model, data set or seed", work=tmp_path / "others")
     few = tmp_path / "few.npz"
     save_dataset(champion.patched.take(np.arange(1)), few)
-    attempt([few], "to fit on and to hold out, got")
+    attempt(
+        [few], "to fit on and to hold out, got .*: 30% of images are held out, chosen by chance"
+    )
     foreign = write_captures(
         tmp_path / "foreign", champion, [(champion.clean.images[0], "clean")], model="0" * 64
     )
@@ -443,6 +446,33 @@ def test_the_command_says_by_its_exit_code_what_the_gate_says(
         said = json.loads(done.stdout)
         assert said["digest"] == read_guard(tmp_path / "g2").digest
         assert (done.exit_code, said["gate"]["passed"]) == (code, code == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["classes", "loose", "pattern"])
+def test_the_command_takes_folders_of_pictures(
+    champion: Champion, tmp_path: Path, layout: str
+) -> None:
+    """A folder per true class, pictures beside each other, or a pattern: a unit learns them."""
+    root = tmp_path / "patched"
+    few = champion.patched.take(np.arange(100))
+    for row, (image, label) in enumerate(zip(few.images, few.labels, strict=True)):
+        file = root / (str(label) if layout == "classes" else "") / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(file)
+    new = root / "*.png" if layout == "pattern" else root
+    arguments = ["retrain", "--guard", champion.guard, "--model", champion.model, "--new", new]
+    arguments += ["--out", tmp_path / "g2", "--threads", 1, "--margin", 0.9, "--json"]
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    (added,) = json.loads(done.stdout)["added"]
+    assert added["kind"] == "attack"
+    assert added["fit"] + added["test"] == len(few)
+    said = "the 100 pictures in" in done.stderr
+    assert said is (layout != "classes")
+    guard = read_guard(tmp_path / "g2")
+    rest = champion.patched.images[100:]
+    assert detection(champion, guard, rest) > detection(champion, read_guard(champion.guard), rest)
 
 
 def captures_of(folder: Path, case: Champion, *, attacked: int, clean: int, wrong: bool) -> Path:

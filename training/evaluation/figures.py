@@ -26,6 +26,7 @@ __all__ = [
     "precision",
     "prevalence_table",
     "promises",
+    "rarest_last",
 ]
 
 PREVALENCES = (1e-2, 1e-3, 1e-5)
@@ -168,3 +169,12 @@ def prevalence_table(detected: float, fpr: float) -> dict[str, float]:
         f"{p:g}": detected * p / (detected * p + fpr * (1 - p)) if detected else 0.0
         for p in PREVALENCES
     }
+
+
+def rarest_last(found: Mapping[str, Precision]) -> list[str]:
+    """Return at which shares of attacks precision is told, as it names them, rarest last.
+
+    JSON puts names in the order of their letters: 0.001, 0.01, 1e-05.
+    """
+    first = next(iter(found.values()))
+    return sorted(first.precision, key=float, reverse=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from reluguard.detector.metrics import Rates, RedTeamSummary
 from reluguard.training.evaluation.comparison import Group
 from reluguard.training.evaluation.conclusion import conclude
-from reluguard.training.evaluation.figures import Precision
+from reluguard.training.evaluation.figures import Precision, rarest_last
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages import evaluation_plots as plots
 from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table, verdict
@@ -279,15 +279,15 @@ def precision_table(found: Mapping[str, Precision]) -> str:
     """Return what share of flagged requests are attacks, by how common attacks are."""
     if not found:
         return paragraph("No attack succeeded.")
+    shares = rarest_last(found)
     rows = [
         [
             rate,
             _share(entry.mean_detected),
-            *(_share(value) for value in entry.precision.values()),
+            *(_share(entry.precision[p]) for p in shares),
         ]
         for rate, entry in found.items()
     ]
-    shares = next(iter(found.values())).precision
     note = (
         "Share of flagged requests that are attacks, where one request in so many is an attack, "
         "with the detection rate averaged over the attacks above, and false alarms at the promised "

@@ -5,6 +5,8 @@ from reluguard.training.red_team.report import Pair, RedTeamReport
 
 __all__ = ["pair_sentences"]
 
+_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_WHOLE = frozenset(map(str, range(len(_COUNTS))))
 _UNITS = {"linf": "8-bit steps in Linf", "l2": "in L2"}
 
 
@@ -33,7 +35,8 @@ def _change(pair: Pair, norm: str) -> str:
         return "nothing to compare."
     ratio = pair.ratio
     return (
-        f"{_length(pair.guarded_change)} {_UNITS[norm]} for half of the {pair.images} images, "
+        f"{_length(pair.guarded_change)} {_unit(pair.guarded_change, norm)} for half of the "
+        f"{pair.images} images, "
         f"{_length(pair.bare_change)} on the bare model; {ratio.value:.2f} "
         f"[{ratio.low:.2f}, {ratio.high:.2f}] times as far, image by image, at the {pair.rate} "
         f"threshold. {_unnoticed(pair)}"
@@ -50,7 +53,15 @@ def _unnoticed(pair: Pair) -> str:
 
 
 def _length(value: float | None) -> str:
-    return "never reached" if value is None else f"{value:.3g}"
+    if value is None:
+        return "never reached"
+    text = f"{value:.3g}"
+    return _COUNTS[int(text)] if text in _WHOLE else text  # "two 8-bit steps", not "2 8-bit steps"
+
+
+def _unit(value: float | None, norm: str) -> str:
+    """Return what a change is counted in, one of them or several."""
+    return _UNITS[norm].replace("steps", "step") if _length(value) == "one" else _UNITS[norm]
 
 
 def _share(found: Interval) -> str:

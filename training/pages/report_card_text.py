@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reluguard.training.evaluation.conclusion import by_fit, conclude
-from reluguard.training.evaluation.figures import Precision
+from reluguard.training.evaluation.figures import Precision, rarest_last
 from reluguard.training.evaluation.report_card import ReportCard
 from reluguard.training.pages.two_looks import look_lines
 from reluguard.training.pages.words import answered_right, few_note, number
@@ -66,9 +66,9 @@ def print_precision(console: Console, table: Mapping[str, Precision]) -> None:
     """Print what share of flagged requests are attacks."""
     if not table:
         return
-    shares = next(iter(table.values())).precision
+    shares = rarest_last(table)
     heads = (f"attacks among flagged, 1 request in {1 / float(p):,.0f}" for p in shares)
     rows = Table("threshold for", *heads)
     for rate, entry in table.items():
-        rows.add_row(rate, *(f"{value:.2g}" for value in entry.precision.values()))
+        rows.add_row(rate, *(f"{entry.precision[p]:.2g}" for p in shares))
     console.print(rows)

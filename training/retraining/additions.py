@@ -26,6 +26,7 @@ from reluguard.training.data.case import read_rates
 from reluguard.training.data.classes import Classes, Known, with_classes
 from reluguard.training.data.dataset import Dataset, load_data
 from reluguard.training.data.folder import is_shown
+from reluguard.training.data.pictures import Pictures, find_pictures
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.harvest import harvest
@@ -51,6 +52,7 @@ SPLITS = 1000  # an id's remainder says whether it is held out
 HASHED = 1 << 62  # ids of images from outside: apart from the row numbers of the data set
 LABELLED_CLEAN = "labelled-clean"
 MOST_PER_SOURCE = 250
+LOOSE = 64  # pictures that are decoded at a time
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -59,7 +61,8 @@ class Fresh:
     """Readings of new images: rates float16 (N, D), logits (N, K), true classes and ids (N,).
 
     `dropped` counts what was left out, by reason. `again` is what a second look read of them.
-    `is_captured` tells what people labelled from what was attacked on purpose.
+    `is_captured` tells what people labelled from what was attacked on purpose, `is_loose` pictures
+    whose true class nobody said.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Fresh:
     dropped: Mapping[str, int] = field(default_factory=dict)
     again: Again | None = None
     is_captured: bool = False
+    is_loose: bool = False
 
     def readings(self) -> Readings:
         """Return the same as a group of a harvest."""
@@ -91,35 +95,67 @@ def read_attacked(
     known: Known | None = None,
     classes: Classes | None = None,
     *,
+    artifact: GuardArtifact | None = None,
     again: Reader | None = None,
 ) -> list[Fresh]:
     """Return the readings of attacked images: one group per file, named after it.
 
+    Loose pictures have no labels: each is taken to fool the model, and its true class to be what
+    the guard's own probe holds likeliest besides the answer, as of captures.
+
     Args:
         path: an npz with `images` uint8 (N, H, W, C), `labels` int64 (N,), the true classes, and
-            optionally `sources` int64 (N,), what image each was made from; a folder of such; or
-            a folder with one folder of images per true class.
+            optionally `sources` int64 (N,), what image each was made from; a folder of such; a
+            folder with one folder of images per true class; or a folder of pictures, a picture or
+            a pattern of such, all of them attacked.
         reader: of the model.
         known: what the guard knows of classes.
         classes: which class each folder of images is; by default what the guard knows.
+        artifact: the guard, without which loose pictures are refused.
         again: reads a second look.
 
     Raises:
         DataError: no such file, a name that can't be used, no telling which class a folder is, or
             no image that fools the model.
     """
+    if artifact is not None and (loose := find_pictures(str(path))) is not None:
+        return [_read_loose(path, loose, reader, artifact, again)]
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if files:
         return [_read_file(file, reader, again) for file in files]
     if not any(entry.is_dir() and is_shown(entry.name) for entry in path.iterdir()):
         raise DataError(
-            f"expected .npz files of attacked images, a folder of them per class, or {INDEX}, in "
-            f"{path}"
+            f"expected .npz files of attacked images, pictures, a folder of them per class, or "
+            f"{INDEX}, in {path}"
         )
     data = load_data(str(path), Reading.of(reader.spec))
     rates, logits = read_rates(reader, data.images)
     data = with_classes(data, None, logits.shape[1], classes, known)
     return [_fooling(path, data, rates, logits, None, again)]
+
+
+def _read_loose(
+    path: Path,
+    files: list[Path],
+    reader: Reader,
+    artifact: GuardArtifact,
+    again: Reader | None,
+) -> Fresh:
+    """Return the readings of pictures without labels, all of which are taken to be attacks."""
+    pictures = Pictures(files, Reading.of(reader.spec))
+    images: Images = np.concatenate(list(pictures.batches(LOOSE)))
+    rates, logits = read_rates(reader, images)
+    return Fresh(
+        name=_checked_name(path.name if path.is_dir() else files[0].resolve().parent.name),
+        kind="attack",
+        rates=rates.astype(np.float16),
+        logits=logits,
+        labels=_likely_class(artifact, rates, logits, "attack"),
+        ids=_hashed([image.tobytes() for image in images]),
+        source=str(path),
+        again=_read_again(again, images),
+        is_loose=True,
+    )
 
 
 def _read_file(file: Path, reader: Reader, again: Reader | None) -> Fresh:
@@ -417,6 +453,7 @@ def store(fresh: Fresh, kept: Kept, *, weight: float, per_row: float = math.inf)
         raise DataError(
             f"expected new images of {fresh.name} to fit on and to hold out, got "
             f"{len(parts['fit'])} and {len(parts['test'])}; {int(old.sum())} were there already"
+            f"{_why_one_side(fresh, ~old)}"
         )
     digest = hashlib.sha256(np.sort(fresh.ids).tobytes()).hexdigest()[:8]
     slug = f"{ADDED}{fresh.name}-{digest}"
@@ -433,6 +470,19 @@ def store(fresh: Fresh, kept: Kept, *, weight: float, per_row: float = math.inf)
         source=fresh.source,
         dropped={**fresh.dropped, "there already": int(old.sum())},
     )
+
+
+def _why_one_side(fresh: Fresh, new: NDArray[np.bool_]) -> str:
+    """Return why images that are new all fell to one side, and what to do about it."""
+    count = int(new.sum())
+    if not count:
+        return ""
+    if fresh.is_captured and len(np.unique(fresh.ids[new] % SPLITS)) == 1:
+        return (
+            f": images of one request stay together, and the {count} new ones are of one; label "
+            "captures of more requests"
+        )
+    return f": {HELD_OUT:.0%} of images are held out, chosen by chance; give more of them"
 
 
 def _hashed(texts: Sequence[bytes]) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reluguard.commands.app import app
+from reluguard.detector.captures import INDEX
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import running
@@ -60,6 +62,77 @@ def test_labels_go_out_and_come_back_by_csv(captured: Path, tmp_path: Path) -> N
     labels = {row.id: row.label for row in list_captures(captured)}
     assert labels[rows[0]["id"]] == "attack:cw"
     assert len(list_captures(captured, unlabelled=True)) == 8
+
+
+def as_excel(rows: list[list[str]]) -> bytes:
+    """Semicolons, a mark of UTF-8, CRLF, words begun with a capital."""
+    return "\r\n".join(";".join(row) for row in rows).replace("clean", "Clean").encode("utf-8-sig")
+
+
+def as_excel_text(rows: list[list[str]]) -> bytes:
+    """Tabs, UTF-16, every cell quoted."""
+    lines = ("\t".join(f'"{cell}"' for cell in row) for row in rows)
+    return "\r\n".join(lines).encode("utf-16")
+
+
+def as_libreoffice(rows: list[list[str]]) -> bytes:
+    """Columns in another order, one more with a comma and quotes in it, an empty row at the end."""
+    more = [[*row[::-1], f'"said ""{n}"", twice"'] for n, row in enumerate(rows)]
+    more[0][-1] = "remark"
+    return ("\n".join(",".join(row) for row in more) + "\n" + "," * len(rows[0]) + "\n").encode()
+
+
+def as_old_excel(rows: list[list[str]]) -> bytes:
+    """Its own first line, the old encoding with an umlaut in a column, blanks around labels."""
+    wide = [[*row, "Prüfer"] for row in rows]
+    wide = [[cell.replace("clean", " clean ") for cell in row] for row in wide]
+    return ("sep=;\r\n" + "\r\n".join(";".join(row) for row in wide)).encode("cp1252")
+
+
+@pytest.mark.parametrize("saved", [as_excel, as_excel_text, as_libreoffice, as_old_excel])
+def test_labels_come_back_from_a_spreadsheet(
+    captured: Path, tmp_path: Path, saved: Callable[[list[list[str]]], bytes]
+) -> None:
+    """Whatever a spreadsheet made of the file, labels are those that a person filled in."""
+    sheet = tmp_path / "sheet.csv"
+    assert (
+        CliRunner()
+        .invoke(app, ["label", "export", str(sheet), "--captures", str(captured)])
+        .exit_code
+        == 0
+    )
+    with sheet.open(newline="") as stream:
+        head, *rows = list(csv.reader(stream))
+    place = head.index("label")
+    rows[0][place], rows[3][place] = "attack:cw", "clean"
+    sheet.write_bytes(saved([head, *rows]))
+    words = ["label", "import", str(sheet), "--captures", str(captured), "--labeller", "ann"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    labels = {row.id: row.label for row in list_captures(captured) if row.label}
+    assert labels == {rows[0][0]: "attack:cw", rows[3][0]: "clean"}
+
+
+def test_a_workbook_is_no_csv(captured: Path, tmp_path: Path) -> None:
+    """A file saved as a workbook is told apart from one that lacks columns."""
+    sheet = tmp_path / "sheet.xlsx"
+    sheet.write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(LabelError, match="it is a workbook: save it as CSV"):
+        import_csv(captured, sheet, labeller="ann")
+    sheet.write_text("name,verdict\n")
+    with pytest.raises(LabelError, match="its first line is name, verdict"):
+        import_csv(captured, sheet, labeller="ann")
+
+
+def test_no_caller_makes_a_spreadsheet_calculate(captured: Path, tmp_path: Path) -> None:
+    """A request that its caller named like a formula is text in the sheet."""
+    with sqlite3.connect(captured / INDEX) as connection:
+        connection.execute("UPDATE captures SET request = '=HYPERLINK(0)', source = '@me'")
+    connection.close()
+    export_csv(captured, tmp_path / "sheet.csv")
+    with (tmp_path / "sheet.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(row["request"], row["source"]) for row in rows} == {("'=HYPERLINK(0)", "'@me")}
 
 
 def test_the_most_adversarial_come_first(captured: Path) -> None:
