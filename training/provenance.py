@@ -74,6 +74,7 @@ class FittedWith(Plain):
         head: the head's settings.
         splits: the share of the images in each part.
         least: of how many images of a part each change was made, where there were so many.
+        most: of how many images of a part each change took its share at most.
         then: what attacked images went through afterwards, each a group of its own.
     """
 
@@ -85,6 +86,7 @@ class FittedWith(Plain):
     head: Mapping[str, Any] = field(default_factory=dict)
     splits: Mapping[str, float] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict, metadata=UNSAID)
+    most: Mapping[str, int] = field(default_factory=dict, metadata=UNSAID)
     then: tuple[Recorded, ...] = field(default=(), metadata=UNSAID)
 
     @property
