@@ -6,8 +6,8 @@ Foolbox attacks the model through its twin; images are rounded to whole 8-bit pi
 the answer is then wrong. AUROC is against all clean images, with a 95 % interval by bootstrap over
 source images. All must be fresh: neither the model nor the guard may have been fitted on them. Of
 the clean ones and of the default recipe's harmless changes of them it says how many are flagged at
-the guard's own threshold. L2 and L1 sizes are those of 32-pixel images, and grow with the side and
-with the number of places.
+the guard's own threshold. With `--looks` a guard that looks twice is judged as it is then served.
+L2 and L1 sizes are those of 32-pixel images, and grow with the side and with the number of places.
 """
 
 import argparse
@@ -18,9 +18,11 @@ from typing import Any
 import foolbox
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
+from reluguard.detector.verdict import Verdicts
 from reluguard.training.attacks.library import TwinModule
 from reluguard.training.changes import Change
 from reluguard.training.data.dataset import Labels, load_data
@@ -59,9 +61,20 @@ def _inspect(guard: Guard, images: Images) -> tuple[Any, Any, Any]:
     """Return scores, whether they are flagged, and answers, each (N,)."""
     found = [guard.inspect(images[i : i + 500]) for i in range(0, len(images), 500)]
     scores, flagged, answers = zip(
-        *((v.score, v.is_adversarial, v.prediction) for v in found), strict=True
+        *((order_of(v), v.is_adversarial, v.prediction) for v in found), strict=True
     )
     return np.concatenate(scores), np.concatenate(flagged), np.concatenate(answers)
+
+
+def order_of(verdicts: Verdicts) -> NDArray[np.float64]:
+    """Return what verdicts are ordered by, however many looks there were: float64, (N,).
+
+    A second look's scores and a first one's have no scale in common, so p-values come first, and
+    scores decide between those whose look was the same.
+    """
+    between = verdicts.score / (1 + np.abs(verdicts.score))  # less than any step of a p-value
+    order: NDArray[np.float64] = 1e-6 * between - np.log(verdicts.p_value)
+    return order
 
 
 def _harmless(guard: Guard, images: Images, labels: Labels) -> None:
@@ -101,11 +114,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--guard", type=Path, required=True)
     parser.add_argument("--data", required=True, help="fresh labelled images")
+    parser.add_argument("--looks", choices=["first", "suspicious", "always"], default="first")
+    parser.add_argument("--second-model", type=Path)
     parser.add_argument("--images", type=int, default=150, help="attacked, from the first on")
     parser.add_argument("--attack", action="append", choices=list(SETTINGS))
     options = parser.parse_args()
     torch.manual_seed(0)
-    guard = Guard.open(options.model, options.guard)
+    guard = Guard.open(
+        options.model, options.guard, looks=options.looks, second_model=options.second_model
+    )
     data = load_data(options.data, Reading.of(guard.spec))
     order = np.random.default_rng(0).permutation(len(data))
     images, labels = data.images, data.labels
@@ -131,7 +148,7 @@ def main() -> None:
             whole = (moved.detach() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
             verdicts = guard.inspect(np.ascontiguousarray(whole.numpy()))
             fooled = verdicts.prediction != labels[picked]
-            scores.append(verdicts.score[fooled])
+            scores.append(order_of(verdicts)[fooled])
             sources.append(picked[fooled])
             far = (moved.detach() - pixels).flatten(1).norm(dim=1).numpy()
             lengths.append(far[fooled])
