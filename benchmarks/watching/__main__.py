@@ -13,6 +13,8 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.watching.asking import ask_server, time_ratio
 from benchmarks.watching.judging import DISTANCES, Row, chosen, first_raised, rows_of
-from benchmarks.watching.replay import Read, read_streams, weights_of
-from benchmarks.watching.streams import Stream, attack_streams, honest_streams, photographs
+from benchmarks.watching.replay import Read, kept_streams, weights_of
+from benchmarks.watching.streams import attack_streams, honest_streams, photographs
 from reluguard.detector.artifact import GuardArtifact, read_guard
+from reluguard.detector.images import Images
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.attacks import HopSkipJump, Square
@@ -30,87 +33,137 @@ from reluguard.training.data.dataset import load_data
 from reluguard.training.red_team.deciding import FromPictures
 
 Weights = NDArray[np.float64]
+STEPS = ("read", "choose", "table", "spread", "ask", "time")
 _HALF_LIFE_S = 3600.0  # as the server has it by default
 _PACE_S = 0.1
+_PICTURES = 200
 _CALLERS = (1, 2, 4, 8)
 _PACES = (10.0, 60.0, 120.0, 300.0)
 _OTHERS = (1, 10)
 _SLOW = "HopSkipJump from pictures"
 
 
+@dataclass(slots=True)
+class _Case:
+    """What is asked about: a network with a guard, images in two parts, photographs."""
+
+    given: argparse.Namespace
+    artifact: GuardArtifact = field(init=False)
+    reader: Reader = field(init=False)
+    images: Images = field(init=False)
+    labels: NDArray[np.int64] = field(init=False)
+    photos: list[Images] = field(init=False)
+    attacked: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        given = self.given
+        self.artifact = read_guard(given.guard)
+        manifest = self.artifact.manifest
+        production = load_production(given.model, output=manifest.answer)
+        self.reader = Reader(production, manifest.input, manifest.taps, threads=1)
+        dataset = load_data(given.data)
+        order = np.random.default_rng(given.seed).permutation(len(dataset.images))
+        self.images, self.labels = dataset.images[order], dataset.labels[order].astype(np.int64)
+        self.photos = photographs(given.photographs, given.most_photographs)
+        logits = self.reader.read(self.images[: self.quarter])[1]
+        right = np.flatnonzero(logits.argmax(axis=1) == self.labels[: self.quarter])
+        self.attacked = right[: 2 * given.images]
+        say(f"{len(self.images)} images, {len(self.photos)} photographs, {len(manifest.taps)} taps")
+
+    @property
+    def quarter(self) -> int:
+        """The images below this are attacked, those above it are asked about honestly."""
+        return len(self.images) // 4
+
+    @property
+    def pictures(self) -> Images:
+        """What attackers have who start from pictures."""
+        return self.images[self.quarter :][:_PICTURES]
+
+    def attacks(self, part: int) -> list[Read]:
+        """Return what attacks ask about the images of a part."""
+        given, mine = self.given, self.attacked[part::2]
+        return kept_streams(
+            given.work,
+            f"attacks-{part}",
+            lambda: attack_streams(
+                self.images[mine], self.labels[mine], self.pictures, self._predict,
+                queries=given.queries, steps=given.steps, seed=given.seed + 1000 * part,
+            ),
+            self.reader,
+        )  # fmt: skip
+
+    def honest(self, part: int) -> list[Read]:
+        """Return what is asked honestly, of the photographs and images of a part."""
+        given = self.given
+        own = np.arange(self.quarter + _PICTURES, len(self.images))[part::2]
+        return kept_streams(
+            given.work,
+            f"honest-{part}",
+            lambda: honest_streams(
+                self.photos[part::2], (self.images[own], self.labels[own]),
+                size=self.images.shape[1], length=given.frames, seed=given.seed + 1 + part,
+            ),
+            self.reader,
+        )  # fmt: skip
+
+    def weighed(self, reads: Sequence[Read], distance: float) -> dict[str, list[Weights]]:
+        """Return the weights of streams, by kind."""
+        found: dict[str, list[Weights]] = defaultdict(list)
+        for read in reads:
+            found[read.kind].append(
+                weights_of(
+                    read, self.artifact, distance=distance, half_life_s=_HALF_LIFE_S,
+                    pace_s=_PACE_S,
+                )
+            )  # fmt: skip
+        return found
+
+    def _predict(self, batch: Images) -> NDArray[np.float32]:
+        return self.reader.read(batch)[1]
+
+
 def main() -> None:
     """Print the tables."""
     given = _arguments()
-    artifact = read_guard(given.guard)
-    production = load_production(given.model, output=artifact.manifest.answer)
-    reader = Reader(production, artifact.manifest.input, artifact.manifest.taps, threads=1)
-    dataset = load_data(given.data)
-    images, labels = dataset.images, dataset.labels.astype(np.int64)
-    rng = np.random.default_rng(given.seed)
-    order = rng.permutation(len(images))
-    images, labels = images[order], labels[order]
-    photos = photographs(given.photographs, given.most_photographs)
-    say(f"{len(images)} images, {len(photos)} photographs, {len(artifact.manifest.taps)} taps")
-
-    quarter = len(images) // 4
-    right = np.flatnonzero(reader.read(images[:quarter])[1].argmax(axis=1) == labels[:quarter])
-    attacked = right[: 2 * given.images]
-    rest = np.arange(quarter, len(images))
-    pictures = images[rest[:200]]
-    parts = []
-    for part in (0, 1):
-        mine = attacked[part::2]
-        streams: list[Stream] = list(
-            attack_streams(
-                images[mine], labels[mine], pictures, lambda batch: reader.read(batch)[1],
-                queries=given.queries, steps=given.steps, seed=given.seed + 1000 * part,
-            )
-        )  # fmt: skip
-        own = rest[200:][part::2]
-        honest: list[Stream] = list(
-            honest_streams(
-                photos[part::2], (images[own], labels[own]), size=images.shape[1],
-                length=given.frames, seed=given.seed + 1 + part,
-            )
-        )  # fmt: skip
-        parts.append((read_streams(streams, reader), read_streams(honest, reader)))
-        say(f"part {part + 1}: {len(streams)} attacks and {len(honest)} honest streams read")
-
-    def weighed(reads: Sequence[Read], distance: float, **how: Any) -> dict[str, list[Weights]]:
-        found: dict[str, list[Weights]] = defaultdict(list)
-        given_ = {"half_life_s": _HALF_LIFE_S, "pace_s": _PACE_S} | how
-        for read in reads:
-            found[read.kind].append(weights_of(read, artifact, distance=distance, **given_))
-        return found
-
-    first = [{d: weighed(reads, d) for d in DISTANCES} for reads in parts[0]]
-    distance, near = chosen(first[0], first[1])
-    say(f"chosen on the first part: distance {distance:g}, {near} questions")
-    attacks, honest_reads = parts[1]
-    rows = rows_of(weighed(attacks, distance), near) + rows_of(
-        weighed(honest_reads, distance), near
-    )
-    table(rows)
-    report: dict[str, Any] = {
-        "distance": distance,
-        "near": near,
-        "streams": [dataclasses.asdict(row) for row in rows],
-        "spread": _spread(attacks, artifact, distance, near),
-        "hidden": _hidden(attacks, honest_reads, artifact, distance, near),
-    }
-    if given.asked:
-        report["asked"] = _asked(
-            given, images[attacked[1::2]], labels[attacked[1::2]], pictures, distance, near
+    case = _Case(given)
+    distance, near = given.distance, given.near
+    if "read" in given.what:
+        for part in (0, 1):
+            counts = len(case.attacks(part)), len(case.honest(part))
+            say(f"part {part + 1}: {counts[0]} attacks, {counts[1]} honest streams")
+    if "choose" in given.what:
+        attacks, honest = case.attacks(0), case.honest(0)
+        distance, near = chosen(
+            {one: case.weighed(attacks, one) for one in DISTANCES},
+            {one: case.weighed(honest, one) for one in DISTANCES},
         )
-    if given.calls:
-        guards = [
-            Guard.open(given.model, given.guard, threads=1, readings=r) for r in (False, True)
-        ]
-        ratios = time_ratio(guards, images, calls=given.calls, rounds=5)
-        say(f"time of a call, watched / not: {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
-        report["time"] = ratios
+        say(f"chosen on the first part: distance {distance:g}, {near} questions")
+    report: dict[str, Any] = {"distance": distance, "near": near}
+    if "table" in given.what:
+        found = [case.weighed(reads, distance) for reads in (case.attacks(1), case.honest(1))]
+        rows = [row for part in found for row in rows_of(part, near)]
+        table(rows)
+        report["streams"] = [dataclasses.asdict(row) for row in rows]
+    if "spread" in given.what:
+        report["spread"] = _spread(case.attacks(1), case.artifact, distance, near)
+        report["hidden"] = _hidden(case.attacks(1), case.honest(1), case.artifact, distance, near)
+    if "ask" in given.what:
+        report["asked"] = _asked(case, distance, near)
+    if "time" in given.what:
+        report["time"] = _timed(case)
     if given.json:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
+
+
+def _timed(case: _Case) -> list[float]:
+    given = case.given
+    guards = [
+        Guard.open(given.model, given.guard, threads=1, readings=read) for read in (False, True)
+    ]
+    ratios = time_ratio(guards, case.images, calls=given.calls, rounds=5)
+    say(f"time of a call, watched / not: {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    return ratios
 
 
 def _spread(
@@ -176,25 +229,19 @@ def _told(what: str, told: Sequence[int | None]) -> dict[str, Any]:
     return {"what": what, "runs": len(told), "raised": len(raised), "before": before}
 
 
-def _asked(
-    given: argparse.Namespace,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    pictures: NDArray[np.uint8],
-    distance: float,
-    near: int,
-) -> list[dict[str, Any]]:
+def _asked(case: _Case, distance: float, near: int) -> list[dict[str, Any]]:
     """Return what attacks reach that ask a real server."""
+    given, rows = case.given, case.attacked[1::2][: case.given.asked]
     guard = Guard.open(given.model, given.guard, threads=1, readings=True)
     found = []
     for attack in (
-        FromPictures(pictures=pictures, steps=given.steps),
+        FromPictures(pictures=case.pictures, steps=given.steps),
         HopSkipJump(steps=given.steps),
         Square(size=4, most_queries=given.queries),
     ):
         for watch in ("off", "count", "refuse"):
             asked = ask_server(
-                guard, attack, images[: given.asked], labels[: given.asked], seed=given.seed,
+                guard, attack, case.images[rows], case.labels[rows], seed=given.seed,
                 watch=watch, watch_distance=distance, watch_near=near,
             )  # fmt: skip
             name = f"{type(attack).__name__}, watch={watch}"
@@ -228,11 +275,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=1000, help="of Square at most")
     parser.add_argument("--steps", type=int, default=6, help="of HopSkipJump")
     parser.add_argument("--frames", type=int, default=600, help="of each honest stream")
-    parser.add_argument("--asked", type=int, default=10, help="attacked by gRPC; 0 for none")
-    parser.add_argument("--calls", type=int, default=300, help="timed in a round; 0 for none")
+    parser.add_argument("--asked", type=int, default=10, help="images attacked by gRPC")
+    parser.add_argument("--calls", type=int, default=300, help="timed in a round")
+    parser.add_argument("--work", type=Path, help="a folder that keeps what was read")
+    parser.add_argument(
+        "--what", type=_steps, default=frozenset(STEPS), help=f"some of {','.join(STEPS)}"
+    )
+    parser.add_argument("--distance", type=float, default=0.125, help="where none is chosen")
+    parser.add_argument("--near", type=int, default=50, help="where none is chosen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
+
+
+def _steps(text: str) -> frozenset[str]:
+    steps = frozenset(text.split(","))
+    if not steps <= set(STEPS):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(STEPS)}, got {text!r}")
+    return steps
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ DISTANCES = (0.09375, 0.125, 0.15625)
 NEARS = (20, 30, 40, 50, 75, 100, 150)
 EXEMPT = frozenset({"still camera", "still scene, something moves"})  # these want an exempt token
 _MOMENT = 0.5
+_MARGIN = 2 / 3  # of the number, that an honest stream of the first part stays below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Row:
     most_before: int | None
 
 
-def first_raised(weights: Weights, near: int) -> int | None:
+def first_raised(weights: Weights, near: float) -> int | None:
     """Return how many questions were asked when weight first reached `near`, None for never."""
     reached = np.flatnonzero(weights > near - _MOMENT)
     return int(reached[0]) + 1 if len(reached) else None
@@ -65,10 +66,11 @@ def chosen(
     attacks: Mapping[float, Mapping[str, Sequence[Weights]]],
     honest: Mapping[float, Mapping[str, Sequence[Weights]]],
 ) -> tuple[float, int]:
-    """Return the distance and the number that raise most attacks and no honest stream.
+    """Return the distance and the number that raise most attacks and no honest stream by far.
 
-    Still cameras aside, which no number tells from an attack. Of settings that raise as many
-    attacks the one that raises them earliest is taken, then the one with the larger margin.
+    No honest stream may reach two thirds of the number, still cameras aside, which no number tells
+    from an attack. Of settings that raise as many attacks the one that raises them earliest is
+    taken, then the smaller distance.
 
     Args:
         attacks: weights of streams by distance and kind.
@@ -81,7 +83,7 @@ def chosen(
             one for kind, all_ in honest[distance].items() if kind not in EXEMPT for one in all_
         ]
         for near in NEARS:
-            if any(first_raised(one, near) is not None for one in innocent):
+            if any(first_raised(one, _MARGIN * near) is not None for one in innocent):
                 continue
             told = [first_raised(one, near) for all_ in kinds.values() for one in all_]
             raised = [one for one in told if one is not None]

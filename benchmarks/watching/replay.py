@@ -1,7 +1,8 @@
 """Streams replayed to the watch of the server, by a clock of their own. T questions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from reluguard.detector.runtime import Reader
 from reluguard.service.watching.table import LEAST_BYTES, Table
 from reluguard.service.watching.watch import Watch
 
-__all__ = ["Read", "read_streams", "weights_of"]
+__all__ = ["Read", "kept_streams", "weights_of"]
 
 _KEY = b"the key of a benchmark, no secret"[:32]
 _BATCH = 256
@@ -27,20 +28,45 @@ class Read:
     rates: NDArray[np.float32]
     images: Images
 
-    def of(self, rows: slice | NDArray[np.int64]) -> "Read":
-        """Return these questions of it."""
-        return Read(kind=self.kind, rates=self.rates[rows], images=self.images[rows])
 
+def kept_streams(
+    work: Path | None, name: str, streams: Callable[[], Iterable[Stream]], reader: Reader
+) -> list[Read]:
+    """Return what a guard reads of each stream, as the folder has it or put there.
 
-def read_streams(streams: Sequence[Stream], reader: Reader) -> list[Read]:
-    """Return what a guard reads of each stream."""
+    Args:
+        work: the folder; None to keep nothing.
+        name: of the file in it.
+        streams: makes them, where they are not kept.
+        reader: reads them.
+    """
+    file = None if work is None else work / f"{name}.npz"
+    if file is not None and file.is_file():
+        with np.load(file) as kept:
+            kinds, cuts = kept["kinds"].tolist(), np.cumsum(kept["lengths"])[:-1]
+            rates, images = np.split(kept["rates"], cuts), np.split(kept["images"], cuts)
+        return [
+            Read(kind=kind, rates=read, images=asked)
+            for kind, read, asked in zip(kinds, rates, images, strict=True)
+        ]
     found = []
-    for stream in streams:
+    for stream in streams():
         parts = [
             reader.read(stream.images[start : start + _BATCH])[0]
             for start in range(0, len(stream.images), _BATCH)
         ]
         found.append(Read(kind=stream.kind, rates=np.concatenate(parts), images=stream.images))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".part.npz")
+        np.savez(
+            aside,
+            kinds=np.array([read.kind for read in found]),
+            lengths=np.array([len(read.rates) for read in found]),
+            rates=np.concatenate([read.rates for read in found]),
+            images=np.concatenate([read.images for read in found]),
+        )
+        aside.rename(file)
     return found
 
 
