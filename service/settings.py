@@ -88,7 +88,7 @@ class Settings:
             similarity to historical queries exist in the US, so `off` unless somebody turns it on.
         watch_near: near-equal questions that put a caller under suspicion.
         watch_distance: how far apart near-equal questions are at most, as the share of a print's
-            256 bits that differ; unlike images of one class differ in .3 and more.
+            256 bits that differ; unlike images of one class differ in a quarter and more.
         watch_s: time in which what was counted halves, and as long a suspicion lasts.
         watch_max_bytes: of all that the watch remembers, of all processes together.
         max_pixels: most pixels in one request's encoded images, together.
@@ -167,8 +167,8 @@ class Settings:
     caller_calls_per_s: float | None = None
     caller_rows_per_s: float | None = None
     watch: WatchMode = "off"
-    watch_near: int = 50
-    watch_distance: float = 0.125
+    watch_near: int = 40
+    watch_distance: float = 0.0625
     watch_s: float = 3600.0
     watch_max_bytes: int = 16_777_216
     max_pixels: int = 67_108_864

@@ -281,8 +281,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--what", type=_steps, default=frozenset(STEPS), help=f"some of {','.join(STEPS)}"
     )
-    parser.add_argument("--distance", type=float, default=0.125, help="where none is chosen")
-    parser.add_argument("--near", type=int, default=50, help="where none is chosen")
+    parser.add_argument("--distance", type=float, default=0.0625, help="where none is chosen")
+    parser.add_argument("--near", type=int, default=40, help="where none is chosen")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

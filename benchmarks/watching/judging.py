@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 __all__ = ["DISTANCES", "EXEMPT", "NEARS", "Row", "chosen", "first_raised", "rows_of"]
 
 Weights = NDArray[np.float64]
-DISTANCES = (0.09375, 0.125, 0.15625)
+DISTANCES = (0.0625, 0.09375, 0.125)
 NEARS = (20, 30, 40, 50, 75, 100, 150)
 EXEMPT = frozenset({"still camera", "still scene, something moves"})  # these want an exempt token
 _MOMENT = 0.5
