@@ -74,6 +74,14 @@ def fit(
     target_fpr: Annotated[
         float, typer.Option("--target-fpr", help="The share of clean images that may be flagged.")
     ] = 0.05,
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Keep that share within each class that the model answers, where it has enough "
+            "calibration images: 99 for .05.",
+        ),
+    ] = False,
     prevalence: Annotated[
         float,
         typer.Option(
@@ -129,6 +137,7 @@ def fit(
             weights=weights,
             input_shape=shape_given(input_shape),
             target_fpr=target_fpr,
+            per_class=per_class,
             prevalence=prevalence,
             seed=seed,
             threads=threads,

@@ -23,7 +23,7 @@ from reluguard.detector.compile.guarded import (
     compile_reader,
 )
 from reluguard.detector.errors import GuardError, ImageError, ModelError
-from reluguard.detector.head import conformal_p_values, is_scored, threshold_at
+from reluguard.detector.head import is_scored, threshold_at
 from reluguard.detector.images import Images, InputSpec, check_images, decode_image
 from reluguard.detector.looks.again import LookAgain, find_network, looks_of
 from reluguard.detector.looks.export import export_twice
@@ -89,6 +89,7 @@ class Guard:
         self.looks = looks_of(artifact.second, looks, artifact.path)
         self.fpr = artifact.manifest.fpr if fpr is None else fpr
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
+        self._limits = artifact.head.limits(self.fpr)  # the same number, or one for each class
         self.challenger = challenger
         self.challenger_fpr = self.challenger_threshold = float("nan")
         self._production = production
@@ -276,8 +277,8 @@ class Guard:
             prediction=raw.prediction,
             score=raw.score,
             likelihood=raw.likelihood,
-            p_value=conformal_p_values(raw.score, self.artifact.head.clean_scores),
-            is_adversarial=(raw.score > np.float32(self.threshold)) | unscored,
+            p_value=self.artifact.head.p_values(raw.score, raw.prediction),
+            is_adversarial=self._is_above(raw) | unscored,
             evidence=raw.evidence,
             outputs=raw.outputs,
             readings=raw.readings,
@@ -285,10 +286,22 @@ class Guard:
             if raw.challenger_score is None
             else Challenge(
                 score=raw.challenger_score,
-                is_adversarial=raw.challenger_score > np.float32(self.challenger_threshold),
+                is_adversarial=self._is_above_challenger(raw, raw.challenger_score),
             ),
             unscored=unscored,
         )
+
+    def _is_above(self, raw: RawOutputs) -> NDArray[np.bool_]:
+        """Return which rows score above their threshold: bool, (N,)."""
+        limits = self._limits[raw.prediction] if len(self._limits) > 1 else self._limits
+        above: NDArray[np.bool_] = raw.score > limits
+        return above
+
+    def _is_above_challenger(
+        self, raw: RawOutputs, scores: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        assert self.challenger is not None
+        return self.challenger.head.flags(scores, raw.prediction, self.challenger_fpr)
 
     def _check_challenger_golden(self, challenger: GuardArtifact) -> None:
         verdicts = self._look_once(challenger.golden.images)

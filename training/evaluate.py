@@ -347,12 +347,13 @@ def _group(guard: Guard, workspace: Workspace, jobs: Sequence[Job]) -> Group:
     }
     images = [shard.images for shard in shards if shard.images is not None]
     shard = Shard(images=np.concatenate(images) if len(images) == len(shards) else None, **joined)
-    scores = guard.artifact.head.score(shard.rates, shard.logits)
+    head, rates = guard.artifact.head, map(float, guard.artifact.manifest.thresholds)
+    scores = head.score(shard.rates, shard.logits)
     return Group(
         name=jobs[0].slug,
         shard=shard,
         kind=jobs[0].kind,
-        score=scores.score,
+        score=head.levelled(scores.score, shard.logits.argmax(axis=1), rates),
         evidence=scores.evidence,
         wrong=shard.logits.argmax(axis=1) != shard.labels,
     )

@@ -43,6 +43,7 @@ from reluguard.training.harvest.orders import (
 )
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.harvest.workspace import Workspace, column_runs, work_folder
+from reluguard.training.head.by_class import ClassGroups
 from reluguard.training.head.economy import Economy, check_overhead, choose_taps
 from reluguard.training.head.fit import Fitted, Reading, calibrate, fit_judged
 from reluguard.training.head.second import (
@@ -86,6 +87,7 @@ def fit(
     weights: Path | str | None = None,
     input_shape: Sequence[int] | None = None,
     target_fpr: float = 0.05,
+    per_class: bool = False,
     prevalence: float = 0.5,
     seed: int = 0,
     threads: int | None = None,
@@ -131,6 +133,9 @@ def fit(
         input_shape: of one image in a torch model's input, (C, H, W); by default what the model,
             its library or the images say.
         target_fpr: the share of clean images that may be flagged.
+        per_class: whether that holds for each class that the model answers, where its calibration
+            images suffice (99 for .05), and for the others together. P-values then compare an image
+            with clean ones of its own class.
         prevalence: the share of attacks that the likelihood assumes.
         seed: of every random choice.
         threads: of ONNX Runtime and torch in each process; by default the usable cores.
@@ -211,7 +216,10 @@ def fit(
         fitted = _head(case, recipe, jobs, workspace, seed, progress)
         reader = Reader(case.production, case.spec, case.taps, threads=threads)
         clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
-        head = calibrate(fitted.head, clean, rates=[target_fpr], prevalence=prevalence)
+        head, said = _calibrated(
+            fitted, clean, target_fpr, prevalence, per_class=per_class, progress=progress
+        )
+        case = replace(case, words=(*case.words, *said))
         draft = GuardArtifact(
             path=out,
             digest="",
@@ -269,6 +277,26 @@ def _other_network(again: Second | None) -> Production | None:
     if again is None or not again.look.is_other:
         return None
     return load_production(again.file, output=again.output)
+
+
+def _calibrated(
+    fitted: Fitted,
+    clean: Readings,
+    fpr: float,
+    prevalence: float,
+    *,
+    per_class: bool,
+    progress: Progress,
+) -> tuple[Head, tuple[str, ...]]:
+    """Return the calibrated head, and words on which classes have a threshold of their own."""
+    if not per_class:
+        return calibrate(fitted.head, clean, rates=[fpr], prevalence=prevalence), ()
+    found = ClassGroups.of(clean.predictions, clean.logits.shape[1], fpr)
+    progress.say(found.words)
+    head = calibrate(
+        fitted.head, clean, rates=[fpr], prevalence=prevalence, class_groups=found.groups
+    )
+    return head, (found.words,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -563,7 +591,7 @@ def _manifest(
         answer=case.production.answer,
         taps=case.taps,
         fpr=fpr,
-        thresholds=promised_rates(head.clean_scores, fpr),
+        thresholds=promised_rates(head.clean_scores, fpr, fewest=head.fewest_clean),
         calibration_images=len(head.clean_scores),
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         provenance=Provenance(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
-from reluguard.detector.head import conformal_p_values, threshold_at
+from reluguard.detector.head import threshold_at
 from reluguard.detector.images import Images
 from reluguard.detector.probe import check_golden
 from reluguard.detector.signature import vouched
@@ -79,7 +79,8 @@ class GuardedModule:
         self.module = module.eval()
         self._logits = logits
         self._head = self.artifact.head
-        self.threshold = threshold_at(fpr or self.artifact.manifest.fpr, self._head.clean_scores)
+        self._fpr = fpr or self.artifact.manifest.fpr
+        self.threshold = threshold_at(self._fpr, self._head.clean_scores)
         first = next(module.parameters(), None)
         self._device = torch.device("cpu") if first is None else first.device
         golden = self.artifact.golden
@@ -117,8 +118,8 @@ class GuardedModule:
             prediction=scores.argmax(axis=1),
             score=found.score,
             likelihood=found.likelihood,
-            p_value=conformal_p_values(found.score, self._head.clean_scores),
-            is_adversarial=found.score > np.float32(self.threshold),
+            p_value=self._head.p_values(found.score, scores.argmax(axis=1)),
+            is_adversarial=self._head.flags(found.score, scores.argmax(axis=1), self._fpr),
             evidence=found.evidence,
             outputs={self.artifact.manifest.answer: scores},
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from reluguard.detector.compile.graph import Graph
@@ -21,7 +22,7 @@ from reluguard.detector.compile.scoring import (
     add_judgement,
 )
 from reluguard.detector.errors import ModelError
-from reluguard.detector.head import Head, threshold_at
+from reluguard.detector.head import Head
 from reluguard.detector.model import OUTPUT_PREFIX, Production
 from reluguard.detector.taps import Tap
 
@@ -92,7 +93,7 @@ def compile_guard(
             add_confidence(graph, f, logits)
     rates = add_rates(graph, taps)
     x, judged = _add_head(graph, taps, head, rates, logits)
-    limit = graph.constant(np.float32(threshold_at(fpr, head.clean_scores)))
+    limit = _add_limit(graph, head.limits(fpr), logits)
     graph.output(SCORE, judged.score, TensorProto.FLOAT, ["N"])
     graph.output(LIKELIHOOD, graph.add("Sigmoid", judged.logit), TensorProto.FLOAT, ["N"])
     adversarial = graph.add("Greater", judged.score, limit)
@@ -109,6 +110,14 @@ def compile_guard(
         _, second = _add_head(graph, theirs, other, add_rates(graph, theirs), logits)
         graph.output(CHALLENGER_SCORE, second.score, TensorProto.FLOAT, ["N"])
     return graph.finish()
+
+
+def _add_limit(graph: Graph, limits: NDArray[np.float32], logits: str) -> str:
+    """Add the score that each row is flagged above: one number, or that of the class it answers."""
+    if len(limits) == 1:
+        return graph.constant(limits[0])
+    answer = graph.add("ArgMax", logits, axis=1, keepdims=0)
+    return graph.add("Gather", graph.constant(limits), answer, axis=0)
 
 
 def _add_head(

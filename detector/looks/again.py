@@ -204,14 +204,15 @@ class LookAgain:
         looked[rows] = True
         unscored = first.unscored | ~is_scored(score)
         # what has no score stands above everything, as in the first look
-        p_value = self.order.p_values(first.score, score, looked | unscored)
+        groups = self.second.head.groups_of(first.prediction)
+        p_value = self.order.p_values(first.score, score, looked | unscored, groups)
         p_value[unscored] = 1 / (len(self.order.first) + 1)
         return replace(
             first,
             score=score,
             likelihood=likelihood,
             p_value=p_value,
-            is_adversarial=self.order.flags(p_value, self.fpr) | unscored,
+            is_adversarial=self.order.flags(p_value, self.fpr, groups) | unscored,
             unscored=unscored,
             look=np.where(looked, 2, 1).astype(np.uint8),
             first=FirstLook(

@@ -47,6 +47,13 @@ class _Nodes:
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
+    def by_class(self, values: NDArray[np.float32]) -> str:
+        """Add a value of (K,) for the class that each row answers; of one alone, a constant."""
+        if len(values) == 1:
+            return self.constant(values[0])
+        answer = self.add("ArgMax", LOGITS, axis=1, keepdims=0)
+        return self.add("Gather", self.constant(values), answer, axis=0)
+
     def named(self, name: str, tensor: str) -> None:
         self.nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
 
@@ -104,9 +111,9 @@ def export_twice(
     slope, intercept = (np.float32(value) for value in again.second.logistic(again.looks))
     odds = made.add("Add", made.add("Mul", score, made.constant(slope)), made.constant(intercept))
     likelihood = made.add("Where", looked, made.add("Sigmoid", odds), own[LIKELIHOOD])
-    calm, high = again.order.cut(fpr)
-    above = made.add("Greater", score, made.constant(np.float32(high)))
-    below = made.add("Greater", first, made.constant(np.float32(calm)))
+    calm, high = (made.by_class(cut) for cut in again.second.cuts(again.looks, fpr))
+    above = made.add("Greater", score, high)
+    below = made.add("Greater", first, calm)
     calmly = made.add("Or", below, made.add("Not", scored))
     once = made.add("And", made.add("Not", looked), calmly)
     flagged = made.add("Or", made.add("And", looked, above), once)

@@ -45,11 +45,14 @@ class Order:
         first: float32, (n,). First scores of the calibration images.
         second: float32, (n,). Their second scores, in the same order.
         bound: images of a higher first score are suspicious; minus infinity: all are.
+        groups: int64, (n,). An image is compared with calibration images of its own group only;
+            without, with all.
     """
 
     first: Floats
     second: Floats
     bound: float
+    groups: NDArray[np.int64] | None = None
 
     def is_suspicious(self, first: Floats) -> NDArray[np.bool_]:
         """Return which images a second look is taken at: bool, (N,)."""
@@ -61,8 +64,19 @@ class Order:
         """Of the calibration images, those that are suspicious."""
         return float(self.is_suspicious(self.first).mean())
 
+    def of_group(self, group: int) -> "Order":
+        """Return the order among the calibration images of a group."""
+        if self.groups is None:
+            return self
+        mine = self.groups == group
+        return Order(self.first[mine], self.second[mine], self.bound)
+
     def p_values(
-        self, first: Floats, second: Floats, looked: NDArray[np.bool_]
+        self,
+        first: Floats,
+        second: Floats,
+        looked: NDArray[np.bool_],
+        groups: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
         """Return the share of clean images that stand as high: float64, (N,), in (0, 1].
 
@@ -70,7 +84,15 @@ class Order:
             first: (N,). First scores.
             second: (N,). Second scores; those of images not looked at are not read.
             looked: bool, (N,). Which were looked at again: the suspicious ones.
+            groups: int64, (N,). Of an order by groups, the group of each.
         """
+        if self.groups is not None and groups is not None:
+            found = np.ones(len(first))
+            for group in np.unique(groups):
+                mine = groups == group
+                own = self.of_group(int(group))
+                found[mine] = own.p_values(first[mine], second[mine], looked[mine])
+            return found
         above = self.is_suspicious(self.first)
         high, calm = np.sort(self.second[above]), np.sort(self.first[~above])
         among_high = len(high) - np.searchsorted(high, second, side="left")
@@ -79,11 +101,19 @@ class Order:
         p_values: NDArray[np.float64] = (1 + count) / (len(self.first) + 1)
         return p_values
 
-    def flags(self, p_values: NDArray[np.float64], fpr: float) -> NDArray[np.bool_]:
+    def flags(
+        self,
+        p_values: NDArray[np.float64],
+        fpr: float,
+        groups: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.bool_]:
         """Return which images are called adversarial at a false-positive rate: bool, (N,)."""
+        count: NDArray[np.int64] = np.full(len(p_values), len(self.first) + 1)
+        if self.groups is not None and groups is not None:
+            count = np.bincount(self.groups, minlength=int(groups.max(initial=0)) + 1)[groups] + 1
         # in whole ranks: a rate and a share that are equal may differ in the last bit
-        ranks = np.rint(p_values * (len(self.first) + 1))
-        flagged: NDArray[np.bool_] = ranks <= np.floor(fpr * (len(self.first) + 1) + 1e-9)
+        ranks = np.rint(p_values * count)
+        flagged: NDArray[np.bool_] = ranks <= np.floor(fpr * count + 1e-9)
         return flagged
 
     def cut(self, fpr: float) -> tuple[float, float]:

@@ -103,7 +103,16 @@ class SecondLook:
     def order(self, looks: Looks) -> Order:
         """Return the order that p-values are counted in."""
         bound = self.bound if looks == "suspicious" else -np.inf
-        return Order(self.first_scores, self.head.clean_scores, bound)
+        groups = self.head.clean_groups if self.head.is_by_class else None
+        return Order(self.first_scores, self.head.clean_scores, bound, groups)
+
+    def cuts(self, looks: Looks, fpr: float) -> tuple[Floats, Floats]:
+        """Return what `Order.cut` does by the class answered: float32, (K,) twice, or (1,)."""
+        order = self.order(looks)
+        groups = self.head.class_groups if self.head.is_by_class else np.zeros(1, np.int64)
+        of_group = {g: order.of_group(g).cut(fpr) for g in np.unique(groups).tolist()}
+        calm, high = np.array([of_group[g] for g in groups.tolist()], np.float32).T
+        return calm, high
 
     def likelihood(self, scores: Floats, looks: Looks) -> Floats:
         """Return the likelihood of images by their second scores: float32, (N,)."""

@@ -126,10 +126,18 @@ class ReportCard(Plain):
     red_team: RedTeamSummary | None = field(default=None, metadata=UNSAID)
 
 
-def promised_rates(clean_scores: NDArray[np.float32], own: float) -> dict[str, float]:
-    """Return the thresholds a guard's calibration images suffice for, keyed by the rate."""
-    rates = sorted({*REPORTED_RATES, own})
-    enough = [rate for rate in rates if np.floor(rate * (len(clean_scores) + 1) + 1e-9) >= 1]
+def promised_rates(
+    clean_scores: NDArray[np.float32], own: float, *, fewest: int | None = None
+) -> dict[str, float]:
+    """Return the thresholds a guard's calibration images suffice for, keyed by the rate.
+
+    Args:
+        clean_scores: ascending, (n,).
+        own: the guard's rate.
+        fewest: how many of them the smallest group of a guard by class has; all by default.
+    """
+    rates, count = sorted({*REPORTED_RATES, own}), len(clean_scores) if fewest is None else fewest
+    enough = [rate for rate in rates if np.floor(rate * (count + 1) + 1e-9) >= 1]
     return {f"{rate:g}": threshold_at(rate, clean_scores) for rate in enough}
 
 
@@ -153,7 +161,8 @@ def report_card(
         thresholds: by false-positive rate.
         seed: of the bootstrap.
     """
-    groups = {slug: _scored(guard, workspace.readings(made)) for slug, made in jobs.items()}
+    rates = [float(rate) for rate in thresholds]
+    groups = {slug: _scored(guard, workspace.readings(made), rates) for slug, made in jobs.items()}
     clean = next(one for slug, one in groups.items() if jobs[slug][0].kind == "clean")
     attacks: dict[str, AttackFigures] = {}
     benign: dict[str, BenignFigures] = {}
@@ -202,16 +211,18 @@ def _summary(attacks: Mapping[str, AttackFigures]) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    """Readings of N images, and what the guard says of them: scores float32 (N,)."""
+    """Readings of N images, and what the guard says of them: levelled scores, float32 (N,)."""
 
     readings: Readings
     scores: NDArray[np.float32]
 
 
-def _scored(guard: Guard, group: Readings) -> _Scored:
+def _scored(guard: Guard, group: Readings, rates: Sequence[float]) -> _Scored:
     if not len(group):
         return _Scored(group, np.zeros(0, np.float32))
-    return _Scored(group, guard.artifact.head.score(group.rates, group.logits).score)
+    head = guard.artifact.head
+    scores = head.score(group.rates, group.logits).score
+    return _Scored(group, head.levelled(scores, group.predictions, rates))
 
 
 def _attack_figures(

@@ -67,11 +67,12 @@ class TwoLooks(Plain):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Both scores of a group: float32, (N,), and the sources, (N,)."""
+    """Both scores of a group: float32, (N,), the sources, (N,), and groups by answer, (N,)."""
 
     first: NDArray[np.float32]
     second: NDArray[np.float32]
     sources: NDArray[np.int64]
+    of_answer: NDArray[np.int64] | None = None
 
 
 def two_looks(
@@ -106,7 +107,9 @@ def two_looks(
     kinds = {slug: made[0].kind for slug, made in jobs.items()}
     clean = next(seen for slug, seen in groups.items() if kinds[slug] == "clean")
     orders = {looks: second.order(looks) for looks in ("suspicious", "always")}
-    first = Order(np.sort(artifact.head.clean_scores), np.sort(artifact.head.clean_scores), np.inf)
+    head = artifact.head
+    of_clean = head.clean_groups if head.is_by_class else None
+    first = Order(head.clean_scores, head.clean_scores, np.inf, of_clean)
 
     def figures(slug: str, seen: _Seen) -> dict[str, LookFigures]:
         return {
@@ -148,16 +151,19 @@ def _seen(
         logits = read.logits[start : start + ROWS]
         one.append(artifact.head.score(rates[:, :before], logits).score)
         two.append(second.head.score(rates, logits).score)
-    return _Seen(np.concatenate(one), np.concatenate(two), read.sources)
+    of_answer = artifact.head.groups_of(read.predictions)
+    return _Seen(np.concatenate(one), np.concatenate(two), read.sources, of_answer)
 
 
 def _figures(
     order: Order, clean: _Seen, seen: _Seen, attacked: bool, rates: Sequence[str], seed: int
 ) -> LookFigures:
     looked = order.is_suspicious(seen.first)
-    p_values = order.p_values(seen.first, seen.second, looked)
+    p_values = order.p_values(seen.first, seen.second, looked, seen.of_answer)
     flagged = {
-        rate: rate_interval(int(order.flags(p_values, float(rate)).sum()), len(p_values))
+        rate: rate_interval(
+            int(order.flags(p_values, float(rate), seen.of_answer).sum()), len(p_values)
+        )
         for rate in rates
     }
     if not attacked:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from reluguard.detector.features import FeatureMap
-from reluguard.detector.head import Head, images_needed
+from reluguard.detector.head import NO_GROUPS, Head, images_needed
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.harvest.readings import Readings
@@ -256,7 +256,14 @@ def held_out_auroc(
     return float(np.mean([auroc(clean, scores_of(head, group)) for group in judged]))
 
 
-def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence: float) -> Head:
+def calibrate(
+    head: Head,
+    clean: Readings,
+    *,
+    rates: Sequence[float],
+    prevalence: float,
+    class_groups: NDArray[np.int64] = NO_GROUPS,
+) -> Head:
     """Return the head with its clean scores and its likelihood at a prevalence.
 
     Args:
@@ -264,6 +271,7 @@ def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence
         clean: readings of clean images that no step of fitting saw.
         rates: the false-positive rates it must be able to promise.
         prevalence: the share of attacks among requests that the likelihood assumes, in (0, 1).
+        class_groups: which of them an image is compared with, as `Head` has it; with all, without.
 
     Raises:
         DataError: too few clean images for the lowest rate; says how many are needed.
@@ -278,9 +286,9 @@ def calibrate(head: Head, clean: Readings, *, rates: Sequence[float], prevalence
     scores = np.concatenate(
         [head.score(np.asarray(clean.rates[part]), clean.logits[part]).score for part in parts]
     )
-    scores.sort()
     odds = float(np.log(prevalence / (1 - prevalence)))
-    return replace(head, clean_scores=scores, intercept=head.intercept + odds)
+    calibrated = head.calibrated(scores, clean.predictions, class_groups)
+    return replace(calibrated, intercept=head.intercept + odds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ def calibrate_second(
     """Return the second look, calibrated.
 
     Args:
-        head: the first look's.
+        head: the first look's; the second goes by class where that does.
         bound: of the first scores, chosen without the calibration images.
         fitted: the head over joint readings.
         suspicious: bool, (N,). The rows of its fit that the likelihood of suspicious images is
@@ -200,14 +200,20 @@ def calibrate_second(
     if min(attacked.sum(), (~attacked).sum()) >= LEAST:
         slope, intercept = logistic(fitted.scores[chosen], attacked, fitted.weights[chosen])
     read = clean.joined(joint)
-    calibrated = calibrate(fitted.head, read, rates=rates, prevalence=prevalence)
+    calibrated = calibrate(
+        fitted.head,
+        read,
+        rates=rates,
+        prevalence=prevalence,
+        class_groups=head.class_groups,
+    )
     scores = _scores(fitted.head, read)
     order = np.argsort(scores, kind="stable")
     ours = _scores(head, clean.first)
     return SecondLook(
         look=second.look,
         taps=second.taps,
-        head=replace(calibrated, clean_scores=scores[order]),
+        head=calibrated,
         first_scores=ours[order],
         bound=bound,
         suspicious_slope=slope,

@@ -125,7 +125,7 @@ class RelaxedGuard:
         joined = self.twin.logits(pixels)
         classes = joined.shape[1] - self._scores - self._features
         logits, scores = joined[:, :classes], joined[:, classes : classes + self._scores]
-        score = self.procedure.height(scores[:, 0], scores[:, -1])
+        score = self.procedure.height(scores[:, 0], scores[:, -1], logits)
         return Reading(logits=logits, score=score, features=joined[:, -self._features :])
 
     def _bit(self, node: Node, x: Tensor) -> Tensor:

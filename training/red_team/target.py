@@ -164,7 +164,7 @@ def open_target(
         ask=ask or opened.inspect,
         data=dataset.digest,
         seed=seed,
-        believed=relaxed.procedure.strictest,
+        believed=relaxed.procedure.believed,
         known="" if attacker_guard is None else known.digest,
     )
 

@@ -35,7 +35,9 @@ def with_head(champion: GuardArtifact, head: Head, reader: Reader) -> GuardArtif
     rates, logits = reader.read(champion.golden.images)
     manifest = replace(
         champion.manifest,
-        thresholds=promised_rates(head.clean_scores, champion.manifest.fpr),
+        thresholds=promised_rates(
+            head.clean_scores, champion.manifest.fpr, fewest=head.fewest_clean
+        ),
         calibration_images=len(head.clean_scores),
     )
     golden = replace(champion.golden, rates=rates, score=head.score(rates, logits).score)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.errors import ModelMismatchError
-from reluguard.detector.head import Head, threshold_at
+from reluguard.detector.head import Head
 from reluguard.detector.metrics import GateLimits, GateResult, GateRow
 from reluguard.detector.model import Production
 from reluguard.detector.runtime import Guard
@@ -119,10 +119,9 @@ class _Side:
     head: Head
     fpr: float
 
-    @property
-    def threshold(self) -> np.float32:
-        """Scores above it are flagged."""
-        return np.float32(threshold_at(self.fpr, self.head.clean_scores))
+    def flags(self, scores: Floats, group: Readings) -> NDArray[np.bool_]:
+        """Return which images of a group are flagged by their scores: bool, (N,)."""
+        return self.head.flags(scores, group.predictions, self.fpr)
 
 
 Pair = tuple[_Side, _Side]
@@ -139,7 +138,7 @@ def _rows(
     """Return what two heads make of the held-out readings."""
     clean = next(group for group in groups if group.name == CLEAN)
     clean_scores = _scores(pair, clean)
-    rows = [_clean_row(pair, clean_scores)]
+    rows = [_clean_row(pair, clean, clean_scores)]
     rest = [group for group in groups if group is not clean]
     old = [group for group in rest if group.kind == "attack" and group.name not in new]
     noise = _noise(pair[0].head, control, clean, old) if control else 0.0
@@ -167,21 +166,18 @@ def _scores(pair: Pair, group: Readings) -> tuple[Floats, Floats]:
     return first, second
 
 
-def _clean_row(pair: Pair, scores: tuple[Floats, Floats]) -> GateRow:
+def _clean_row(pair: Pair, clean: Readings, scores: tuple[Floats, Floats]) -> GateRow:
     """Judge the share of clean images above the challenger's threshold.
 
     With n calibration images and the threshold at the k-th largest, the number flagged among fresh
-    ones is beta-binomial with parameters k and n + 1 - k: the chance in both sets counts.
+    ones is beta-binomial with parameters k and n + 1 - k: the chance in both sets counts. Of
+    thresholds by class it is the sum of such numbers.
 
     Source: Vovk 2012, Conditional validity of inductive conformal predictors.
     """
-    from scipy import stats
-
-    rates = [float((own > side.threshold).mean()) for side, own in zip(pair, scores, strict=True)]
-    fpr, n, images = pair[1].fpr, len(pair[1].head.clean_scores), len(scores[1])
-    rank = int(np.floor(fpr * (n + 1) + 1e-9))
-    low, high = stats.betabinom(images, rank, n + 1 - rank).ppf([CHANCE / 2, 1 - CHANCE / 2])
-    low, high = float(low / images), float(high / images)
+    rates = [float(side.flags(own, clean).mean()) for side, own in zip(pair, scores, strict=True)]
+    fpr, images = pair[1].fpr, len(scores[1])
+    low, high = _expected_alarms(pair[1], clean)
     refused = ""
     if not low <= rates[1] <= high:
         refused = f"clean images: {rates[1]:.3f} flagged, expected {low:.3f} to {high:.3f}"
@@ -196,6 +192,20 @@ def _clean_row(pair: Pair, scores: tuple[Floats, Floats]) -> GateRow:
         images=images,
         refused=refused,
     )
+
+
+def _expected_alarms(side: _Side, clean: Readings) -> tuple[float, float]:
+    """Return between which shares of clean images the flagged ones lie, but for `CHANCE`."""
+    from scipy import stats
+
+    groups = side.head.groups_of(clean.predictions)
+    law = np.ones(1)
+    for group, fresh in zip(*np.unique(groups, return_counts=True), strict=True):
+        n = len(side.head.clean_of(int(group)))
+        rank = int(np.floor(side.fpr * (n + 1) + 1e-9))
+        law = np.convolve(law, stats.betabinom(fresh, rank, n + 1 - rank).pmf(range(fresh + 1)))
+    low, high = np.searchsorted(np.cumsum(law), [CHANCE / 2, 1 - CHANCE / 2])
+    return float(low / len(groups)), float(high / len(groups))
 
 
 def _attack_row(
@@ -278,7 +288,7 @@ def _labels_row(labels: Contradicted, limit: float) -> GateRow:
 
 
 def _benign_row(pair: Pair, group: Readings, margin: float, seed: int) -> GateRow:
-    flags = [own > side.threshold for side, own in zip(pair, _scores(pair, group), strict=True)]
+    flags = [side.flags(own, group) for side, own in zip(pair, _scores(pair, group), strict=True)]
     moved = flags[1].astype(np.float64) - flags[0]
     drawn = [np.average(moved, weights=w) for w in _resampled(group.sources, seed) if w.any()]
     low, high = np.quantile(drawn, [0.025, 0.975])

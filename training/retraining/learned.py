@@ -1,9 +1,7 @@
 """What a challenger learns: a unit per new attack on the champion's head, or a head fitted anew."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.head import Head
@@ -89,8 +87,9 @@ def _with_units(
         )
         units.append(unit)
         progress.advance(1)
-    scores = np.sort(head.score(clean.rates, clean.logits).score)
-    return Learned(head=replace(head, clean_scores=scores), units=tuple(units))
+    scores = head.score(clean.rates, clean.logits).score
+    calibrated = head.calibrated(scores, clean.predictions, champion.head.class_groups)
+    return Learned(head=calibrated, units=tuple(units))
 
 
 def refit(
@@ -125,5 +124,11 @@ def refit(
         progress=progress.so_far(100),
     )
     prevalence = provenance_of(manifest).prevalence
-    head = calibrate(fitted.head, clean, rates=[manifest.fpr], prevalence=prevalence)
+    head = calibrate(
+        fitted.head,
+        clean,
+        rates=[manifest.fpr],
+        prevalence=prevalence,
+        class_groups=champion.head.class_groups,
+    )
     return head, suspicious_from(fitted)
