@@ -216,10 +216,9 @@ def fit(
         fitted = _head(case, recipe, jobs, workspace, seed, progress)
         reader = Reader(case.production, case.spec, case.taps, threads=threads)
         clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
-        head, said = _calibrated(
-            fitted, clean, target_fpr, prevalence, per_class=per_class, progress=progress
+        head, case = _calibrated(
+            fitted, clean, case, target_fpr, prevalence, per_class=per_class, progress=progress
         )
-        case = replace(case, words=(*case.words, *said))
         draft = GuardArtifact(
             path=out,
             digest="",
@@ -282,21 +281,22 @@ def _other_network(again: Second | None) -> Production | None:
 def _calibrated(
     fitted: Fitted,
     clean: Readings,
+    case: Case,
     fpr: float,
     prevalence: float,
     *,
     per_class: bool,
     progress: Progress,
-) -> tuple[Head, tuple[str, ...]]:
-    """Return the calibrated head, and words on which classes have a threshold of their own."""
+) -> tuple[Head, Case]:
+    """Return the calibrated head, and the case with words on thresholds by class."""
     if not per_class:
-        return calibrate(fitted.head, clean, rates=[fpr], prevalence=prevalence), ()
+        return calibrate(fitted.head, clean, rates=[fpr], prevalence=prevalence), case
     found = ClassGroups.of(clean.predictions, clean.logits.shape[1], fpr)
     progress.say(found.words)
     head = calibrate(
         fitted.head, clean, rates=[fpr], prevalence=prevalence, class_groups=found.groups
     )
-    return head, (found.words,)
+    return head, replace(case, words=(*case.words, found.words))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class Order:
     second: str = "none"
     preprocessing: Preprocessing | None = None
     target_fpr: float = 0.05
+    per_class: bool = False
     prevalence: float = 0.5
     seed: int = 0
     threads: int | None = 1
