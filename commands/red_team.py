@@ -163,6 +163,11 @@ def redteam(
         rounds, refitted, places = rounds or harden, refitted or hardened, _HARDENING
     if (rounds > 0) != (refitted is not None):
         raise typer.BadParameter("expected --rounds ROUNDS and --refitted FOLDER together")
+    wanted = looks_given(looks)
+    if rounds and wanted not in {None, "first"}:
+        raise typer.BadParameter("expected --looks first with --rounds: what they refit looks once")
+    if rounds:
+        wanted = "first"  # both guards are attacked by what both have
     if rounds and server:
         raise typer.BadParameter("expected no --server with --rounds: it serves the old guard only")
 
@@ -184,7 +189,7 @@ def redteam(
                 ladders=ladders,
                 asking=asking,
                 attacker_guard=attacker_guard,
-                looks=looks_given(looks),
+                looks=wanted,
                 second_model=second_model,
                 ask=ask,
                 told=f"the server at {server}" if server else red.IN_PROCESS,

@@ -113,6 +113,7 @@ def test_the_old_option_still_works_and_says_its_new_name(
         (("--rounds", 1), "expected --rounds ROUNDS and --refitted FOLDER together"),
         (("--refitted", "g2"), "expected --rounds ROUNDS and --refitted FOLDER together"),
         (("--rounds", 1, "--refitted", "g2", "--server", "x:1"), "it serves the old guard only"),
+        (("--rounds", 1, "--refitted", "g2", "--looks", "always"), "what they refit looks once"),
     ],
 )
 def test_half_an_order_is_wrong_usage(
