@@ -1,13 +1,15 @@
 """What the benchmark of the watch says follows from the streams, and can come out badly."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.watching.judging import DISTANCES, EXEMPT, chosen, first_raised, rows_of
 
 
-def rising(to: int, length: int = 100) -> np.ndarray:
+def rising(to: int, length: int = 100) -> NDArray[np.float64]:
     """Weights of a stream that reach so much, one by one."""
-    return np.minimum(np.arange(1.0, length + 1), to)
+    weights: NDArray[np.float64] = np.minimum(np.arange(1.0, length + 1), to)
+    return weights
 
 
 def test_the_question_that_raised_is_counted() -> None:

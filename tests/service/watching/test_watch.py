@@ -164,7 +164,7 @@ def test_memory_has_a_bound_that_nobody_moves(
 def test_no_image_is_kept(artifact: GuardArtifact, readings: Drawn) -> None:
     """No byte run of an image or a reading stands in what is remembered, and it is small.
 
-    Of one question 40 bytes are kept at most, whatever the image: nothing comes back from them.
+    Of one question 56 bytes are kept at most, whatever the image: nothing comes back from them.
     """
     asked = Asked(artifact)
     rates = readings(LEADERS, seed=4)
