@@ -253,9 +253,9 @@ def _baseline_table(card: Evaluation) -> str:
         leads = (entry.lead.mean, entry.lead.worst) if entry.lead else (None, None)
         figures += ["-" if lead is None else f"{lead:+.3f}" for lead in leads]
         figures += [number(entry.composed.get(change)) for change in changes]
-        rows.append([name, *figures, entry.note or ""])
+        rows.append([name, *figures])
     head = ["detector", "mean AUROC", "worst AUROC", "found below 1 %", "harmless flagged"]
-    head += ["guard minus it: mean", "worst", *(f"then {name}" for name in changes), "note"]
+    head += ["guard minus it: mean", "worst", *(f"then {name}" for name in changes)]
     detail = [
         [slug, *(number(entry.auroc.get(slug)) for entry in card.baselines.values())]
         for slug in in_order(card.attacks)
@@ -270,7 +270,8 @@ def _baseline_table(card: Evaluation) -> str:
             "mean share of attacks found over rates of false alarms from 0 to 1 %."
         )
         + left_out
-        + table(head, rows, text_columns=(0, len(head) - 1))
+        + table(head, rows)
+        + bullet_list([f"{name}: {one.note}" for name, one in card.baselines.items() if one.note])
         + table(["AUROC", *card.baselines], detail, folded="AUROC by attack")
     )
 

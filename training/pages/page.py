@@ -30,7 +30,11 @@ th,td{padding:.35rem .6rem;border-bottom:1px solid var(--rule);text-align:right;
 thead th{color:var(--soft);font-weight:600;vertical-align:bottom;line-height:1.3}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 td.text,th.text{text-align:left}td small{white-space:nowrap;display:inline-block}
-td:first-child{overflow-wrap:anywhere;min-width:4em}td.yes{color:var(--good);font-weight:600}
+td:first-child{overflow-wrap:anywhere;min-width:6.6em}
+.many{font-size:.78rem}.many th,.many td{padding:.3rem .35rem}.most th{overflow-wrap:anywhere;
+min-width:3.6em}
+.many th:first-child,.many td:first-child{min-width:6em;padding-left:0}
+td.yes{color:var(--good);font-weight:600}
 td.no{color:var(--bad);font-weight:600}td.open{color:var(--open);font-weight:600}
 .lead{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:.4rem 1.4rem;
 margin-top:1.2rem}
@@ -57,14 +61,16 @@ text-align:left;font-weight:400}figure{overflow-x:auto}figure svg{min-width:32re
 body{font-size:10pt}main{max-width:none;padding:0}nav{display:none}
 h2{break-after:avoid;margin-top:1.5rem}h3{break-after:avoid}
 tr,figure,.lead{break-inside:avoid}thead{display:table-header-group}
-table{font-size:8.5pt}th,td{padding:.2rem .35rem}a{text-decoration:none}
+table{font-size:8.5pt}.many{font-size:7.5pt}.pictures{display:block}summary{break-after:avoid}
+th,td{padding:.2rem .35rem}a{text-decoration:none}
 details::details-content{content-visibility:visible;display:block;height:auto}
 details summary{list-style:none}@page{margin:15mm}}
 """
 
 _CODE = re.compile(r"`([^`]+)`")
-# a figure and its interval, which may stand below it
-_INTERVAL = re.compile(r"^(\S+) (\[[^\]]+\])$")
+# a figure, its interval and what that says, which may stand below one another
+_INTERVAL = re.compile(r"^(\S+) (\[[^\]]+\])(?: (\w+))?$")
+_MANY, _MOST = 9, 11  # columns from which a table is set smaller, and its heads may break
 
 _VERDICTS = {
     "yes": "yes",
@@ -173,7 +179,9 @@ def table(
         for row in rows
     ]
     first, *others = (f"<tr>{line}</tr>" for line in lines)
-    body = f"<table><thead>{first}</thead><tbody>{''.join(others)}</tbody></table>"
+    kind = "many most" if len(head) >= _MOST else "many" if len(head) >= _MANY else ""
+    kind = f' class="{kind}"' if kind else ""
+    body = f"<table{kind}><thead>{first}</thead><tbody>{''.join(others)}</tbody></table>"
     if any(text == "-" for row in rows for text in row):
         body += "<p><small>A dash: there was nothing to count.</small></p>"
     if folded is None:
@@ -181,10 +189,15 @@ def table(
     return f"<details><summary>{escape(folded)}</summary>{body}</details>"
 
 
+def _stacked(found: re.Match[str]) -> str:
+    value, *below = (part for part in found.groups() if part)
+    return " ".join([value, *(f"<small>{part}</small>" for part in below)])
+
+
 def _cell(tag: str, column: int, text: str, text_columns: Sequence[int], head: str = "") -> str:
     """Return a cell; on a narrow screen, where rows become lists, it says what it is itself."""
     kind = _VERDICTS.get(text, "text" if column in text_columns else "")
     name = f' class="{kind}"' if kind and column else ""
     named = f' data-name="{escape(head)}"' if head and column else ""
-    shown = _INTERVAL.sub(r"\1 <small>\2</small>", escape(text))
+    shown = _INTERVAL.sub(_stacked, escape(text))
     return f"<{tag}{name}{named}>{shown}</{tag}>"

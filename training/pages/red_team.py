@@ -57,7 +57,11 @@ def red_team_page(
         Section(title="Convergence", body=_convergence(card, rates)),
         Section(title="Examples", body=_examples(card, before, after, scores)),
     ]
-    settings = ", ".join(f"{key} {value}" for key, value in card.settings.items())
+    settings = ", ".join(
+        key if value is True else f"{key} {value}"
+        for key, value in card.settings.items()
+        if value is not False
+    )
     settings = settings.replace("_", " ")
     return page("reluguard red team", f"guard {card.guard[:16]}, {settings}", lead, sections)
 
@@ -140,9 +144,17 @@ def _ladders(card: RedTeamReport) -> str:
             drawing.legend(loc="outside upper left", ncols=3, fontsize=9)
             picture = svg(drawing, f"share of images that evade by {norm} budget")
         medians = ", ".join(
-            f"{name} {number(value, 'g')}" for name, value in card.median_budget[norm].items()
+            f"{number(value, 'g')} {'on the' if name == 'bare model' else 'at the threshold for'} "
+            f"{name}"
+            for name, value in card.median_budget[norm].items()
         )
-        parts.append(figure(picture, f"Smallest {norm} budget; the median image's: {medians}."))
+        what = "8-bit steps in Linf" if norm == "linf" else norm.upper()
+        parts.append(
+            figure(
+                picture,
+                f"The smallest budget that evades, in {what}. Half of the images: {medians}.",
+            )
+        )
     return "".join(parts) or paragraph("No ladder was climbed.")
 
 

@@ -103,7 +103,10 @@ def study_votes(material: Material) -> VoteStudy:
 def _halves(material: Material, name: str) -> _Halves:
     rows = np.flatnonzero(material.success[name])
     if len(rows) < 8:
-        raise ShapeError(f"expected 8 or more successes of {name}, got {len(rows)}")
+        raise ShapeError(
+            f"expected 8 or more successes of {name}, got {len(rows)}: give more images, or by "
+            "--attack one that changes more"
+        )
     return _Halves(fit=rows[::2], test=rows[1::2])
 
 
