@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.errors import SettingsError
 from reluguard.detector.head import is_scored
+from reluguard.detector.showing.axes import BLUE, GREY, RED, axes_for
+from reluguard.detector.showing.frames import data_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,14 +138,45 @@ class Verdicts:
         Raises:
             SettingsError: pandas is not installed: `pip install 'reluguard[tables]'`.
         """
-        try:
-            import pandas as pd
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                "expected pandas for a data frame: pip install 'reluguard[tables]'"
-            ) from error
         columns = columns_of(self).items()
-        return pd.DataFrame({name: list(a) if a.ndim > 1 else a for name, a in columns})
+        return data_frame({name: list(a) if a.ndim > 1 else a for name, a in columns})
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the p-value of every image, lowest first, flagged ones apart.
+
+        Among clean images p-values are spread evenly, so they lie along the dotted line; attacks
+        lie far below it. Images that could not be scored are left out.
+
+        Args:
+            axes: matplotlib's, to draw on; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            SettingsError: matplotlib is not installed: `pip install 'reluguard[training]'`.
+        """
+        axes = axes_for(axes)
+        rows = np.flatnonzero(~self.unscored)
+        rows = rows[np.argsort(self.p_value[rows], kind="stable")]
+        place = np.arange(1, len(rows) + 1)
+        flagged = self.is_adversarial[rows]
+        for mask, color, marker, name in (
+            (~flagged, BLUE, "s", "not flagged"),
+            (flagged, RED, "o", "flagged"),
+        ):
+            label = f"{name}: {mask.sum()} of {len(self)}"
+            axes.scatter(
+                place[mask], self.p_value[rows][mask], s=16, c=color, marker=marker, label=label
+            )
+        if len(rows):
+            even = place / (len(rows) + 1)
+            axes.plot(place, even, ":", color=GREY, label="if all were clean, about here")
+        axes.set_yscale("log")
+        axes.set_xlabel("images, lowest p-value first")
+        axes.set_ylabel("p-value")
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        return axes
 
 
 def columns_of(verdicts: Verdicts) -> dict[str, NDArray[Any]]:

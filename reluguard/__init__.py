@@ -37,8 +37,12 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from reluguard.training.evaluate import evaluate
+    from reluguard.training.evaluation.report_card import ReportCard
+    from reluguard.training.evaluation.result import Evaluation
     from reluguard.training.fit import fit
     from reluguard.training.guarded_module import GuardedModule
+    from reluguard.training.progress import Progress, Step
+    from reluguard.training.red_team.report import RedTeamReport
     from reluguard.training.redteam import redteam
     from reluguard.training.score import score
 
@@ -53,6 +57,7 @@ __all__ = [
     "Client",
     "DataError",
     "DetectorError",
+    "Evaluation",
     "Goal",
     "Guard",
     "GuardError",
@@ -65,7 +70,11 @@ __all__ = [
     "ModelError",
     "ModelMismatchError",
     "NoTapsError",
+    "Progress",
+    "RedTeamReport",
+    "ReportCard",
     "SettingsError",
+    "Step",
     "TwinError",
     "Verdict",
     "Verdicts",
@@ -92,8 +101,12 @@ _NAMES = {  # by the module that holds them
     "training.attacks.victim": "Victim",
     "training.errors": "AnalysisError AttackError DataError TwinError WorkerError",
     "training.evaluate": "evaluate",
+    "training.evaluation.report_card": "ReportCard",
+    "training.evaluation.result": "Evaluation",
     "training.fit": "fit",
     "training.guarded_module": "GuardedModule",
+    "training.progress": "Progress Step",
+    "training.red_team.report": "RedTeamReport",
     "training.redteam": "redteam",
     "training.score": "score",
 }

@@ -48,7 +48,7 @@ from reluguard.training.harden import harden_images
 from reluguard.training.hardening.settings import consistent_loss
 from reluguard.training.models.given import Model, guard_model, ready_model
 from reluguard.training.pages.analysis.report import report_pages, summary
-from reluguard.training.progress import Progress
+from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.twin.twin import Twin, load_twin
 
 __all__ = ["ATTACKS", "analyze"]
@@ -80,7 +80,7 @@ def analyze(
     input_shape: Sequence[int] | None = None,
     seed: int = 0,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: HowTold = None,
 ) -> Analysis:
     """Write report, `analysis.json` and `arrays.npz` to `out`; return what the JSON holds.
 
@@ -113,7 +113,7 @@ def analyze(
         input_shape: of one image in a torch model's input, without a guard.
         seed: of every random choice.
         threads: of ONNX Runtime.
-        progress: told of stages and steps.
+        progress: told of stages and steps: a `Progress`, or a function that takes a `Step`.
 
     Raises:
         SettingsError: a value has no meaning, or a guard says already what is said here.
@@ -128,7 +128,7 @@ def analyze(
     _check(limit, pairwise, attacks)
     out = Path(out)
     other = None if other is None else Path(other)
-    progress = progress or Progress()
+    progress = progress_of(progress)
     started = time.perf_counter()
     if guard is None:
         ready = ready_model(

@@ -54,7 +54,7 @@ from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second
 from reluguard.training.models.given import Model, guard_model
 from reluguard.training.pages.evaluation import evaluation_page
-from reluguard.training.progress import Progress
+from reluguard.training.progress import HowTold, progress_of
 from reluguard.training.provenance import Provenance, provenance_of
 from reluguard.training.recipes.afterwards import COMPOSED, judged_afterwards
 
@@ -121,7 +121,7 @@ def evaluate(
     limit: int | None = None,
     threads: int | None = None,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: HowTold = None,
 ) -> Evaluation:
     """Judge a guard; write `evaluation.json` and `evaluation.html`, and return what was found.
 
@@ -157,7 +157,7 @@ def evaluate(
         limit: how many unseen images at most.
         threads: of ONNX Runtime and torch in each process.
         workers: processes.
-        progress: told of each step.
+        progress: told of each step: a `Progress`, or a function that takes a `Step`.
 
     Raises:
         DataError: the data don't fit, the model was trained on some of them, or the work folder is
@@ -168,7 +168,7 @@ def evaluate(
         HeldError: another process works in the work folder.
     """
     started = perf_counter()
-    progress = progress or Progress()
+    progress = progress_of(progress)
     guard, out = Path(guard), Path(out)
     file = guard_model(model, guard, weights=weights)
     opened = Guard.open(file, guard, threads=threads, second_model=second_model)

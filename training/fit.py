@@ -58,7 +58,7 @@ from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second, check_second, choose_second
 from reluguard.training.models.given import Model, kept_beside, ready_model
 from reluguard.training.pages.report_card import report_page
-from reluguard.training.progress import Progress
+from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.provenance import ExportedFrom, FittedOn, FittedWith, Provenance
 from reluguard.training.recipes import Portion, Recipe, recipe_named
 from reluguard.training.recipes.both import with_both
@@ -95,7 +95,7 @@ def fit(
     max_overhead: float | None = None,
     work: Path | str | None = None,
     engine: str = "local",
-    progress: Progress | None = None,
+    progress: HowTold = None,
 ) -> Guard:
     """Fit a guard to a classifier, write it to a folder and return it, ready to inspect images.
 
@@ -145,7 +145,7 @@ def fit(
             images kept from them.
         work: where harvested shards are kept; by default `out` with `.work` behind it.
         engine: who attacks and reads: "local", processes of this machine, or "ray".
-        progress: told of each stage.
+        progress: told of each stage: a `Progress`, or a function that takes a `Step`.
 
     Raises:
         SettingsError: a value has no meaning.
@@ -161,7 +161,7 @@ def fit(
     max_overhead = check_overhead(max_overhead)
     out = Path(out)
     check_place(out)
-    progress = progress or Progress()
+    progress = progress_of(progress)
     started = perf_counter()
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     progress.stage("model and data", 1)

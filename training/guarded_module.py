@@ -87,16 +87,21 @@ class GuardedModule:
         self._calls = self._match(self.artifact)
         check_golden(golden, self(golden.images))
 
-    def __call__(self, images: Images) -> Verdicts:
-        """Return prediction and verdict on uint8 images of shape (N, H, W, C).
+    def __call__(self, images: Images | Tensor) -> Verdicts:
+        """Return prediction and verdict on images, or on what the module itself takes.
 
         `outputs` of the verdicts holds the class scores under the name the ONNX model has for them.
 
+        Args:
+            images: an array of whole pixels, uint8 (N, H, W, C); or a tensor, which goes into the
+                module as it is: of its own type and shape, normalised as it wants it.
+
         Raises:
-            ImageError: dtype, rank or size is not the model's.
+            ImageError: dtype, rank or size of an array is not the model's.
         """
+        tensor = images if isinstance(images, Tensor) else self.tensor(images)
         with torch.no_grad():
-            return self.run(self.tensor(images))[1]
+            return self.run(tensor)[1]
 
     def tensor(self, images: Images) -> Tensor:
         """Return the model's own input tensor for uint8 images, on the module's device."""

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
@@ -14,7 +15,9 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElaps
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-__all__ = ["Bars", "Estimate", "Lines", "Progress", "words_of"]
+from reluguard.detector.errors import SettingsError
+
+__all__ = ["Bars", "Estimate", "HowTold", "Lines", "Progress", "Step", "progress_of", "words_of"]
 
 Clock = Callable[[], float]
 
@@ -202,6 +205,73 @@ class Lines(Progress):
         stream = self._stream or sys.stderr
         stream.write(f"reluguard: {text}\n")
         stream.flush()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """How far long work is, as a callback is told.
+
+    Attributes:
+        title: of the step that is done now.
+        share: of it that is done, in [0, 1].
+        left_s: seconds that it will still take, None where nothing tells yet.
+        note: something that people should know, empty in a report of progress alone.
+    """
+
+    title: str
+    share: float
+    left_s: float | None = None
+    note: str = ""
+
+
+class Told(Progress):
+    """Calls a function of the user's with each change.
+
+    Args:
+        tell: takes a `Step`.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, tell: Callable[[Step], object], clock: Clock = monotonic) -> None:
+        self._tell, self._clock = tell, clock
+        self._current = Estimate("", 0, None, clock())
+
+    def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
+        """Tell that a step begins."""
+        self._current = Estimate(title, total, expected_s, self._clock())
+        self._told("", 0.0 if total else 1.0)
+
+    def advance(self, units: int) -> None:
+        """Count, and tell."""
+        self._current.advance(units, self._clock())
+        self._told("", self._current.share)
+
+    def say(self, text: str) -> None:
+        """Tell it as a note."""
+        self._told(text, self._current.share)
+
+    def _told(self, note: str, share: float) -> None:
+        left = self._current.left(self._clock())
+        self._tell(Step(title=self._current.title, share=share, left_s=left, note=note))
+
+
+HowTold = Progress | Callable[[Step], object] | None
+"""What is told of progress: nobody, a `Progress`, or a function that takes each `Step`."""
+
+
+def progress_of(how: HowTold) -> Progress:
+    """Return what to tell of progress, however it was given.
+
+    Raises:
+        SettingsError: it can't be called.
+    """
+    if how is None:
+        return Progress()
+    if isinstance(how, Progress):
+        return how
+    if not callable(how):
+        raise SettingsError(f"expected a function that takes a Step, got {type(how).__name__}")
+    return Told(how)
 
 
 class _Left(ProgressColumn):

@@ -27,7 +27,7 @@ from reluguard.training.errors import AttackError
 from reluguard.training.models.given import Model, guard_model
 from reluguard.training.pages.publication import publish as write_into
 from reluguard.training.pages.red_team import red_team_page
-from reluguard.training.progress import Progress
+from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import (
     CombinedLogit,
@@ -121,7 +121,7 @@ def redteam(
     weights: Path | str | None = None,
     seed: int = 0,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: HowTold = None,
 ) -> RedTeamReport:
     """Attack a guard with full knowledge of it; write `red_team.json`, a page and `evasions.npz`.
 
@@ -161,7 +161,7 @@ def redteam(
         weights: of a network by name, as `fit` takes them.
         seed: of every random choice.
         threads: of ONNX Runtime.
-        progress: told of each image.
+        progress: told of each image: a `Progress`, or a function that takes a `Step`.
 
     Raises:
         AttackError: no step, restart or question.
@@ -174,7 +174,7 @@ def redteam(
         HeldError: another process works in `out/work`.
     """
     started = perf_counter()
-    progress = progress or Progress()
+    progress = progress_of(progress)
     guard, out = Path(guard), Path(out)
     file = guard_model(model, guard, weights=weights)
     least = STANDARD if standard else Effort()

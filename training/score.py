@@ -19,7 +19,7 @@ from reluguard.training.data.given import Data
 from reluguard.training.data.pictures import Pictures, find_pictures
 from reluguard.training.data.reading import Reading
 from reluguard.training.models.given import Model, guard_model
-from reluguard.training.progress import Progress
+from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.tables import as_bytes, format_of
 
 __all__ = ["score", "score_data", "summary_of"]
@@ -37,7 +37,7 @@ def score(
     looks: Looks | None = None,
     second_model: Path | str | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: HowTold = None,
 ) -> dict[str, NDArray[Any]]:
     """Return verdicts on every image as columns, in the order of the images.
 
@@ -58,14 +58,14 @@ def score(
         looks: when a second look is taken; by default at what is suspicious, if the guard can.
         second_model: the network that looks again, of a guard fitted with one.
         threads: of ONNX Runtime.
-        progress: told of each batch.
+        progress: told of each batch: a `Progress`, or a function that takes a `Step`.
 
     Raises:
         DataError: the data can't be read, or there is no telling which class a folder is.
         ImageError: the images are not of the model's size.
         GuardError: the guard can't be read or is not the model's.
     """
-    progress = progress or Progress()
+    progress = progress_of(progress)
     file = guard_model(model, guard, weights=weights)
     opened = Guard.open(file, guard, threads=threads, looks=looks, second_model=second_model)
     loose = find_pictures(str(data)) if isinstance(data, (str, Path)) else None
@@ -117,7 +117,7 @@ def score_data(
         looks: when a second look is taken; by default at what is suspicious, if the guard can.
         second_model: the network that looks again, of a guard fitted with one.
         threads: of ONNX Runtime.
-        progress: told of each batch.
+        progress: told of each batch: a `Progress`, or a function that takes a `Step`.
 
     Raises:
         SettingsError: the file's name ends in none of these.

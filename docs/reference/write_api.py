@@ -13,6 +13,7 @@ GROUPS = {
     "Ask in process": ["Guard", "GuardedSession", "GuardedModule", "Verdict", "Verdicts"],
     "Ask a server": ["Client", "AsyncClient"],
     "Fit a guard and judge it": ["fit", "score", "evaluate", "redteam", "analyze"],
+    "What comes of it": ["ReportCard", "Evaluation", "RedTeamReport", "Progress", "Step"],
     "Write an attack": ["Attack", "AttackResult", "Budget", "Goal", "Victim"],
     "Errors to catch": [
         "DetectorError", "ImageError", "ImageTooLargeError", "ModelError", "NoTapsError",
@@ -53,7 +54,7 @@ def _entry(name: str) -> str:
         base = thing.__bases__[0].__name__
         kind = f", a kind of `{base}`" if base in reluguard.__all__ else ""
         return f"### {name}\n\n`{name}`{kind}. {_text(thing)}\n"
-    methods = {item.name: item for item in node.body if isinstance(item, Function)}
+    methods = {**_lent(thing), **{m.name: m for m in node.body if isinstance(m, Function)}}
     parts = [f"### {name}\n", _code(_construction(name, node, methods)), f"{_text(thing)}\n"]
     for method, item in methods.items():
         told = inspect.getdoc(getattr(thing, method))
@@ -63,6 +64,19 @@ def _entry(name: str) -> str:
                 parts.append(_code(_call(method, item, 1)))
             parts.append(f"{_plain(told)}\n")
     return "\n".join(parts)
+
+
+def _lent(thing: type) -> dict[str, Function]:
+    """Return the methods that a class has of one that is made to lend them."""
+    lenders = [base for base in thing.__mro__[1:] if base.__name__ == "Shown"]
+    nodes = [ast.parse(inspect.getsource(base)).body[0] for base in lenders]
+    return {
+        item.name: item
+        for node in nodes
+        if isinstance(node, ast.ClassDef)
+        for item in node.body
+        if isinstance(item, Function)
+    }
 
 
 def _construction(name: str, node: ast.ClassDef, methods: dict[str, Function]) -> str:

@@ -199,3 +199,14 @@ def test_the_guard_was_fitted_to_real_gates(fitted: Fitted) -> None:
     ops = {tap.op for tap in read_guard(folder).manifest.taps}
     kinked, smooth = {"LeakyRelu", "PRelu", "Clip"}, {"Gelu", "Silu", "Mish", "Elu", "Softplus"}
     assert kinked <= ops or smooth <= ops or ops == {"Relu"}
+
+
+@pytest.mark.parametrize("fitted", [kinds], indirect=True, ids=["kinds"])
+def test_it_takes_tensors_as_the_module_does(fitted: Fitted, pictures: Images) -> None:
+    """The module's own input gives the verdicts of the images that it was made of."""
+    module, _, folder = fitted
+    guarded = GuardedModule(module, folder)
+    tensor = torch.from_numpy(pictures[:9]).permute(0, 3, 1, 2).float() / 255
+    found, wanted = guarded(tensor), guarded(pictures[:9])
+    np.testing.assert_array_equal(found.score, wanted.score)
+    np.testing.assert_array_equal(found.prediction, module(tensor).argmax(dim=1).numpy())

@@ -6,17 +6,19 @@ from clean calibration images alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.artifact import read_guard
 from reluguard.detector.features import confidence
 from reluguard.detector.head import threshold_at
 from reluguard.detector.metrics import GateResult, Interval, Rates, RedTeamSummary
 from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard
 from reluguard.detector.taps import GateCounts
-from reluguard.training.composed import attack_of, change_of, is_composed
+from reluguard.training.composed import attack_of, change_of, composed_name, is_composed
 from reluguard.training.evaluation.figures import (
     Clean,
     Precision,
@@ -31,6 +33,7 @@ from reluguard.training.evaluation.two_looks import TwoLooks, two_looks
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.showing import Flagged, Shown
 from reluguard.training.statistics.metrics import auroc_interval
 
 __all__ = [
@@ -88,7 +91,7 @@ class ComposedFigures(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportCard(Plain):
+class ReportCard(Shown, Plain):
     """What a guard does on unseen images, as its manifest and `report.json` hold it.
 
     Attributes:
@@ -124,6 +127,41 @@ class ReportCard(Plain):
     looks: TwoLooks | None = field(default=None, metadata=UNSAID)
     gate: GateResult | None = field(default=None, metadata=UNSAID)
     red_team: RedTeamSummary | None = field(default=None, metadata=UNSAID)
+
+    @classmethod
+    def of(cls, guard: Guard | Path | str) -> "ReportCard":
+        """Return the report card that a guard carries.
+
+        Args:
+            guard: opened, as `fit` returns it, or its folder.
+
+        Raises:
+            GuardError: the guard can't be read.
+        """
+        artifact = guard.artifact if isinstance(guard, Guard) else read_guard(guard)
+        return cls.from_json(artifact.manifest.metrics)
+
+    def _shown(self) -> Sequence[Flagged]:
+        """Return the kinds of images and what is flagged of them."""
+        attacks = {("attack", name): one for name, one in self.attacks.items()}
+        for change, group in self.composed.items():
+            for name, one in group.attacks.items():
+                attacks["composed", composed_name(name, change)] = one
+        clean = self.clean
+        rates = clean.false_positive_rate
+        return [
+            Flagged(kind="clean", name="clean", images=clean.images, rates=rates),
+            *(
+                Flagged(kind="benign", name=name, images=one.images, rates=one.flagged)
+                for name, one in self.benign.items()
+            ),
+            *(
+                Flagged(
+                    kind=kind, name=name, images=one.succeeded, rates=one.detected, auroc=one.auroc
+                )
+                for (kind, name), one in attacks.items()
+            ),
+        ]
 
 
 def promised_rates(

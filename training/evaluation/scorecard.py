@@ -4,7 +4,7 @@ Headline figures are on attacks that succeeded, from sources the model answers r
 the guard's own, so from clean calibration images alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.metrics import Interval, Rates
 from reluguard.detector.plain import UNSAID, Plain, named
-from reluguard.training.composed import attack_of, change_of, is_composed
+from reluguard.training.composed import attack_of, change_of, composed_name, is_composed
 from reluguard.training.evaluation.comparison import Group, mean
 from reluguard.training.evaluation.figures import (
     Clean,
@@ -28,6 +28,7 @@ from reluguard.training.evaluation.figures import (
     promises,
 )
 from reluguard.training.evaluation.threats import THREATS
+from reluguard.training.showing import Flagged, Shown
 from reluguard.training.statistics.metrics import auroc_interval, rate_interval
 
 __all__ = [
@@ -136,7 +137,7 @@ class Composed(Plain):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scorecard(Plain):
+class Scorecard(Shown, Plain):
     """What a guard does on images it never saw.
 
     Attributes:
@@ -166,6 +167,33 @@ class Scorecard(Plain):
     summary: Overview
     precision: Mapping[str, Precision]
     promises: Mapping[str, Promise] = field(default_factory=dict, metadata=UNSAID)
+
+    def _shown(self) -> Sequence[Flagged]:
+        """Return the kinds of images and what is flagged of them."""
+        attacks = {("attack", name): one for name, one in self.attacks.items()}
+        for change, group in self.composed.items():
+            for name, one in group.attacks.items():
+                attacks["composed", composed_name(name, change)] = one
+        clean = self.clean
+        rates = clean.false_positive_rate
+        return [
+            Flagged(kind="clean", name="clean", images=clean.images, rates=rates),
+            *(
+                Flagged(
+                    kind="benign",
+                    name=name,
+                    images=max(share.n for share in one.values()),
+                    rates=one,
+                )
+                for name, one in self.benign.items()
+            ),
+            *(
+                Flagged(
+                    kind=kind, name=name, images=one.succeeded, rates=one.detected, auroc=one.auroc
+                )
+                for (kind, name), one in attacks.items()
+            ),
+        ]
 
 
 def scorecard(

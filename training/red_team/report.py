@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.metrics import BlackBox, Interval, Rates, RedTeamSummary
 from reluguard.detector.plain import UNSAID, Plain
+from reluguard.detector.showing.axes import AMBER, BLUE, GREEN, GREY, RED, axes_for
+from reluguard.detector.showing.frames import data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["BEST", "SEARCH", "Pair", "RedTeamReport", "Row", "Steps"]
 
@@ -122,6 +127,77 @@ class RedTeamReport(Plain):
     smallest: Mapping[str, Pair] = field(default_factory=dict)
     asking_only: Mapping[str, Pair] = field(default_factory=dict)
     looks: Looks = field(default="first", metadata=UNSAID)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a pandas data frame, one row for each budget, attack and threshold.
+
+        `budget` (Linf, in 8-bit steps), `attack`, `images`, `misclassified`, the share whose answer
+        is wrong, `rate`, the false-positive rate of the threshold, and `evaded`, the share that is
+        wrong and not flagged, with `low` and `high`; intervals are of 95 %.
+
+        Raises:
+            SettingsError: pandas is not installed: `pip install 'reluguard[tables]'`.
+        """
+        return data_frame(
+            [
+                {
+                    "budget": float(size),
+                    "attack": attack,
+                    "images": self.images if row.images is None else row.images,
+                    "misclassified": None if row.misclassified is None else row.misclassified.value,
+                    "rate": float(rate),
+                    "evaded": share.value,
+                    "low": share.low,
+                    "high": share.high,
+                }
+                for size, rows in self.budgets.items()
+                for attack, row in rows.items()
+                for rate, share in row.evaded.items()
+            ]
+        )
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw what share of images evades within each budget, by the best attack on each.
+
+        One line is of the model without a guard, where a wrong answer is enough; the others are of
+        the guard's thresholds.
+
+        Args:
+            axes: matplotlib's, to draw on; new ones by default.
+
+        Returns:
+            The axes.
+
+        Raises:
+            SettingsError: matplotlib is not installed: `pip install 'reluguard[training]'`.
+        """
+        axes = axes_for(axes)
+        best = {float(size): row for size, row in self.best.items()}
+        sizes = sorted(best)
+        lines: dict[str, list[Interval | None]] = {
+            "without a guard": [best[size].misclassified for size in sizes]
+        }
+        for rate in sorted(self.thresholds, key=float, reverse=True):
+            name = f"guard at {float(rate):g} false alarms"
+            lines[name] = [best[size].evaded.get(rate) for size in sizes]
+        for (name, shares), color, mark in zip(
+            lines.items(), (GREY, BLUE, GREEN, AMBER, RED), "vosD^", strict=False
+        ):
+            known = [(x, one) for x, one in zip(sizes, shares, strict=True) if one is not None]
+            if not known:
+                continue
+            x = [size for size, _ in known]
+            low, high = [one.low for _, one in known], [one.high for _, one in known]
+            axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+            style = "--" if mark == "v" else "-"
+            middle = [one.value for _, one in known]
+            axes.plot(x, middle, style, color=color, marker=mark, markersize=5, label=name)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.set_xlabel("budget: 8-bit steps that a pixel may move")
+        axes.set_ylabel(f"share of {self.images} images that evade")
+        axes.legend(loc="best", frameon=False, fontsize=9)
+        return axes
 
     @property
     def best(self) -> dict[str, Row]:

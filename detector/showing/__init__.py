@@ -1,0 +1,1 @@
+"""Results as data frames and plots, by libraries that are loaded when they are asked for."""
