@@ -175,7 +175,7 @@ class Verdicts:
         axes.set_yscale("log")
         axes.set_xlabel("images, lowest p-value first")
         axes.set_ylabel("p-value")
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        axes.legend(loc="best", framealpha=0.8, fontsize=9)
         return axes
 
 

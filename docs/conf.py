@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE / "reference"))
 
 project = "reluguard"
 extensions = ["myst_parser", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**.ipynb"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nitpicky = True
@@ -34,3 +34,4 @@ def setup(app: "Sphinx") -> None:
     """Write the pages that the code itself tells, before Sphinx looks for pages."""
     del app
     import_module("write_pages").write_all()
+    import_module("write_notebooks").write_notebooks()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from reluguard.training.progress import Progress, Step
     from reluguard.training.red_team.report import RedTeamReport
     from reluguard.training.redteam import redteam
+    from reluguard.training.retrain import Retrained, retrain
     from reluguard.training.score import score
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "Progress",
     "RedTeamReport",
     "ReportCard",
+    "Retrained",
     "SettingsError",
     "Step",
     "TwinError",
@@ -84,6 +86,7 @@ __all__ = [
     "evaluate",
     "fit",
     "redteam",
+    "retrain",
     "score",
 ]
 
@@ -108,6 +111,7 @@ _NAMES = {  # by the module that holds them
     "training.progress": "Progress Step",
     "training.red_team.report": "RedTeamReport",
     "training.redteam": "redteam",
+    "training.retrain": "Retrained retrain",
     "training.score": "score",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

@@ -109,7 +109,7 @@ def _draw(groups: Sequence[Flagged], rate: float | None, axes: Any) -> Any:
     seen = set()
     for place, (one, share) in enumerate(shown):
         attack = one.kind == "attack"
-        label = "attacks that fooled the model" if attack else "clean and harmless images"
+        label = "attacks that succeeded" if attack else "clean or harmless"
         axes.errorbar(
             share.value,
             place,
@@ -122,7 +122,7 @@ def _draw(groups: Sequence[Flagged], rate: float | None, axes: Any) -> Any:
             label=None if label in seen else label,
         )
         seen.add(label)
-    axes.axvline(chosen, color=GREY, linestyle=":", label=f"promised for clean images: {chosen:g}")
+    axes.axvline(chosen, color=GREY, linestyle=":", label=f"promised: {chosen:g}")
     axes.set_yticks(range(len(shown)), [f"{one.name} ({share.n})" for one, share in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)

@@ -12,8 +12,10 @@ PAGE = Path(__file__).with_name("api.md")
 GROUPS = {
     "Ask in process": ["Guard", "GuardedSession", "GuardedModule", "Verdict", "Verdicts"],
     "Ask a server": ["Client", "AsyncClient"],
-    "Fit a guard and judge it": ["fit", "score", "evaluate", "redteam", "analyze"],
-    "What comes of it": ["ReportCard", "Evaluation", "RedTeamReport", "Progress", "Step"],
+    "Fit a guard and judge it": ["fit", "score", "evaluate", "redteam", "analyze", "retrain"],
+    "What comes of it": [
+        "ReportCard", "Evaluation", "RedTeamReport", "Retrained", "Progress", "Step",
+    ],
     "Write an attack": ["Attack", "AttackResult", "Budget", "Goal", "Victim"],
     "Errors to catch": [
         "DetectorError", "ImageError", "ImageTooLargeError", "ModelError", "NoTapsError",
