@@ -159,8 +159,8 @@ def harden(
         float,
         typer.Option(
             "--budget",
-            help="The largest change of a pixel that it is trained against, in steps of 1/255. More "
-            "makes it more robust and less right.",
+            help="The largest change of a pixel that it is trained against, in steps of 1/255. "
+            "More makes it more robust and less right.",
         ),
     ] = 2.0,
     output: Output = None,
@@ -173,7 +173,7 @@ def harden(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune the model against attacks; writes another ONNX file, which can look twice for it."""
+    """Fine-tune the model against attacks; writes another ONNX file, which can look again."""
     from reluguard.training.harden import HardenSettings
     from reluguard.training.harden import harden as run_harden
 
