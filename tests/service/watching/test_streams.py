@@ -193,6 +193,9 @@ def test_near_equal_questions_are_refused(
             client.inspect(images[NEAR : NEAR + 1])
         assert no.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert len(client.inspect(smooth(4, 90))) == 4
+        (streamed,) = client.stream(iter([images[NEAR + 3 : NEAR + 4]]))
+        assert isinstance(streamed, CallError)
+        assert "near-equal" in str(streamed)
         assert len(client.inspect(images[:1])) == 1  # a retry of what was answered
         pixels = pb.Pixels(
             data=images[NEAR + 1].tobytes(), count=1, height=12, width=12, channels=3
