@@ -216,7 +216,7 @@ def test_near_equal_questions_are_refused(
         assert status == 429
         assert 3500 < int(headers["Retry-After"]) <= 3700
         assert "near-equal" in reply["error"]
-        assert counted(server, "reluguard_watch_refused_total") == 3
+        assert counted(server, "reluguard_watch_refused_total") == 4
 
 
 def test_describe_says_what_is_remembered_at_most(reading_guard: Guard) -> None:
