@@ -119,6 +119,10 @@ def perfect_words(
     That can't be proved from answers: an easy task looks the same. So it is said, and nothing is
     refused.
 
+    On 800 images of CIFAR-10 that they were trained on, ResNet-20 is right on .996 and .995 sure,
+    ResNet-44 on all and .9996: both are told. On 800 fresh ones they are right on .920 and .933,
+    .971 and .976 sure, and nothing is said.
+
     Args:
         logits: float32, (N, K), class scores before any softmax.
         labels: int64, (N,).
