@@ -25,7 +25,7 @@ from reluguard.training.analysis.checks import Ints, check_labels, check_memory,
 from reluguard.training.analysis.findings import Findings, GuardView
 from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
-from reluguard.training.analysis.papers import Claim, paper_claims
+from reluguard.training.analysis.papers import Papers, paper_tables
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.analysis.result import Analysis
 from reluguard.training.analysis.seeds import SeedStudy, study_seeds
@@ -185,15 +185,7 @@ def analyze(
         if papers:
             source = None if train is None else network.more(train)
             seeds, hardening = _papers(material, source, seed, progress)
-        claims = paper_claims(
-            splits=findings.splits,
-            votes=findings.votes,
-            maps=findings.maps,
-            consistency=findings.consistency,
-            seeds=seeds,
-            hardening=hardening,
-            seed=seed,
-        )
+        tables = paper_tables(findings, seeds=seeds, hardening=hardening, seed=seed)
         about = {
             "model": file.name,
             "model_sha256": production.sha256,
@@ -205,8 +197,8 @@ def analyze(
             "attacks": list(attacks),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        found = summary(about, material, findings, claims, seeds, hardening)
-        _write(out, found, material, findings, claims, seeds, hardening)
+        found = summary(about, material, findings, tables, seeds, hardening)
+        _write(out, found, material, findings, tables, seeds, hardening)
     return found
 
 
@@ -423,7 +415,7 @@ def _write(
     found: Analysis,
     material: Material,
     findings: Findings,
-    claims: list[Claim],
+    tables: Papers,
     seeds: SeedStudy | None,
     hardening: HardenReport | None,
 ) -> None:
@@ -438,7 +430,7 @@ def _write(
         write_arrays(stream, arrays)
     with _aside(out / "analysis.json") as file:
         file.write_text(json.dumps(found.to_json(), indent=2, allow_nan=False), encoding="utf-8")
-    pages = report_pages(found, material, findings, claims, seeds, hardening)
+    pages = report_pages(found, material, findings, tables, seeds, hardening)
     for place, text in reversed(pages.items()):  # what points at the others comes last
         (out / place).parent.mkdir(exist_ok=True)
         with _aside(out / place) as file:

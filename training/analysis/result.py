@@ -42,6 +42,7 @@ class Analysis(Plain):
         attacks: share of right answers that each attack turned wrong.
         taps: the L taps, first to last.
         claims: of the source papers, each with what was found here.
+        beside: figures measured alike that no paper claims.
         seeds: networks of several seeds beside each other, where they were trained.
         hardening: what hardening did, where it was done.
         guard_auroc: of the guard on the main attack, where one was given.
@@ -55,3 +56,4 @@ class Analysis(Plain):
     seeds: Mapping[str, Any] | None
     hardening: Mapping[str, Any] | None
     guard_auroc: float | None
+    beside: tuple[Mapping[str, Any], ...] = ()

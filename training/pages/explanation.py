@@ -33,7 +33,8 @@ class Explanation:
         distances: (L, n). Share of bits in which they differ.
         neighbour_images: uint8, (L, n, H, W, C).
         neighbour_labels: int64, (L, n).
-        channels: (tap, channel) of the firing rates that moved the evidence most.
+        channels: (tap, channel) of the firing rates that moved the evidence most; empty where the
+            head reads none.
         contributions: (len(channels),). By how much, in log-odds; positive is more adversarial.
     """
 
@@ -49,6 +50,11 @@ class Explanation:
     channels: tuple[tuple[int, int], ...]
     contributions: Floats
 
+    @property
+    def loudest(self) -> int:
+        """The tap with the most evidence either way, the first of equal ones, from 0."""
+        return int(np.argmax(np.abs(self.verdict.evidence)))
+
 
 def draw_explanation(found: Explanation, file: Path, *, class_names: Sequence[str] = ()) -> None:
     """Write the picture of an explanation; the suffix says which kind."""
@@ -59,7 +65,10 @@ def draw_explanation(found: Explanation, file: Path, *, class_names: Sequence[st
         _draw_image(grid[0, 0], found, names)
         _draw_neighbours(grid[0, 1], found, names)
         _draw_evidence(grid[1, 0], found)
-        _draw_channels(grid[1, 1], found)
+        if np.any(found.contributions):
+            _draw_channels(grid[1, 1], found)
+        else:  # no rate moved anything
+            grid[1, 1].set_visible(False)
         _draw_looks(figure, grid[2, 0], found, names)
         _draw_sentence(grid[2, 1], found, names)
         figure.savefig(file, dpi=130, facecolor="#ffffff")
@@ -108,8 +117,7 @@ def _draw_image(axes: Any, found: Explanation, names: list[str]) -> None:
 def _shown_taps(found: Explanation) -> list[int]:
     """The tap with the most evidence, the last one, and one in between or before."""
     last = len(found.taps) - 1
-    strongest = int(np.argmax(found.verdict.evidence))
-    chosen = [strongest, last, last // 2, 0]
+    chosen = [found.loudest, last, last // 2, 0]
     unique = list(dict.fromkeys(chosen))[:_SHOWN_TAPS]
     return sorted(unique)
 
@@ -190,7 +198,6 @@ def _draw_sentence(axes: Any, found: Explanation, names: list[str]) -> None:
     answer = found.verdict.prediction
     favourite = found.looks_like.argmax(axis=1)
     against = [i for i in range(len(favourite)) if favourite[i] != answer]
-    strongest = int(np.argmax(found.verdict.evidence)) + 1
     texts = [
         (
             f"The model answers {names[answer]}. "
@@ -203,11 +210,12 @@ def _draw_sentence(axes: Any, found: Explanation, names: list[str]) -> None:
             f"The last tap that disagrees is tap {last + 1}: its pattern looks like "
             f"{names[int(favourite[last])]}."
         )
+    loudest = found.verdict.evidence[found.loudest]
     texts.append(
-        f"The strongest evidence comes from tap {strongest} "
-        f"({max(found.verdict.evidence):+.2f} log-odds)."
+        f"The strongest evidence comes from tap {found.loudest + 1} ({loudest:+.2f} log-odds, "
+        f"{'for' if loudest > 0 else 'against'} an attack)."
     )
-    if found.channels:
+    if np.any(found.contributions):
         tap, channel = found.channels[0]
         texts.append(f"The channel that moved it most is channel {channel} of tap {tap + 1}.")
     body = "\n\n".join(fill(text, 44) for text in texts)

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import ShapeError
 from reluguard.training.explain import explain, explain_image
+from reluguard.training.pages.explanation import draw_explanation
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,46 @@ def test_the_verdict_and_its_evidence_are_the_guards(
     sizes = [tap.channels for tap in guarded.artifact.manifest.taps]
     assert all(channel < sizes[tap] for tap, channel in found.channels)
     assert (np.diff(np.abs(found.contributions)) <= 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("evidence", "loudest"),
+    [
+        ((-0.25, 0.1, -0.4, -1.78), 3),
+        ((-0.25, -1.78, 0.4, 0.1), 1),
+        ((1.9, -0.3, 0.4, -1.78), 0),
+        ((0.2, -0.3, 0.4, 0.1), 2),
+    ],
+    ids=str,
+)
+def test_the_tap_that_is_named_speaks_loudest(
+    tiny_model: Path,
+    guarded: Guard,
+    make_images: Callable[..., Images],
+    evidence: tuple[float, ...],
+    loudest: int,
+) -> None:
+    """The largest evidence counts, for or against an attack, wherever the tap lies."""
+    images = make_images(20)
+    found = explain_image(tiny_model, guarded, images[0], images[1:], np.zeros(19, np.int64))
+    found = replace(found, verdict=replace(found.verdict, evidence=evidence))
+    assert found.loudest == loudest
+    assert abs(evidence[found.loudest]) == max(map(abs, evidence))
+
+
+def test_a_plot_without_a_bar_is_not_drawn(
+    tiny_model: Path, guarded: Guard, make_images: Callable[..., Images], tmp_path: Path
+) -> None:
+    """Where no firing rate moved anything, its plot and its sentence are left out."""
+    images = make_images(20)
+    found = explain_image(tiny_model, guarded, images[0], images[1:], np.zeros(19, np.int64))
+    assert np.any(found.contributions)
+    silent = replace(found, channels=(), contributions=np.empty(0))
+    sizes = []
+    for name, one in (("whole.svg", found), ("silent.svg", silent)):
+        draw_explanation(one, tmp_path / name)
+        sizes.append((tmp_path / name).read_text().count("<g id="))
+    assert sizes[1] < sizes[0]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

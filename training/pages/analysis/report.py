@@ -1,17 +1,18 @@
 """The report: one page, and the same figures as plain values. L taps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.training.analysis.claims.claim import HOLDS
 from reluguard.training.analysis.fiedler import GRAPHS
 from reluguard.training.analysis.findings import Findings, GuardView
 from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.material import Material
-from reluguard.training.analysis.papers import Claim, claims_rows
+from reluguard.training.analysis.papers import Papers, aside_rows, claim_rows
 from reluguard.training.analysis.result import Analysis, TapFigures
 from reluguard.training.analysis.seeds import SeedStudy
 from reluguard.training.pages.analysis.consistency import consistency_chapter
@@ -43,7 +44,7 @@ def summary(
     about: Mapping[str, Any],
     material: Material,
     findings: Findings,
-    claims: Sequence[Claim],
+    papers: Papers,
     seeds: SeedStudy | None,
     hardening: HardenReport | None,
 ) -> Analysis:
@@ -82,7 +83,8 @@ def summary(
             for name, flags in material.success.items()
         },
         taps=taps,
-        claims=tuple(claim.to_json() for claim in claims),
+        claims=tuple(one.to_json() for one in papers.claims),
+        beside=tuple(one.to_json() for one in papers.beside),
         seeds=None if seeds is None else _seed_values(seeds),
         hardening=None if hardening is None else hardening.to_json(),
         guard_auroc=_guard_auroc(findings.guard),
@@ -115,7 +117,7 @@ def report_pages(
     found: Analysis,
     material: Material,
     findings: Findings,
-    claims: Sequence[Claim],
+    papers: Papers,
     seeds: SeedStudy | None,
     hardening: HardenReport | None,
 ) -> dict[str, str]:
@@ -144,12 +146,13 @@ def report_pages(
     )
     sections = [
         Section(title="Chapters", body=f'<ul class="chapters">{listed}</ul>'),
-        _claims_section(claims),
+        _claims_section(papers),
+        _beside_section(papers),
     ]
     if findings.guard is not None:
         sections.append(_guard_section(findings.guard, material.main))
     sections.append(_method_section(about, material))
-    pages = {INDEX: page(title, subtitle, _lead(found, findings, claims), sections)}
+    pages = {INDEX: page(title, subtitle, _lead(found, findings, papers), sections)}
     others = {f"../{INDEX}": "All chapters"}
     others |= {f"{one.anchor}.html": one.title for one in chapters}
     for one in chapters:
@@ -157,10 +160,8 @@ def report_pages(
     return pages
 
 
-def _lead(found: Analysis, findings: Findings, claims: Sequence[Claim]) -> str:
-    counts = {
-        name: sum(claim.holds == name for claim in claims) for name in ("yes", "no", "unclear")
-    }
+def _lead(found: Analysis, findings: Findings, papers: Papers) -> str:
+    holds, fails, untold = (sum(one.holds == word for one in papers.claims) for word in HOLDS)
     attacks = ", ".join(f"{name} {entry.value:.1%}" for name, entry in found.attacks.items())
     votes = findings.votes
     best = votes.hits[0].max() / votes.trials[0]
@@ -185,24 +186,34 @@ def _lead(found: Analysis, findings: Findings, claims: Sequence[Claim]) -> str:
                 "images apart; no noisy images are among its negatives."
             ),
             (
-                f"Of {len(claims)} claims of the source papers {counts['yes']} hold here, "
-                f"{counts['no']} fail and {counts['unclear']} are unclear; the rest was not "
-                "measured."
+                f"Of {len(papers.claims)} claims of the source papers {holds} hold here, {fails} "
+                f"fail and {untold} can't be told here; each says why."
             ),
         ]
     )
 
 
-def _claims_section(claims: Sequence[Claim]) -> Section:
-    head = ["claim", "paper", "their figure", "ours", "measured as", "holds?"]
+def _claims_section(papers: Papers) -> Section:
+    head = ["claim", "what the paper did", "what is done here", "ours", "verdict", "why"]
+    body = paragraph(
+        "A claim holds if the whole 95 % interval lies above the claimed figure and fails if it "
+        "lies at or below it. Where the interval holds both sides, or where the figure can't be "
+        "had, it can't be told here."
+    )
+    for paper in dict.fromkeys(one.paper for one in papers.claims):
+        rows = claim_rows([one for one in papers.claims if one.paper == paper])
+        body += f"<h3>{escape(paper)}</h3>" + table(head, rows, text_columns=(0, 1, 2, 4, 5))
+    return Section(title="The papers' claims", body=body)
+
+
+def _beside_section(papers: Papers) -> Section:
     return Section(
-        title="The papers' claims",
+        title="Beside the papers",
         body=paragraph(
-            "A claim holds if the whole 95 % interval lies above the claimed figure, fails if it "
-            "lies at or below it, and is unclear otherwise. The papers' networks and attacks "
-            "differ from these; a line says what was measured here."
+            "The same measurements where no paper claims anything: other attacks, other "
+            "classifiers, other ways to count. Nothing here can hold or fail."
         )
-        + table(head, claims_rows(claims), text_columns=(0, 1, 2, 4, 5)),
+        + table(["measured", "ours", "beside"], aside_rows(papers.beside), text_columns=(0, 2)),
     )
 
 
