@@ -56,6 +56,7 @@ __all__ = ["ATTACKS", "analyze"]
 ATTACKS = ("pgd-linf-8", "pgd-linf-2")
 
 _STUDIES = 6
+_NETWORKS = 5
 _Study = TypeVar("_Study")
 
 
@@ -392,10 +393,11 @@ def _papers(
     order = np.random.default_rng(seed).permutation(len(material.rows))
     compared = material.rows[order[:500]]
     images, labels = material.images[compared], material.labels[compared]
-    progress.stage("seeds", 3 * 400)
+    progress.stage("seeds", _NETWORKS * 400)
     seeds = study_seeds(
         (source.images, source.labels),
         (images, labels),
+        networks=_NETWORKS,
         seed=seed,
         progress=progress.advance,
     )

@@ -13,7 +13,7 @@ from reluguard.training.analysis.claims.consistency import (
     inconsistency_asides,
     training,
 )
-from reluguard.training.analysis.claims.graphs import matching
+from reluguard.training.analysis.claims.graphs import matching, matching_asides
 from reluguard.training.analysis.claims.maps import homogeneity
 from reluguard.training.analysis.findings import Findings
 from reluguard.training.analysis.hardening import HardenReport
@@ -56,6 +56,7 @@ def paper_tables(
         ),
         beside=(
             *detection_asides(findings.votes),
+            *matching_asides(seeds, seed),
             *inconsistency_asides(findings.consistency, seed),
         ),
     )

@@ -6,7 +6,7 @@ that was only started from other random weights.
 Source: Kornblith et al. 2019, section 6; Chen et al., arXiv 2111.11165, section 4.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +32,20 @@ _NEIGHBOURS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedStudy:
-    """How often layers of twin networks find each other; one value per ordered pair of networks.
+    """How often layers of twin networks find each other; one value per unordered pair of networks.
+
+    A pair's value is the mean over both ways to look: from the one's layers and from the other's.
 
     Attributes:
         networks: S.
         layers: L.
         accuracy: (S,). Of the networks on the images they are compared on.
-        gbs: (S (S - 1),). Share of layers matched by LSim of cosine graphs, full features.
-        cka: (S (S - 1),). By linear CKA on the same features.
-        gbs_bits: (S (S - 1),). By LSim of graphs of the bits alone.
-        gbs_near: (S (S - 1),). By LSim of graphs of the five nearest neighbours.
+        pairs: int64, (Q, 2), Q = S (S - 1) / 2. Which networks, the first one lower.
+        gbs: (Q,). Share of layers matched by LSim of cosine graphs, full features.
+        cka: (Q,). By linear CKA on the same features.
+        cka_averaged: (Q,). By linear CKA on spatial means, as the authors reckon theirs.
+        gbs_bits: (Q,). By LSim of graphs of the bits alone.
+        gbs_near: (Q,). By LSim of graphs of the five nearest neighbours.
         gbs_table: (L, L). Mean LSim between layers of two networks.
         cka_table: (L, L).
     """
@@ -49,8 +53,10 @@ class SeedStudy:
     networks: int
     layers: int
     accuracy: Floats
+    pairs: Ints
     gbs: Floats
     cka: Floats
+    cka_averaged: Floats
     gbs_bits: Floats
     gbs_near: Floats
     gbs_table: Floats
@@ -61,7 +67,7 @@ def study_seeds(
     train: tuple[Images, Ints],
     test: tuple[Images, Ints],
     *,
-    networks: int = 3,
+    networks: int = 5,
     steps: int = 400,
     batch: int = 64,
     seed: int = 0,
@@ -87,33 +93,52 @@ def study_seeds(
     check_rows(*train)
     classes = int(check_labels(train[1]).max()) + 1
     images, labels = test[0][:500], test[1][:500]
-    graphs, grams, bit_graphs, accuracies = [], [], [], []
+    graphs, grams, averaged, bit_graphs, accuracies = [], [], [], [], []
     for index in range(networks):
         network = _train(*train, classes, steps, batch, seed + index, progress)
         features, answers = _features(network, images)
         accuracies.append(float((answers == labels).mean()))
-        graphs.append(np.stack([layer_graph(_cosine(x)) for x in features]))
-        grams.append(np.stack([_unit_gram(x) for x in features]))
+        graphs.append(np.stack([layer_graph(_cosine(_flat(x))) for x in features]))
+        grams.append(np.stack([_unit_gram(_flat(x)) for x in features]))
+        averaged.append(np.stack([_unit_gram(_spatial_means(x)) for x in features]))
         bit_graphs.append(
-            np.stack([layer_graph(_cosine((x > 0).astype(np.float32))) for x in features])
+            np.stack([layer_graph(_cosine(_flat(x > 0).astype(np.float32))) for x in features])
         )
-    pairs = [(a, b) for a in range(networks) for b in range(networks) if a != b]
+    sparse = [np.stack([_nearest(graph) for graph in layers]) for layers in graphs]
+    pairs = [(a, b) for a in range(networks) for b in range(a + 1, networks)]
     gbs = [lsim_table(graphs[a], graphs[b]) for a, b in pairs]
     cka = [_inner(grams[a], grams[b]) for a, b in pairs]
+    means = [_inner(averaged[a], averaged[b]) for a, b in pairs]
     bits = [lsim_table(bit_graphs[a], bit_graphs[b]) for a, b in pairs]
-    sparse = [np.stack([_nearest(graph) for graph in layers]) for layers in graphs]
     near = [lsim_table(sparse[a], sparse[b]) for a, b in pairs]
     return SeedStudy(
         networks=networks,
         layers=len(_WIDTHS),
         accuracy=np.array(accuracies),
-        gbs=np.array([match_layers(t) for t in gbs]),
-        cka=np.array([match_layers(t) for t in cka]),
-        gbs_bits=np.array([match_layers(t) for t in bits]),
-        gbs_near=np.array([match_layers(t) for t in near]),
+        pairs=np.array(pairs, np.int64),
+        gbs=_matched(gbs),
+        cka=_matched(cka),
+        cka_averaged=_matched(means),
+        gbs_bits=_matched(bits),
+        gbs_near=_matched(near),
         gbs_table=np.mean(gbs, axis=0),
         cka_table=np.mean(cka, axis=0),
     )
+
+
+def _matched(tables: Sequence[Floats]) -> Floats:
+    """Return the share of layers that find each other per pair, mean over both ways: (Q,)."""
+    return np.array([(match_layers(t) + match_layers(t.T)) / 2 for t in tables])
+
+
+def _flat(features: NDArray[Any]) -> NDArray[Any]:
+    flat: NDArray[Any] = features.reshape(len(features), -1)
+    return flat
+
+
+def _spatial_means(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    means: NDArray[np.float32] = features.mean(axis=(2, 3))
+    return means
 
 
 def _cosine(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -201,7 +226,7 @@ def _features(network: Any, images: Images) -> tuple[list[NDArray[np.float32]], 
             for layer in network:
                 x = layer(x)  # noqa: PLW2901 - the picture goes from layer to layer
                 if isinstance(layer, torch.nn.ReLU):
-                    parts[index].append(x.flatten(1).numpy())
+                    parts[index].append(x.numpy())
                     index += 1
             answers.append(x.argmax(dim=1).numpy())
     return [np.concatenate(part) for part in parts], np.concatenate(answers)

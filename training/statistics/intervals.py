@@ -15,7 +15,7 @@ from reluguard.training.statistics.metrics import Interval
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-__all__ = ["bootstrap", "class_pair_mean", "mean_of", "rank_trend"]
+__all__ = ["bootstrap", "class_pair_mean", "mean_of", "network_pair_mean", "rank_trend"]
 
 
 def bootstrap(
@@ -69,6 +69,28 @@ def class_pair_mean(matrix: Floats, *, seed: int = 0) -> Interval:
         return float(part[finite].mean()) if finite.any() else float("nan")
 
     return bootstrap(statistic, len(matrix), seed=seed)
+
+
+def network_pair_mean(values: Floats, pairs: Ints, *, seed: int = 0) -> Interval:
+    """Return the mean over unordered pairs of networks with a bootstrap over **networks**.
+
+    Pairs that share a network are not independent, so whole networks are drawn; a pair counts as
+    often as both of its networks were drawn together, and a network with itself is left out.
+
+    Args:
+        values: (Q,). One figure per pair.
+        pairs: int64, (Q, 2). Which networks.
+        seed: of the resampling.
+
+    Raises:
+        ShapeError: not one pair per value.
+    """
+    if pairs.shape != (len(values), 2):
+        raise ShapeError(f"expected pairs of shape ({len(values)}, 2), got {pairs.shape}")
+    size = int(pairs.max(initial=0)) + 1
+    matrix = np.full((size, size), np.nan)
+    matrix[pairs[:, 0], pairs[:, 1]] = matrix[pairs[:, 1], pairs[:, 0]] = values
+    return class_pair_mean(matrix, seed=seed)
 
 
 def rank_trend(per_thing: Floats, *, seed: int = 0) -> Interval:

@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 
 from reluguard.training.analysis.claims.claim import claim, judge
+from reluguard.training.analysis.claims.graphs import matching, matching_asides
+from reluguard.training.analysis.seeds import SeedStudy
 from reluguard.training.statistics.metrics import Interval
 
 
@@ -37,3 +40,31 @@ def test_what_was_not_measured_is_not_judged(ours: Interval | None) -> None:
         "A", "x", theirs="y", setup="s", measure="m", ours=ours, target=0.5, note="no second tap"
     )
     assert (line.holds, line.why) == ("can't be told here", "not measured; no second tap")
+
+
+def study(networks: int) -> SeedStudy:
+    """Networks whose layers GBS finds always, CKA on spatial means half, on all features never."""
+    pairs = np.array([(a, b) for a in range(networks) for b in range(a + 1, networks)])
+    rates = {
+        name: np.full(len(pairs), rate)
+        for name, rate in (
+            ("gbs", 1.0), ("gbs_bits", 1.0), ("gbs_near", 0.25), ("cka_averaged", 0.5), ("cka", 0.0)
+        )
+    }  # fmt: skip
+    table = np.eye(3)
+    return SeedStudy(
+        networks=networks, layers=3, accuracy=np.full(networks, 0.9), pairs=pairs,
+        gbs_table=table, cka_table=table, **rates,
+    )  # fmt: skip
+
+
+def test_gbs_is_judged_beside_the_authors_cka_with_networks_enough() -> None:
+    """CKA on spatial means decides, CKA on all features stands beside; few networks can't tell."""
+    assert [line.holds for line in matching(study(5), 0)] == ["holds", "fails"]
+    assert [line.ours.value for line in matching_asides(study(5), 0) if line.ours] == [1.0, 0.25]
+    for line in matching(study(4), 0):
+        assert line.holds == "can't be told here"
+        assert line.why == "4 networks are too few to resample, 5 are asked for"
+    (line,) = matching(None, 0)
+    assert (line.holds, line.ours) == ("can't be told here", None)
+    assert "--papers" in line.why

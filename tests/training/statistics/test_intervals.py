@@ -28,6 +28,23 @@ def test_pair_interval_draws_classes() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
+def test_network_pairs_are_drawn_by_network() -> None:
+    """One odd network widens the interval more than one odd pair, and pairs keep their order."""
+    pairs = np.array([(a, b) for a in range(8) for b in range(a + 1, 8)])
+    one_network = np.where((pairs == 0).any(axis=1), 0.0, 1.0)
+    one_pair = np.where((pairs == [0, 1]).all(axis=1), 0.0, 1.0)
+    wide, narrow = (intervals.network_pair_mean(v, pairs) for v in (one_network, one_pair))
+    assert wide.value == pytest.approx(one_network.mean()) == pytest.approx(0.75)
+    assert wide.n == 8
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    mixed = np.random.default_rng(0).normal(size=len(pairs))
+    order = np.random.default_rng(1).permutation(len(pairs))
+    again = intervals.network_pair_mean(mixed[order], pairs[order])
+    assert intervals.network_pair_mean(mixed, pairs) == again
+    with pytest.raises(ShapeError, match=r"expected pairs of shape \(3, 2\), got \(28, 2\)"):
+        intervals.network_pair_mean(mixed[:3], pairs)
+
+
 def test_trend_is_spearmans_rho_of_the_mean_profile() -> None:
     """A rising profile has rho 1, a mixed one SciPy's rho."""
     rising = np.arange(6) + np.random.default_rng(1).normal(0, 0.01, (9, 6))

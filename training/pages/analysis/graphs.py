@@ -58,7 +58,8 @@ def graphs_chapter(
             f"The sanity check: {seeds.networks} small networks of {seeds.layers} layers, started "
             f"from different seeds (accuracy {seeds.accuracy.min():.2f} to "
             f"{seeds.accuracy.max():.2f}). A layer's most similar layer in another network is its "
-            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka.mean():.0%} by linear CKA, "
+            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka_averaged.mean():.0%} by "
+            f"linear CKA on spatial means, {seeds.cka.mean():.0%} by linear CKA on all features, "
             f"{seeds.gbs_bits.mean():.0%} by GBS on bits alone and {seeds.gbs_near.mean():.0%} by "
             "GBS of five nearest neighbours."
         )

@@ -100,8 +100,10 @@ def _seed_values(seeds: SeedStudy) -> dict[str, Any]:
     return {
         "networks": seeds.networks,
         "accuracy": seeds.accuracy.tolist(),
+        "pairs": seeds.pairs.tolist(),
         "gbs": seeds.gbs.tolist(),
         "cka": seeds.cka.tolist(),
+        "cka_averaged": seeds.cka_averaged.tolist(),
         "gbs_bits": seeds.gbs_bits.tolist(),
         "gbs_near": seeds.gbs_near.tolist(),
     }
