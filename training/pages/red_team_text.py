@@ -1,11 +1,14 @@
 """The red team's figures as tables on a terminal."""
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
 from rich.console import Console
 from rich.table import Table
 
 from reluguard.training.pages.red_team_words import pair_sentences
 from reluguard.training.pages.words import sign
-from reluguard.training.red_team.report import BEST, SEARCH, RedTeamReport
+from reluguard.training.red_team.report import BEST, SEARCH, RedTeamReport, Row
 
 __all__ = ["print_red_team", "print_rounds"]
 
@@ -13,24 +16,43 @@ __all__ = ["print_red_team", "print_rounds"]
 def print_red_team(report: RedTeamReport) -> None:
     """Print the figures as tables."""
     console = Console()
-    settings = ", ".join(f"{key} {value}" for key, value in report.settings.items())
+    said = {key: value for key, value in report.settings.items() if key != "everyone"}
+    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in said.items())
+    if not report.settings.get("everyone", True):
+        settings += ", later attacks on those images that are left"
     console.print(f"{report.images} unseen images; {report.threat_model}; {settings}")
     rates = list(report.thresholds)
-    heads = ("misclassified", *(f"evaded at {r}" for r in rates), "after restarts", "queries")
-    table = Table("budget / 255", "attack", "images", *heads)
     for size, rows in report.budgets.items():
-        for name, row in rows.items():
-            tried = str(report.images if row.images is None else row.images)
-            if row.misclassified is None:
-                table.add_row(size, name, tried)
-                continue
-            cells = [str(row.misclassified), *(str(row.evaded[rate]) for rate in rates)]
-            after = " ".join(f"{share:.2f}" for share in row.evaded_after_restarts or ())
-            asked = "" if row.mean_queries is None else f"{row.mean_queries:.0f}"
-            table.add_row(size, name, tried, *cells, after, asked, end_section=name == BEST)
-    console.print(table)
+        console.print(_of_budget(size, rows, report, rates))
     _print_pairs(console, report)
     _print_convergence(console, report, rates)
+
+
+def _of_budget(
+    size: str, rows: Mapping[str, Row], report: RedTeamReport, rates: Sequence[str]
+) -> Table:
+    """Return one budget's table: a column that no row has anything for is left out."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "images": lambda row: "" if row.images in {None, report.images} else str(row.images),
+        "wrong": lambda row: "" if row.misclassified is None else str(row.misclassified),
+        **{f"evaded at {rate}": partial(_evaded, rate=rate) for rate in rates},
+        "after restarts": lambda row: " ".join(f"{x:.2f}" for x in row.evaded_after_restarts or ()),
+        "questions": lambda row: "" if row.mean_queries is None else f"{row.mean_queries:.0f}",
+    }
+    cells = {head: [cell(row) for row in rows.values()] for head, cell in columns.items()}
+    shown = {head: column for head, column in cells.items() if any(column)}
+    table = Table(title=f"{size} / 255", title_justify="left")
+    table.add_column("attack", no_wrap=True)
+    for head in shown:
+        table.add_column(head, overflow="fold")
+    for k, name in enumerate(rows):
+        row = (column[k] for column in shown.values())
+        table.add_row(name, *row, end_section=name == BEST)
+    return table
+
+
+def _evaded(row: Row, rate: str) -> str:
+    return str(row.evaded[rate]) if row.evaded else ""
 
 
 def print_rounds(before: RedTeamReport, after: RedTeamReport) -> None:
