@@ -36,6 +36,7 @@ def test_a_guard_in_production_learns_an_attack_it_has_never_seen(tmp_path: Path
     assert any("contradict the rest" in reason for reason in poisoned["gate"]["reasons"])
 
 
+@pytest.mark.slow
 def test_the_exercise_says_what_it_does() -> None:
     """--help names the options and runs nothing."""
     command = [sys.executable, "benchmarks/new_attack.py", "--help"]

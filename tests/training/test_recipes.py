@@ -63,7 +63,7 @@ def test_json_tells_settings_apart() -> None:
 def test_an_unknown_recipe_names_the_known() -> None:
     """The message lists what there is."""
     with pytest.raises(
-        DataError, match="among default, quick, digits, or module:name of yours, got"
+        DataError, match="a recipe of default, quick, digits, or module:name of yours, got"
     ):
         recipe_named("nix")
 

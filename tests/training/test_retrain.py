@@ -513,6 +513,7 @@ def test_a_third_of_wrong_labels_is_stopped(champion: Champion, tmp_path: Path) 
     assert current(shelf).manifest.provenance["forced"]["who"] == "ann"  # type: ignore[union-attr]  # as above
 
 
+@pytest.mark.slow
 def test_how_many_labels_may_contradict_is_the_callers_choice(
     champion: Champion, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_the_command_tells_before_and_after(
         assert word in table
 
 
+@pytest.mark.slow
 def test_the_old_option_still_works_and_says_its_new_name(
     fitted: GuardArtifact, fit_settings: Order, tmp_path: Path, work: Path
 ) -> None:

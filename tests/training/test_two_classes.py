@@ -127,6 +127,7 @@ def test_exported_and_served_say_the_same(
     np.testing.assert_allclose(served.score, wanted.score, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_heads_without_an_attack_are_judged(
     guard: GuardArtifact, model: Path, data: str, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.detector.arrays import DAMAGE
 from reluguard.detector.errors import did_you_mean, near_path
 
 __all__ = ["data_hint", "from_one_hint", "images_hint", "labels_hint", "npz_hint"]
@@ -86,7 +87,7 @@ def npz_hint(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except DAMAGE:
         return ""
     return "" if {"images", "labels"} <= names else f"write them by {_SAVED}"
 

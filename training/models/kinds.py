@@ -4,6 +4,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
+from reluguard.detector.arrays import DAMAGE
+
 __all__ = ["LIBRARIES", "Kind", "is_named", "is_onnx", "kind_of"]
 
 Kind = Literal["program", "script", "pickle", "safetensors"]
@@ -31,15 +33,22 @@ def kind_of(path: Path) -> Kind | None:
     if path.suffix == ".safetensors":
         return "safetensors"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        inner = {*names, *(name.partition("/")[2] for name in names)}
-        if {"archive_format", "serialized_exported_program.json"} & inner:
-            return "program"
-        if "constants.pkl" in inner and any(name.startswith("code/") for name in inner):
-            return "script"
-        return "pickle" if "data.pkl" in inner else None
+        return _kind_of_archive(path)
     with path.open("rb") as stream:
         first = stream.read(2)
     # a pickle of protocol 2 or newer, as torch.save wrote before it wrote archives
     return "pickle" if len(first) == 2 and first[0] == 0x80 and 2 <= first[1] <= 5 else None
+
+
+def _kind_of_archive(path: Path) -> Kind | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except DAMAGE:
+        return None
+    inner = {*names, *(name.partition("/")[2] for name in names)}
+    if {"archive_format", "serialized_exported_program.json"} & inner:
+        return "program"
+    if "constants.pkl" in inner and any(name.startswith("code/") for name in inner):
+        return "script"
+    return "pickle" if "data.pkl" in inner else None

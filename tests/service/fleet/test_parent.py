@@ -131,13 +131,14 @@ def test_a_killed_process_costs_only_what_it_was_answering(two: Fleet, mixed: Im
     data = pixels(mixed[:2])
     killed, ended = Event(), Event()
 
-    def ask(channel: grpc.Channel) -> Counter[str]:
+    def ask(channel: grpc.Channel, begun: Event) -> Counter[str]:
         codes: Counter[str] = Counter()
         call = channel.unary_unary(INSPECT)
         while not ended.is_set():
             try:
                 call(data, timeout=30)
                 codes["after" if killed.is_set() else "before"] += 1
+                begun.set()
             except grpc.RpcError as error:
                 codes[error.code().name] += 1
                 ended.wait(0.05)
@@ -146,8 +147,9 @@ def test_a_killed_process_costs_only_what_it_was_answering(two: Fleet, mixed: Im
     before = two.children()
     restarts = two.metric("reluguard_process_restarts_total")
     with channels(two.address) as opened, ThreadPoolExecutor(CHANNELS) as threads:
-        asked = [threads.submit(ask, channel) for channel in opened]
-        until(lambda: two.metric("reluguard_batch_size_count") > 2 * CHANNELS)
+        begun = [Event() for _ in opened]
+        asked = [threads.submit(ask, *pair) for pair in zip(opened, begun, strict=True)]
+        until(lambda: all(event.is_set() for event in begun))
         counted = two.metric("reluguard_batch_size_count")
         os.kill(before[0], signal.SIGKILL)
         killed.set()

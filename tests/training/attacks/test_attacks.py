@@ -273,7 +273,7 @@ def test_an_attack_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             ("my_attacks:number", "expected my_attacks:number to be an Attack, got int"),
             (
                 "nowhere",
-                "expected an attack of fgsm-linf-1, .* or module:Class of yours, got 'nowh",
+                "expected an attack of fgsm-linf-1, .* or module:name of yours, got 'nowh",
             ),
         ):
             with pytest.raises(AttackError, match=message):
