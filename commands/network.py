@@ -154,7 +154,7 @@ def harden(
     ] = 10_000,
     epochs: Annotated[
         int, typer.Option("--epochs", min=1, help="How often each image is trained on.")
-    ] = 20,
+    ] = 30,
     budget: Annotated[
         float,
         typer.Option(
