@@ -34,6 +34,8 @@ from reluguard.training.statistics.metrics import Interval, rate_interval
 
 __all__ = ["HardenReport", "HardenSettings", "harden", "harden_images"]
 
+MUCH = 0.1  # of clean images, that a copy is wrong on and the model is not
+
 
 def harden(
     model: Path | str,
@@ -95,6 +97,12 @@ def harden(
     hardened, report = harden_images(
         production, spec, train, test, settings=settings, progress=progress
     )
+    lost = report.clean_before.value - report.clean_after.value
+    if lost > MUCH:
+        progress.say(
+            f"the copy is right on {lost:.0%} fewer clean images than the model: give more images "
+            "or epochs, or a smaller budget"
+        )
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "model.onnx", hardened.SerializeToString())
     text = json.dumps({"settings": asdict(settings), "report": report.to_json()}, indent=2)

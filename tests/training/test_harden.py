@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from reluguard.detector.model import infer_spec, load_production
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.harden import HardenSettings, harden, harden_images
 from reluguard.training.hardening.tuning import Networks
-from reluguard.training.twin.twin import to_pixels
+from reluguard.training.twin.onnx_torch import OnnxModule
+from reluguard.training.twin.twin import Twin, to_pixels
 
 
 @pytest.fixture
@@ -129,6 +131,28 @@ def test_the_average_of_the_steps_is_written(tiny_model: Path, labelled: Dataset
 
 def weights_of(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+
+
+def test_a_copy_that_lost_much_is_told(
+    tiny_model: Path, labelled: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who trains on labels that are wrong hears that the copy knows less."""
+    production = load_production(tiny_model)
+    spec = infer_spec(production, (8, 8, 1))
+    twin = Twin(OnnxModule(production.proto, production.logits), spec)
+    scores = twin.predict(labelled.images)
+    answers = scores.argmax(1)
+    wrong = replace(labelled, labels=(answers + 1) % scores.shape[1])
+    save_dataset(wrong.take(np.arange(96)), tmp_path / "wrong.npz")
+    save_dataset(replace(labelled, labels=answers).take(np.arange(96, 120)), tmp_path / "own.npz")
+    settings = HardenSettings(epochs=15, batch=20, rate=0.05, teacher=0.0, evaluate=24)
+    report = harden(
+        tiny_model, tmp_path / "wrong.npz", held_out=tmp_path / "own.npz", out=tmp_path / "out",
+        settings=settings,
+    )  # fmt: skip
+    assert report.clean_before.value == 1
+    assert report.clean_after.value < 0.9
+    assert "fewer clean images than the model: give more images" in caplog.text
 
 
 def test_settings_are_checked() -> None:
