@@ -20,7 +20,8 @@ from pathlib import Path
 COMMAND = Path(sys.executable).with_name("reluguard")
 NAMES = ("commands", "detector", "models", "proto", "service", "tests", "training")
 OF_TRAINING = {"Attack", "AttackResult", "Budget", "GuardedModule", "Goal", "Victim"} | {
-    "analyze", "evaluate", "fit", "redteam",
+    "Evaluation", "RedTeamReport", "ReportCard", "Retrained",
+    "analyze", "evaluate", "fit", "redteam", "retrain",
 }  # fmt: skip
 LIMIT_S = 1500  # against a hang, not for speed
 TWIN = """
