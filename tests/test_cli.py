@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -332,14 +333,14 @@ def test_ctrl_c_ends_in_one_line(tiny_model: Path, data: Path, tmp_path: Path) -
     ) as fit:
         signal.signal(signal.SIGINT, handler)
         while fit.poll() is None and not list(tmp_path.glob("g.work/*/*.npz")):
-            os.sched_yield()
+            time.sleep(0.002)
         os.killpg(fit.pid, signal.SIGINT)  # as a terminal does
         out, err = fit.communicate(timeout=120)
     assert fit.returncode == 130, err
     assert not out
     *notes, last = err.splitlines()
     assert last == "reluguard: interrupted; finished work is kept"
-    assert all(note.startswith("reluguard: note: ") for note in notes)
+    assert all(note.startswith("reluguard: ") for note in notes)  # a line a minute among them
     assert list(tmp_path.glob("g.work/*/*.npz"))
     assert not (tmp_path / "g").exists()
 
