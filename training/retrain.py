@@ -59,7 +59,7 @@ from reluguard.training.retraining.gate import Both, gate
 from reluguard.training.retraining.kept import WEIGHT, Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import Learned, learn
 from reluguard.training.retraining.original import Original
-from reluguard.training.retraining.second import Looking, lacking
+from reluguard.training.retraining.second import Looking, is_unseen, lacking
 
 __all__ = ["Retrained", "retrain"]
 
@@ -116,7 +116,8 @@ def retrain(
 
     A guard that looks twice stays one: its joint head is fitted anew on what both looks read of the
     old harvest and of all that is new, and both looks are calibrated as one. Captures that came
-    without their images teach the first look alone, which is said.
+    without their images teach the first look alone, which is said; where nearly all new attacks
+    did, the new guard looks once, as with `looks="first"`.
 
     Args:
         guard: the champion's folder, or a shelf whose current version is the champion.
@@ -172,6 +173,9 @@ def retrain(
         clean = _calibration(kept, original, reader, manifest.taps)
         both = None if looking is None else looking.calibration(kept, original, clean)
         found = _found(new, champion, reader, looking, classes, most_per_source, progress)
+        if looking is not None and not attacks and is_unseen(found):
+            # its joint head would rank what it has not learned, and hide what the first look has
+            champion, looking, both = told_of_looks(champion, progress), None, None
         doubt = contradicted(
             champion.head,
             [one.readings() for one in found if one.is_captured],

@@ -39,9 +39,10 @@ from reluguard.training.retraining.kept import WEIGHT, Kept
 from reluguard.training.retraining.learned import Learned
 from reluguard.training.retraining.original import Original
 
-__all__ = ["Looking", "Relearned"]
+__all__ = ["Looking", "Relearned", "is_unseen", "lacking"]
 
 CALIBRATION = "calibration-second"
+LEAST_SEEN = 0.25  # of the new attacked rows, for a second look to learn from
 Floats = NDArray[np.float32]
 
 
@@ -207,6 +208,13 @@ def carried_over(bound: float, before: Floats, after: Floats) -> float:
     return float(np.float32(np.interp(bound, old, new) + beyond))
 
 
+def is_unseen(fresh: Sequence[Fresh]) -> bool:
+    """Return whether the second look can't learn the new attacks: it read few of their rows."""
+    attacked = [one for one in fresh if one.kind == "attack"]
+    seen = sum(0 if one.again is None else int(one.again.seen.sum()) for one in attacked)
+    return bool(attacked) and seen < LEAST_SEEN * sum(len(one.ids) for one in attacked)
+
+
 def lacking(fresh: Sequence[Fresh]) -> list[str]:
     """Return a sentence for each new group that the second look can't read all of."""
     said = []
@@ -221,7 +229,7 @@ def lacking(fresh: Sequence[Fresh]) -> list[str]:
             + (
                 f"it learns from the other {there}"
                 if there
-                else "the first look learns from them, the second does not"
+                else "only the first look can learn from them"
             )
             + ". Serve with --capture-images to have them"
         )

@@ -18,6 +18,7 @@ from reluguard.detector.artifact import read_guard
 from reluguard.detector.captures import Entry, add, prepare
 from reluguard.detector.errors import ModelMismatchError, SettingsError
 from reluguard.detector.images import Images
+from reluguard.detector.looks.judging import Looks, looks_named
 from reluguard.detector.metrics import GateLimits
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
@@ -33,7 +34,7 @@ from reluguard.training.progress import Progress
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.retrain import retrain
 from reluguard.training.retraining.additions import Fresh
-from reluguard.training.retraining.second import carried_over, lacking
+from reluguard.training.retraining.second import carried_over, is_unseen, lacking
 from reluguard.training.statistics.metrics import auroc
 from tests.training.conftest import save_network, trained
 from tests.training.fitting import Order
@@ -90,10 +91,19 @@ def test_what_the_second_look_can_not_read_is_said() -> None:
     none, some = lacking([fresh(None), fresh([True, False, True])])
     assert none == (
         "patch: the second look reads images, and 3 of 3 came as readings of the first look alone: "
-        "the first look learns from them, the second does not. Serve with --capture-images to have "
-        "them"
+        "only the first look can learn from them. Serve with --capture-images to have them"
     )
     assert "1 of 3 came as readings of the first look alone: it learns from the other 2" in some
+
+
+def test_whether_a_second_look_can_learn() -> None:
+    """It can where it read a quarter of the attacked rows; with nothing attacked it may stay."""
+    assert is_unseen([fresh(None)])
+    assert is_unseen([fresh([True, False, False]), fresh(None)])
+    assert not is_unseen([fresh([True, False, False])])
+    assert not is_unseen([fresh([True] * 3), fresh(None)])
+    assert not is_unseen([])
+    assert not is_unseen([replace(fresh(None), kind="benign")])
 
 
 def test_rows_read_once_and_twice_lie_in_one_shard(tmp_path: Path) -> None:
@@ -174,9 +184,9 @@ def champion(fitted_twice: Champion, tmp_path: Path) -> Champion:
     return fitted_twice
 
 
-def detection(case: Champion, guard: Path, attacked: Images) -> float:
-    """Return AUROC of both looks on these images against clean ones nobody fitted on."""
-    opened = Guard.open(case.model, guard, threads=1, looks="always", second_model=case.other)
+def detection(case: Champion, guard: Path, attacked: Images, *, looks: Looks = "always") -> float:
+    """Return AUROC of such looks on these images against clean ones nobody fitted on."""
+    opened = Guard.open(case.model, guard, threads=1, looks=looks, second_model=case.other)
     return auroc(opened.inspect(case.clean.images).score, opened.inspect(attacked).score)
 
 
@@ -273,12 +283,12 @@ def test_both_looks_learn_a_new_attack_and_keep_the_old_ones(
 
 @pytest.mark.slow
 def test_captures_teach_the_second_look_by_their_images(champion: Champion, tmp_path: Path) -> None:
-    """With images both looks learn; without, the first does, and a sentence says so."""
+    """With images both looks learn; without, the new guard looks once, and sentences say so."""
     rows = [(image, "attack:patch") for image in champion.patched.images[:100]]
     before = read_guard(champion.guard)
     assert before.second is not None
-    learned = {}
-    for images in (True, False):
+    fresh_ones = champion.patched.images[100:]
+    for images, looks in ((True, "always"), (False, "first")):
         folder = captured(tmp_path / f"captured-{images}", champion, rows, images=images)
         work = tmp_path / f"work-{images}"
         shutil.copytree(tmp_path / "work", work)
@@ -295,13 +305,17 @@ def test_captures_teach_the_second_look_by_their_images(champion: Champion, tmp_
             threads=1,
             progress=progress,
         )
-        assert found.guard.second is not None
+        assert (found.guard.second is not None) is images
         assert any("100 of 100 came as readings" in word for word in said) is not images
+        assert any("the new guard looks once" in word for word in said) is not images
         names = [row.name for row in found.gate.rows]
         assert ("patch, both looks" in names) is images
         assert "patch" in names
-        learned[images] = detection(champion, found.guard.path, champion.patched.images[100:])
-    assert learned[True] > learned[False]
+        known, learned = (
+            detection(champion, guard, fresh_ones, looks=looks_named(looks))
+            for guard in (champion.guard, found.guard.path)
+        )
+        assert learned > known
 
 
 @pytest.mark.slow
