@@ -1,18 +1,19 @@
 """What reports show when they are asked for a plot or a data frame in Python."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.metrics import Interval, Rates
 from reluguard.detector.showing.axes import BLUE, GREY, RED, axes_for
 from reluguard.detector.showing.frames import data_frame
+from reluguard.training.composed import composed_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Flagged", "Shown"]
+__all__ = ["Flagged", "Shown", "groups_shown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,55 @@ class Flagged:
     images: int
     rates: Rates
     auroc: Interval | None = None
+
+
+class _Attacked(Protocol):
+    """The figures of one attack."""
+
+    @property
+    def succeeded(self) -> int: ...
+    @property
+    def detected(self) -> Rates: ...
+    @property
+    def auroc(self) -> Interval | None: ...
+
+
+class _Composed(Protocol):
+    """The figures of attacks that one change came after."""
+
+    @property
+    def attacks(self) -> Mapping[str, _Attacked]: ...
+
+
+def groups_shown(
+    clean: tuple[int, Rates],
+    benign: Mapping[str, tuple[int, Rates]],
+    attacks: Mapping[str, _Attacked],
+    composed: Mapping[str, _Composed],
+) -> Sequence[Flagged]:
+    """Return all kinds of images, clean first, attacks after a harmless change last.
+
+    Args:
+        clean: how many images as they came, and what is flagged of them.
+        benign: the same of harmless changes, by name.
+        attacks: by name.
+        composed: attacks and what came afterwards, by the change.
+    """
+    named = [("attack", name, one) for name, one in attacks.items()]
+    for change, group in composed.items():
+        for name, one in group.attacks.items():
+            named.append(("composed", composed_name(name, change), one))
+    return [
+        Flagged(kind="clean", name="clean", images=clean[0], rates=clean[1]),
+        *(
+            Flagged(kind="benign", name=name, images=images, rates=flagged)
+            for name, (images, flagged) in benign.items()
+        ),
+        *(
+            Flagged(kind=kind, name=name, images=one.succeeded, rates=one.detected, auroc=one.auroc)
+            for kind, name, one in named
+        ),
+    ]
 
 
 class Shown:

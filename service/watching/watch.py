@@ -27,9 +27,7 @@ __all__ = ["KINDS", "Kind", "Seen", "Suspect", "Watch", "WatchStatus", "as_shown
 Kind = Literal["new", "near", "equal"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NEW, _NEAR, _EQUAL = range(3)
-_FORGOTTEN = (
-    4.0  # half-lives after which a leader that nothing came near, or a caller, is forgotten
-)
+_FORGOTTEN = 4.0  # half-lives without a question, after which a leader or a caller is forgotten
 _MOMENT = 0.5  # what may fade while questions come at once
 _AT_ONCE = 16  # questions in which a caller's row is held
 _GUARDS = 16  # whose directions are kept at hand
@@ -257,7 +255,8 @@ class Watch:
         found = rows[rows["suspected"] != 0]
         return [row for row in found if self._is_suspected(row, now)]
 
-    def _left(self, weight: float, at: float, now: float) -> Any:
+    def _left(self, weight: Any, at: Any, now: float) -> Any:
+        """Return what time has left of weights, one or several."""
         return weight * 2.0 ** ((at - now) / self._half_life_s)
 
     def _is_suspected(self, row: Any, now: float) -> bool:
@@ -298,7 +297,7 @@ class Watch:
         """
         at, weight = row["at"], row["weight"]
         oldest = np.argpartition(at, LEADERS // 2)[: LEADERS // 2]
-        left = weight[oldest] * 2.0 ** ((at[oldest] - now) / self._half_life_s)
+        left = self._left(weight[oldest], at[oldest], now)
         place = int(oldest[np.lexsort((oldest, at[oldest], left))[0]])
         row["prints"][place], row["weight"][place], row["at"][place] = one, 1.0, now
 

@@ -211,14 +211,18 @@ def _pairs(data: Any) -> Iterator[tuple[Any, Any]]:
         for row in _undecoded(data, image):
             yield row[image], row[label]
     elif isinstance(data, Mapping):
-        parts = ", ".join(map(str, data)) or "nothing"
-        raise DataError(f"expected one part of a data set, got several: {parts}; give one of them")
+        raise _several(data)
     elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         for place in range(len(data)):
             yield _split(data[place])
     else:
         for row in data:
             yield _split(row)
+
+
+def _several(parts: Iterable[Any]) -> DataError:
+    named = ", ".join(map(str, parts)) or "nothing"
+    return DataError(f"expected one part of a data set, got several: {named}; give one of them")
 
 
 def _in_order(torch: Any, loader: Any) -> Any:
@@ -261,8 +265,7 @@ def _named(row: Iterable[Any], names: tuple[str, ...], what: str) -> str:
 def _columns(data: Any) -> tuple[str, str]:
     """Return the columns of images and labels of a Hugging Face data set."""
     if isinstance(data.column_names, Mapping):
-        parts = ", ".join(data.column_names)
-        raise DataError(f"expected one part of a data set, got several: {parts}; give one of them")
+        raise _several(data.column_names)
     kinds = {name: type(kind).__name__ for name, kind in (data.features or {}).items()}
     names = list(data.column_names or kinds)
     chosen = []

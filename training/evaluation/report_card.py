@@ -18,7 +18,7 @@ from reluguard.detector.metrics import GateResult, Interval, Rates, RedTeamSumma
 from reluguard.detector.plain import UNSAID, Plain
 from reluguard.detector.runtime import Guard
 from reluguard.detector.taps import GateCounts
-from reluguard.training.composed import attack_of, change_of, composed_name, is_composed
+from reluguard.training.composed import attack_of, change_of, is_composed
 from reluguard.training.evaluation.figures import (
     Clean,
     Precision,
@@ -33,7 +33,7 @@ from reluguard.training.evaluation.two_looks import TwoLooks, two_looks
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.harvest.workspace import Workspace
-from reluguard.training.showing import Flagged, Shown
+from reluguard.training.showing import Flagged, Shown, groups_shown
 from reluguard.training.statistics.metrics import auroc_interval
 
 __all__ = [
@@ -143,25 +143,9 @@ class ReportCard(Shown, Plain):
 
     def _shown(self) -> Sequence[Flagged]:
         """Return the kinds of images and what is flagged of them."""
-        attacks = {("attack", name): one for name, one in self.attacks.items()}
-        for change, group in self.composed.items():
-            for name, one in group.attacks.items():
-                attacks["composed", composed_name(name, change)] = one
-        clean = self.clean
-        rates = clean.false_positive_rate
-        return [
-            Flagged(kind="clean", name="clean", images=clean.images, rates=rates),
-            *(
-                Flagged(kind="benign", name=name, images=one.images, rates=one.flagged)
-                for name, one in self.benign.items()
-            ),
-            *(
-                Flagged(
-                    kind=kind, name=name, images=one.succeeded, rates=one.detected, auroc=one.auroc
-                )
-                for (kind, name), one in attacks.items()
-            ),
-        ]
+        benign = {name: (one.images, one.flagged) for name, one in self.benign.items()}
+        clean = self.clean.images, self.clean.false_positive_rate
+        return groups_shown(clean, benign, self.attacks, self.composed)
 
 
 def promised_rates(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import Manifest
 from reluguard.detector.metrics import Interval, Rates
 from reluguard.detector.plain import UNSAID, Plain, named
-from reluguard.training.composed import attack_of, change_of, composed_name, is_composed
+from reluguard.training.composed import attack_of, change_of, is_composed
 from reluguard.training.evaluation.comparison import Group, mean
 from reluguard.training.evaluation.figures import (
     Clean,
@@ -28,7 +28,7 @@ from reluguard.training.evaluation.figures import (
     promises,
 )
 from reluguard.training.evaluation.threats import THREATS
-from reluguard.training.showing import Flagged, Shown
+from reluguard.training.showing import Flagged, Shown, groups_shown
 from reluguard.training.statistics.metrics import auroc_interval, rate_interval
 
 __all__ = [
@@ -170,30 +170,11 @@ class Scorecard(Shown, Plain):
 
     def _shown(self) -> Sequence[Flagged]:
         """Return the kinds of images and what is flagged of them."""
-        attacks = {("attack", name): one for name, one in self.attacks.items()}
-        for change, group in self.composed.items():
-            for name, one in group.attacks.items():
-                attacks["composed", composed_name(name, change)] = one
-        clean = self.clean
-        rates = clean.false_positive_rate
-        return [
-            Flagged(kind="clean", name="clean", images=clean.images, rates=rates),
-            *(
-                Flagged(
-                    kind="benign",
-                    name=name,
-                    images=max(share.n for share in one.values()),
-                    rates=one,
-                )
-                for name, one in self.benign.items()
-            ),
-            *(
-                Flagged(
-                    kind=kind, name=name, images=one.succeeded, rates=one.detected, auroc=one.auroc
-                )
-                for (kind, name), one in attacks.items()
-            ),
-        ]
+        benign = {
+            name: (max(share.n for share in one.values()), one) for name, one in self.benign.items()
+        }
+        clean = self.clean.images, self.clean.false_positive_rate
+        return groups_shown(clean, benign, self.attacks, self.composed)
 
 
 def scorecard(

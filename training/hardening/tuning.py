@@ -53,8 +53,6 @@ class Networks:
         teacher = Twin(whole, spec, device="cpu")
         teacher.half = half_serves(teacher, sample)
         learner = Twin(joined, spec, device="cpu", half=teacher.half)
-        for weight in halves.weights.values():
-            weight.requires_grad_()
         return cls(learner, joined, teacher, halves.weights)
 
     def target(self, x: Tensor, labels: NDArray[np.int64], share: float) -> Tensor:

@@ -53,12 +53,7 @@ def exported(
     Raises:
         ModelError: it can't be exported, and why; or it would be over 2 GiB.
     """
-    first = next(iter(weights_of(program).values()), None)
-    example = torch.zeros(
-        (EXAMPLES, *shape),
-        dtype=_dtype(program),
-        device="cpu" if first is None else first.device,
-    )
+    example = torch.zeros((EXAMPLES, *shape), dtype=_dtype(program), device=_device(program))
     try:
         with quiet():
             proto = _proto(program, example)
@@ -84,9 +79,8 @@ def run_program(program: Program, tensor: NDArray[Any]) -> NDArray[np.float32]:
     Raises:
         ModelError: it fails, or returns no tensor.
     """
-    first = next(iter(weights_of(program).values()), None)
     called = program.module() if isinstance(program, torch.export.ExportedProgram) else program
-    given = torch.from_numpy(np.array(tensor)).to("cpu" if first is None else first.device)
+    given = torch.from_numpy(np.array(tensor)).to(_device(program))
     try:
         with torch.no_grad(), quiet():
             found = called(given)
@@ -139,6 +133,12 @@ def _dtype(program: Program) -> torch.dtype:
     """Return what the network computes in."""
     kinds = (value.dtype for value in weights_of(program).values())
     return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
+
+
+def _device(program: Program) -> torch.device:
+    """Return where the network runs."""
+    first = next(iter(weights_of(program).values()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 @contextlib.contextmanager
