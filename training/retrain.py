@@ -5,7 +5,6 @@ old harvest and the new images. Nothing on disk is attacked again. The challenge
 of its own; putting it into service is another step, `reluguard.detector.shelf.shelf.promote`.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from reluguard.detector.artifact import (
     GuardArtifact,
     check_place,
     read_guard,
-    write_file,
 )
 from reluguard.detector.captures import INDEX
 from reluguard.detector.looks.judging import Looks
@@ -33,7 +31,6 @@ from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Orders
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
-from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.head.second import BothReadings
 from reluguard.training.head.unit import Unit, without_accidents
 from reluguard.training.looks.choice import Second
@@ -48,6 +45,7 @@ from reluguard.training.retraining.additions import (
     run_attack,
     store,
 )
+from reluguard.training.retraining.calibration import kept_readings
 from reluguard.training.retraining.challenger import (
     told_of_looks,
     with_head,
@@ -171,11 +169,11 @@ def retrain(
         original = Original(champion, data, classes=classes)
         progress.stage("new images", len(new) + len(attacks))
         clean = _calibration(kept, original, reader, manifest.taps)
-        both = None if looking is None else looking.calibration(kept, original, clean)
         found = _found(new, champion, reader, looking, classes, most_per_source, progress)
         if looking is not None and not attacks and is_unseen(found):
             # its joint head would rank what it has not learned, and hide what the first look has
-            champion, looking, both = told_of_looks(champion, progress), None, None
+            champion, looking = told_of_looks(champion, progress), None
+        both = None if looking is None else looking.calibration(kept, original, clean)
         doubt = contradicted(
             champion.head,
             [one.readings() for one in found if one.is_captured],
@@ -356,19 +354,20 @@ def _calibration(kept: Kept, original: Original, reader: Reader, taps: tuple[Tap
     Raises:
         DataError: neither the readings nor the images are there.
     """
-    of_taps = hashlib.sha256(repr(taps).encode()).hexdigest()[:8]
-    file = kept.workspace.folder / f"{CALIBRATION}-{of_taps}.npz"
-    if not file.is_file():
-        try:
-            rows = original.splits["calibrate"]
-        except DataError as error:
-            raise DataError(
-                f"a new head needs new clean scores, and the calibration images are out of reach: "
-                f"{error}. Give --data with the images of the first fit"
-            ) from error
-        made = clean_readings(reader, original.dataset, rows)
-        write_file(file, npz={name: getattr(made, name) for name in READ})
-    values: dict[str, Any] = read_shard(file, *READ)
+
+    def read(dataset: Dataset, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        made = clean_readings(reader, dataset, rows)
+        return {name: getattr(made, name) for name in READ}
+
+    _, values = kept_readings(
+        kept,
+        original,
+        read,
+        READ,
+        name=CALIBRATION,
+        told=repr(taps),
+        need="a new head needs new clean scores",
+    )
     return Readings(name=CLEAN, kind="clean", **values)
 
 

@@ -77,6 +77,11 @@ class Fresh:
     is_captured: bool = False
     is_loose: bool = False
 
+    @property
+    def seen_twice(self) -> int:
+        """How many of them a second look read too."""
+        return 0 if self.again is None else int(self.again.seen.sum())
+
     def readings(self) -> Readings:
         """Return the same as a group of a harvest."""
         return Readings(

@@ -5,7 +5,6 @@ added later what came with its image. One calibration over both looks again, on 
 the champion's: P(p <= a) <= a among clean images as before.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import GuardArtifact, write_file
+from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.head import Head
 from reluguard.detector.looks.joint import Joint
 from reluguard.detector.looks.second import SecondLook
 from reluguard.detector.runtime import Reader
 from reluguard.training.data.case import read_rates
+from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import CLEAN, Readings
-from reluguard.training.harvest.workspace import read_shard
 from reluguard.training.head.alarms import scores_of
 from reluguard.training.head.second import (
     SUSPICIOUS,
@@ -35,6 +34,7 @@ from reluguard.training.looks.choice import Second
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import provenance_of
 from reluguard.training.retraining.additions import Fresh
+from reluguard.training.retraining.calibration import kept_readings
 from reluguard.training.retraining.kept import WEIGHT, Kept
 from reluguard.training.retraining.learned import Learned
 from reluguard.training.retraining.original import Original
@@ -103,21 +103,22 @@ class Looking:
         Raises:
             DataError: neither what the second look read nor the images are there.
         """
+
+        def read(dataset: Dataset, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+            rates, logits = read_rates(self.reader, dataset.images, rows)
+            return {"rates": rates, "logits": logits}
+
         told = json.dumps([self.second.look.to_json(), repr(self.second.taps)], sort_keys=True)
-        key = hashlib.sha256(told.encode()).hexdigest()[:8]
-        file = kept.workspace.folder / f"{CALIBRATION}-{key}.npz"
-        if not file.is_file():
-            try:
-                rows = original.splits["calibrate"]
-            except DataError as error:
-                raise DataError(
-                    "a second look is calibrated on what it reads of clean images, and the "
-                    f"calibration images are out of reach: {error}. Give --data with the images of "
-                    "the first fit, or --looks first for a guard that looks once"
-                ) from error
-            rates, logits = read_rates(self.reader, original.dataset.images, rows)
-            write_file(file, npz={"rates": rates, "logits": logits})
-        values: dict[str, Any] = read_shard(file, "rates", "logits")
+        file, values = kept_readings(
+            kept,
+            original,
+            read,
+            ("rates", "logits"),
+            name=CALIBRATION,
+            told=told,
+            need="a second look is calibrated on what it reads of clean images",
+            instead=", or --looks first for a guard that looks once",
+        )
         if len(values["rates"]) != len(clean):
             raise DataError(
                 f"expected what the second look reads of {len(clean)} calibration images in "
@@ -211,7 +212,7 @@ def carried_over(bound: float, before: Floats, after: Floats) -> float:
 def is_unseen(fresh: Sequence[Fresh]) -> bool:
     """Return whether the second look can't learn the new attacks: it read few of their rows."""
     attacked = [one for one in fresh if one.kind == "attack"]
-    seen = sum(0 if one.again is None else int(one.again.seen.sum()) for one in attacked)
+    seen = sum(one.seen_twice for one in attacked)
     return bool(attacked) and seen < LEAST_SEEN * sum(len(one.ids) for one in attacked)
 
 
@@ -219,8 +220,7 @@ def lacking(fresh: Sequence[Fresh]) -> list[str]:
     """Return a sentence for each new group that the second look can't read all of."""
     said = []
     for one in fresh:
-        there = 0 if one.again is None else int(one.again.seen.sum())
-        count = len(one.ids)
+        there, count = one.seen_twice, len(one.ids)
         if there == count:
             continue
         said.append(
