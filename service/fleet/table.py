@@ -5,24 +5,20 @@ changes rows of a set holds the kernel's lock on it, which ends with the process
 process counts its calls in a column of its own, which goes when the process does.
 """
 
-import fcntl
-import hashlib
 import mmap
-import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from reluguard.service.errors import OverloadedError
 from reluguard.service.quotas import Bucket, Use
+from reluguard.service.shared_memory import NAME_BYTES, locked, make_memory, name_of
 
 __all__ = ["Table"]
 
 _SETS, _WAYS = 2048, 8
 _PUSHBACK_S = 1.0
 _NEVER = -1.0
-_NAME_BYTES = 16
 _BUCKETS = struct.Struct("<4d")  # of calls and of rows: what is left, and when that was
 _COLUMN = struct.Struct("<i")
 
@@ -46,13 +42,7 @@ class Table:
     @staticmethod
     def make(of: int) -> int:
         """Return the handle of a new table for so many processes; the caller closes it."""
-        if hasattr(os, "memfd_create"):
-            handle = os.memfd_create("reluguard-quotas")
-        else:
-            with tempfile.TemporaryFile() as file:
-                handle = os.dup(file.fileno())
-        os.ftruncate(handle, _SETS * _WAYS * _row_bytes(of))
-        return handle
+        return make_memory("reluguard-quotas", _SETS * _WAYS * _row_bytes(of))
 
     def clear(self, number: int) -> None:
         """Forget the calls that a process was handling: it is gone."""
@@ -66,10 +56,9 @@ class Table:
         Raises:
             OverloadedError: all of its set's rows are callers with calls being handled.
         """
-        name = hashlib.blake2b(who.encode(), key=self._key, digest_size=_NAME_BYTES).digest()
+        name = name_of(who, self._key)
         group = int.from_bytes(name[:2]) % _SETS
-        fcntl.lockf(self._handle, fcntl.LOCK_EX, 1, group)
-        try:
+        with locked(self._handle, group):
             row = self._row(group, name)
             calls = sum(self._calls_of(row))
             by_call, by_row = self._buckets(row)
@@ -81,32 +70,30 @@ class Table:
                 (own,) = _COLUMN.unpack_from(self._map, place)
                 _COLUMN.pack_into(self._map, place, own + use.calls - calls)
                 self._put(row, use)
-        finally:
-            fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, group)
 
     def _row(self, group: int, name: bytes) -> int:
         """Return where a caller's row is; a new one is that of whoever was not seen for longest."""
         first = group * _WAYS * self._row_bytes
         rows = range(first, first + _WAYS * self._row_bytes, self._row_bytes)
         for row in rows:
-            if self._map[row : row + _NAME_BYTES] == name:
+            if self._map[row : row + NAME_BYTES] == name:
                 return row
         free = [row for row in rows if not any(self._calls_of(row))]
         if not free:
             raise OverloadedError("expected fewer callers at once", retry_after_s=_PUSHBACK_S)
         row = min(free, key=self._seen)
-        self._map[row : row + _NAME_BYTES] = name
+        self._map[row : row + NAME_BYTES] = name
         self._put(row, Use.none())
         return row
 
     def _column(self, row: int, number: int) -> int:
-        return row + _NAME_BYTES + _BUCKETS.size + _COLUMN.size * number
+        return row + NAME_BYTES + _BUCKETS.size + _COLUMN.size * number
 
     def _calls_of(self, row: int) -> tuple[int, ...]:
         return self._calls.unpack_from(self._map, self._column(row, 0))
 
     def _buckets(self, row: int) -> tuple[Bucket, Bucket]:
-        left, at, rows_left, rows_at = _BUCKETS.unpack_from(self._map, row + _NAME_BYTES)
+        left, at, rows_left, rows_at = _BUCKETS.unpack_from(self._map, row + NAME_BYTES)
         return (
             Bucket(left, None if at == _NEVER else at),
             Bucket(rows_left, None if rows_at == _NEVER else rows_at),
@@ -121,8 +108,8 @@ class Table:
             for bucket in (use.by_call, use.by_row)
             for number in (bucket.left, _NEVER if bucket.at is None else bucket.at)
         ]
-        _BUCKETS.pack_into(self._map, row + _NAME_BYTES, *numbers)
+        _BUCKETS.pack_into(self._map, row + NAME_BYTES, *numbers)
 
 
 def _row_bytes(of: int) -> int:
-    return _NAME_BYTES + _BUCKETS.size + _COLUMN.size * of
+    return NAME_BYTES + _BUCKETS.size + _COLUMN.size * of

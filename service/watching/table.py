@@ -6,19 +6,16 @@ that others are compared with, how many came near each, keyed hashes of the last
 nothing of any image.
 """
 
-import fcntl
-import hashlib
 import mmap
-import os
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.service.shared_memory import NAME_BYTES, locked, make_memory, name_of
 from reluguard.service.watching.prints import WORDS
 
 __all__ = ["LEADERS", "LEAST_BYTES", "RECENT", "ROW_BYTES", "Table"]
@@ -28,10 +25,9 @@ RECENT = 256  # questions of one caller that are known again when they return
 _WAYS = 4
 _LOCKS = 64
 _SHOWN_BYTES = 64  # of a caller's name
-_NAME_BYTES = 16
 _ROW = np.dtype(
     [
-        ("name", "u1", _NAME_BYTES),
+        ("name", "u1", NAME_BYTES),
         ("shown", f"S{_SHOWN_BYTES}"),
         ("seen", "<f8"),
         ("level", "<f8"),
@@ -57,7 +53,6 @@ class Table:
         key: secret, so that nobody can choose a set.
         handle: of the file that `make` made, where several processes share it; None for memory
             of this process alone.
-
     """
 
     def __init__(self, max_bytes: int, *, key: bytes, handle: int | None = None) -> None:
@@ -72,18 +67,12 @@ class Table:
     @staticmethod
     def make(max_bytes: int) -> int:
         """Return the handle of a new table; the caller closes it."""
-        if hasattr(os, "memfd_create"):
-            handle = os.memfd_create("reluguard-watch")
-        else:
-            with tempfile.TemporaryFile() as file:
-                handle = os.dup(file.fileno())
-        os.ftruncate(handle, _sets(max_bytes) * _WAYS * ROW_BYTES)
-        return handle
+        return make_memory("reluguard-watch", _sets(max_bytes) * _WAYS * ROW_BYTES)
 
     @contextmanager
     def held(self, who: str, now: float) -> Iterator[Any]:
         """Give a caller's row, nobody else's meanwhile; a caller never seen gets an empty one."""
-        name = hashlib.blake2b(who.encode(), key=self._key, digest_size=_NAME_BYTES).digest()
+        name = name_of(who, self._key)
         group = int.from_bytes(name[:4]) % self._sets
         with self._locked(group):
             ways = self.rows[group * _WAYS : (group + 1) * _WAYS]
@@ -102,15 +91,9 @@ class Table:
 
     @contextmanager
     def _locked(self, group: int) -> Iterator[None]:
-        with self._locks[group % len(self._locks)]:
-            if self._handle is None:
-                yield
-                return
-            fcntl.lockf(self._handle, fcntl.LOCK_EX, 1, group)
-            try:
-                yield
-            finally:
-                fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, group)
+        shared = nullcontext() if self._handle is None else locked(self._handle, group)
+        with self._locks[group % len(self._locks)], shared:
+            yield
 
     @staticmethod
     def _way(ways: NDArray[Any], name: bytes, who: str) -> int:
