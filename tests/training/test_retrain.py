@@ -13,13 +13,12 @@ from typer.testing import CliRunner
 
 from reluguard.commands.app import app
 from reluguard.detector.artifact import GuardArtifact, read_guard, write_guard
-from reluguard.detector.captures import Entry, add, prepare
 from reluguard.detector.errors import ModelMismatchError
 from reluguard.detector.head import Head, threshold_at
 from reluguard.detector.images import Images
 from reluguard.detector.metrics import GateLimits
 from reluguard.detector.model import load_production
-from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import ShelfError
 from reluguard.detector.shelf.shelf import current, promote
 from reluguard.training.attacks import FGSM, PGD, Patch, Victim
@@ -35,6 +34,7 @@ from reluguard.training.retraining.additions import read_captured
 from reluguard.training.retraining.gate import gate
 from reluguard.training.retraining.kept import open_kept
 from reluguard.training.statistics.metrics import auroc
+from tests.training.capturing import write_captures
 from tests.training.fitting import Order
 
 RECIPE = Recipe(
@@ -107,35 +107,6 @@ def detection(case: Champion, guard: GuardArtifact, attacked: Images) -> float:
     """Return AUROC of a guard on these images against clean ones nobody fitted on."""
     opened = Guard.open(case.model, guard.path, threads=1)
     return auroc(opened.inspect(case.clean.images).score, opened.inspect(attacked).score)
-
-
-def write_captures(
-    folder: Path, case: Champion, rows: Sequence[tuple[Images, str | None]], **changes: str
-) -> Path:
-    """Write captured images and their labels as the server does: one shard, one index."""
-    manifest = read_guard(case.guard).manifest
-    production = load_production(case.model)
-    reader = Reader(production, manifest.input, manifest.taps, threads=1)
-    rates, logits = reader.read(np.stack([image for image, _ in rows]))
-    entries = [
-        Entry(
-            id=f"request-{i // 5}:{i % 5}",
-            time=0.0,
-            guard="",
-            model=changes.get("model", production.sha256),
-            score=0.0,
-            p_value=1.0,
-            prediction=0,
-            stratum="uniform",
-            weight=1.0,
-            source="me",
-            label=label,
-        )
-        for i, (_, label) in enumerate(rows)
-    ]
-    prepare(folder)
-    add(folder, "0.npz", {"rates": rates.astype(np.float16), "logits": logits}, entries)
-    return folder
 
 
 def test_a_new_attack_is_learned_and_no_old_one_forgotten(
@@ -414,7 +385,7 @@ def test_bad_input_is_named(champion: Champion, tmp_path: Path, tiny_model: Path
         [few], "to fit on and to hold out, got .*: 30% of images are held out, chosen by chance"
     )
     foreign = write_captures(
-        tmp_path / "foreign", champion, [(champion.clean.images[0], "clean")], model="0" * 64
+        tmp_path / "foreign", champion, [(champion.clean.images[0], "clean")], of_model="0" * 64
     )
     attempt([foreign], "some are of 0000000000000000")
     odd = write_captures(tmp_path / "odd", champion, [(champion.clean.images[0], "attack:../x")])

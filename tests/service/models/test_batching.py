@@ -75,6 +75,16 @@ class Held:
         return self._version.run(tensor)
 
 
+async def busy(
+    batcher: Batcher, guard: Guard, tensor: NDArray[Any]
+) -> tuple[Held, asyncio.Future[Any]]:
+    """Return a version that runs and waits, and the request that it runs."""
+    held = Held(guard)
+    first = asyncio.ensure_future(batcher.submit(tensor, held))
+    await held.started.wait()
+    return held, first
+
+
 async def queued(batcher: Batcher, rows: int) -> None:
     """Return once so many rows wait."""
     while batcher.queued_rows != rows:  # noqa: ASYNC110 - the batcher owes nobody an event
@@ -160,9 +170,7 @@ def test_cancelled_requests_never_run(
     """A caller that hung up leaves the queue at once and makes room."""
 
     async def ask(batcher: Batcher) -> list[int]:
-        held = Held(guard)
-        first = asyncio.ensure_future(batcher.submit(tensor[:1], held))
-        await held.started.wait()
+        held, first = await busy(batcher, guard, tensor[:1])
         second = asyncio.ensure_future(batcher.submit(tensor[:5], held))
         third = asyncio.ensure_future(batcher.submit(tensor[:2], held))
         await queued(batcher, 7)
@@ -186,9 +194,7 @@ def test_expired_requests_never_run(
 
     async def ask(batcher: Batcher) -> list[int]:
         loop = asyncio.get_running_loop()
-        held = Held(guard)
-        first = asyncio.ensure_future(batcher.submit(tensor[:1], held))
-        await held.started.wait()
+        held, first = await busy(batcher, guard, tensor[:1])
         late = asyncio.ensure_future(batcher.submit(tensor[:3], held, deadline=loop.time() + 1000))
         await queued(batcher, 3)
         clock = loop.time
@@ -253,9 +259,7 @@ def test_a_full_queue_refuses_at_once(
     """The bound holds, the refusal says when to come back, and room is used again."""
 
     async def ask(batcher: Batcher) -> None:
-        held = Held(guard)
-        first = asyncio.ensure_future(batcher.submit(tensor[:1], held))
-        await held.started.wait()
+        held, first = await busy(batcher, guard, tensor[:1])
         second = asyncio.ensure_future(batcher.submit(tensor[:8], held))
         await queued(batcher, 8)
         with pytest.raises(
@@ -279,9 +283,7 @@ def test_a_large_request_lets_others_go_in_between(
     rows = tensor[np.arange(80) % len(tensor)]
 
     async def ask(batcher: Batcher) -> None:
-        held = Held(guard)
-        first = asyncio.ensure_future(batcher.submit(tensor[:3], held))
-        await held.started.wait()
+        held, first = await busy(batcher, guard, tensor[:3])
         large = asyncio.ensure_future(batcher.submit(rows, held))
         await queued(batcher, 80)
         small = asyncio.ensure_future(batcher.submit(tensor[:1], held))
@@ -306,9 +308,7 @@ def test_a_large_request_that_is_given_up_leaves_nothing(
     """Neither its rows in the queue nor those that were still to come keep others out."""
 
     async def ask(batcher: Batcher) -> None:
-        held = Held(guard)
-        first = asyncio.ensure_future(batcher.submit(tensor[:1], held))
-        await held.started.wait()
+        held, first = await busy(batcher, guard, tensor[:1])
         large = asyncio.ensure_future(batcher.submit(tensor[np.arange(60) % 5], held))
         await queued(batcher, 60)
         large.cancel()

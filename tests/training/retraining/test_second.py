@@ -15,13 +15,11 @@ from typer.testing import CliRunner
 
 from reluguard.commands.app import app
 from reluguard.detector.artifact import read_guard
-from reluguard.detector.captures import Entry, add, prepare
 from reluguard.detector.errors import ModelMismatchError, SettingsError
 from reluguard.detector.images import Images
 from reluguard.detector.looks.judging import Looks, looks_named
 from reluguard.detector.metrics import GateLimits
-from reluguard.detector.model import load_production
-from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.runtime import Guard
 from reluguard.training.attacks import FGSM, PGD, Patch, Victim
 from reluguard.training.changes import GaussianNoise
 from reluguard.training.data.dataset import Dataset, save_dataset
@@ -36,6 +34,7 @@ from reluguard.training.retrain import retrain
 from reluguard.training.retraining.additions import Fresh
 from reluguard.training.retraining.second import carried_over, is_unseen, lacking
 from reluguard.training.statistics.metrics import auroc
+from tests.training.capturing import write_captures
 from tests.training.conftest import save_network, trained
 from tests.training.fitting import Order
 
@@ -190,37 +189,6 @@ def detection(case: Champion, guard: Path, attacked: Images, *, looks: Looks = "
     return auroc(opened.inspect(case.clean.images).score, opened.inspect(attacked).score)
 
 
-def captured(
-    folder: Path, case: Champion, rows: Sequence[tuple[Images, str]], *, images: bool
-) -> Path:
-    """Write labelled captures as the server does, with their images or without."""
-    manifest = read_guard(case.guard).manifest
-    production = load_production(case.model)
-    pictures = np.stack([image for image, _ in rows])
-    rates, logits = Reader(production, manifest.input, manifest.taps, threads=1).read(pictures)
-    entries = [
-        Entry(
-            id=f"{folder.name}-{i}:0",
-            time=0.0,
-            guard="",
-            model=production.sha256,
-            score=0.0,
-            p_value=1.0,
-            prediction=0,
-            stratum="uniform",
-            weight=1.0,
-            source="me",
-            label=label,
-        )
-        for i, (_, label) in enumerate(rows)
-    ]
-    prepare(folder)
-    raw = {"images": pictures} if images else {}
-    arrays: dict[str, Any] = {"rates": rates.astype(np.float16), "logits": logits, **raw}
-    add(folder, "0.npz", arrays, entries)
-    return folder
-
-
 @pytest.mark.slow
 def test_both_looks_learn_a_new_attack_and_keep_the_old_ones(
     champion: Champion, tmp_path: Path
@@ -289,7 +257,9 @@ def test_captures_teach_the_second_look_by_their_images(champion: Champion, tmp_
     assert before.second is not None
     fresh_ones = champion.patched.images[100:]
     for images, looks in ((True, "always"), (False, "first")):
-        folder = captured(tmp_path / f"captured-{images}", champion, rows, images=images)
+        folder = write_captures(
+            tmp_path / f"captured-{images}", champion, rows, in_request=1, images=images
+        )
         work = tmp_path / f"work-{images}"
         shutil.copytree(tmp_path / "work", work)
         said: list[str] = []
