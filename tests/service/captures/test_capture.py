@@ -466,7 +466,7 @@ def test_a_guard_without_readings_can_not_capture(guard: Guard, tmp_path: Path) 
 
 
 WRITER = """
-import os, sys
+import itertools, os, sys, time
 from pathlib import Path
 import numpy as np
 from reluguard.detector.runtime import Guard
@@ -479,8 +479,10 @@ capture = Capture(folder, share=1.0, max_bytes=10**9, ttl_s=1e6, with_images=Tru
                   dropped=lambda *_: None)
 print("ready", flush=True)
 verdicts = guard.inspect(images)
-for i in range(10**6):
-    capture.offer(verdicts, guard, name=f"{os.getpid()}-{i}", source=str(i), raw=images)
+for i in itertools.count():  # until killed; what an earlier writer kept is no row of this one
+    name = f"{os.getpid()}-{i}"
+    capture.offer(verdicts, guard, name=name, source=name, raw=images)
+    time.sleep(0.001)
 """
 
 
