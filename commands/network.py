@@ -58,7 +58,7 @@ def analyze(
         typer.Option(
             "--attack",
             help="By name or module:Class; may be repeated, the first is the one every study looks "
-            "at. [pgd-linf-8, pgd-linf-2]",
+            "at. [pgd-linf-8, pgd-linf-2, fgsm-linf-8, fgsm-linf-2]",
         ),
     ] = None,
     twin: Twin = "auto",

@@ -29,6 +29,7 @@ from reluguard.training.analysis.papers import Papers, paper_tables
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.analysis.result import Analysis
 from reluguard.training.analysis.seeds import SeedStudy, study_seeds
+from reluguard.training.analysis.studies.classifiers import study_classifiers
 from reluguard.training.analysis.studies.consistency import study_consistency
 from reluguard.training.analysis.studies.graphs import study_graphs
 from reluguard.training.analysis.studies.maps import study_maps
@@ -53,9 +54,9 @@ from reluguard.training.twin.twin import Twin, load_twin
 
 __all__ = ["ATTACKS", "analyze"]
 
-ATTACKS = ("pgd-linf-8", "pgd-linf-2")
+ATTACKS = ("pgd-linf-8", "pgd-linf-2", "fgsm-linf-8", "fgsm-linf-2")
 
-_STUDIES = 6
+_STUDIES = 7
 _NETWORKS = 5
 _Study = TypeVar("_Study")
 
@@ -263,21 +264,24 @@ def _material(
     attacked_images: dict[str, Images] = {}
     success: dict[str, NDArray[np.bool_]] = {}
     attacked: dict[str, Recording] = {}
-    budget = 8.0
+    noise: dict[str, Recording] = {}
+    as_large: dict[int, Recording] = {}
     for slug in attacks:
         progress.stage(slug, len(rows))
         result = attack_named(slug)(images, labels, victim, seed=seed, progress=progress.so_far())
         attacked_images[slug] = result.images
         success[slug] = (result.clean_prediction == labels) & (result.prediction != labels)
         attacked[slug] = recorder.record(result.images, folder=work / slug)
-        if len(attacked) == 1:
-            budget = float(np.median(result.linf))
+        size = max(1, round(float(np.median(result.linf))))
+        if size not in as_large:
+            noisy = _noisy(images, size, seed)
+            as_large[size] = recorder.record(noisy, folder=work / f"noise-{size}")
+        noise[slug] = as_large[size]
     if not success[attacks[0]].any():
         raise AnalysisError(
             f"expected {attacks[0]} to fool the model at least once in {len(rows)} "
             "images, it never did: choose a stronger attack"
         )
-    noisy = recorder.record(_noisy(images, budget, seed), folder=work / "noise")
     progress.stage("distances", 1)
     distances = measure_distances(clean.take(rows), attacked[attacks[0]])
     progress.advance(1)
@@ -295,7 +299,7 @@ def _material(
         attacked=attacked,
         attacked_images=attacked_images,
         success=success,
-        noisy=noisy,
+        noise=noise,
         distances=distances,
         class_names=names,
         seed=seed,
@@ -318,10 +322,10 @@ def _surrogates(
     return (load_twin(other, theirs, images=data.images[:16]),)
 
 
-def _noisy(images: Images, size: float, seed: int) -> Images:
-    """Every pixel value up or down by the attack's budget, at random: as large, but harmless."""
+def _noisy(images: Images, size: int, seed: int) -> Images:
+    """Every pixel value up or down by what the attack changes, at random: harmless, as large."""
     signs = np.random.default_rng(seed).integers(0, 2, images.shape) * 2 - 1
-    noisy: Images = np.clip(images + signs * round(size), 0, 255).astype(np.uint8)
+    noisy: Images = np.clip(images + signs * size, 0, 255).astype(np.uint8)
     return noisy
 
 
@@ -343,6 +347,7 @@ def _study(
         similarity=done(study_similarity(material)),
         splits=done(study_splits(material)),
         votes=done(study_votes(material)),
+        classifiers=done(study_classifiers(material)),
         maps=done(study_maps(material)),
         graphs=done(study_graphs(material, second)),
         consistency=done(study_consistency(material)),
@@ -422,7 +427,7 @@ def _write(
     hardening: HardenReport | None,
 ) -> None:
     arrays: dict[str, NDArray[Any]] = {"rows": material.rows, "labels": material.labels}
-    for name in ("similarity", "splits", "votes", "maps", "graphs", "consistency"):
+    for name in ("similarity", "splits", "votes", "classifiers", "maps", "graphs", "consistency"):
         arrays |= arrays_of(name, getattr(findings, name))
     if seeds is not None:
         arrays |= arrays_of("seeds", seeds)

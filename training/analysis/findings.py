@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.training.analysis.studies.classifiers import ClassifierStudy
 from reluguard.training.analysis.studies.consistency import ConsistencyStudy
 from reluguard.training.analysis.studies.graphs import GraphStudy
 from reluguard.training.analysis.studies.maps import MapStudy
@@ -43,6 +44,7 @@ class Findings:
     similarity: SimilarityStudy
     splits: SplitStudy
     votes: VoteStudy
+    classifiers: ClassifierStudy
     maps: MapStudy
     graphs: GraphStudy
     consistency: ConsistencyStudy

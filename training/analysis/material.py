@@ -57,7 +57,7 @@ class Material:
         attacked: per attack the recording of its P images, the main attack first.
         attacked_images: per attack uint8 (P, H, W, C).
         success: per attack bool (P,): answered right before and wrong after.
-        noisy: the recording of the P images with harmless noise of the main attack's size.
+        noise: per attack the recording of the P images with harmless noise of its size.
         distances: among the P images, before and after the main attack.
         class_names: one per class of the network.
         seed: of every random choice.
@@ -73,7 +73,7 @@ class Material:
     attacked: Mapping[str, Recording]
     attacked_images: Mapping[str, Images]
     success: Mapping[str, NDArray[np.bool_]]
-    noisy: Recording
+    noise: Mapping[str, Recording]
     distances: Distances
     class_names: tuple[str, ...]
     seed: int
@@ -82,6 +82,11 @@ class Material:
     def main(self) -> str:
         """The attack that every study looks at."""
         return next(iter(self.attacked))
+
+    @property
+    def noisy(self) -> Recording:
+        """The recording of the P images with noise of the main attack's size."""
+        return self.noise[self.main]
 
     @property
     def row_labels(self) -> Ints:

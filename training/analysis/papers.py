@@ -14,7 +14,7 @@ from reluguard.training.analysis.claims.consistency import (
     training,
 )
 from reluguard.training.analysis.claims.graphs import matching, matching_asides
-from reluguard.training.analysis.claims.maps import homogeneity
+from reluguard.training.analysis.claims.maps import homogeneity, homogeneity_asides
 from reluguard.training.analysis.findings import Findings
 from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.analysis.seeds import SeedStudy
@@ -48,14 +48,15 @@ def paper_tables(
     return Papers(
         claims=(
             *separation(findings.splits, seed),
-            *detection(findings.votes),
-            *homogeneity(findings.maps, seed),
+            *detection(findings.classifiers),
+            *homogeneity(findings.maps),
             *matching(seeds, seed),
             *inconsistency(findings.consistency, seed),
             *training(hardening),
         ),
         beside=(
-            *detection_asides(findings.votes),
+            *detection_asides(findings.classifiers),
+            *homogeneity_asides(findings.maps, seed),
             *matching_asides(seeds, seed),
             *inconsistency_asides(findings.consistency, seed),
         ),

@@ -43,6 +43,7 @@ class Analysis(Plain):
         taps: the L taps, first to last.
         claims: of the source papers, each with what was found here.
         beside: figures measured alike that no paper claims.
+        classifiers: what simple classifiers call attacked, per attack, over all taps and per tap.
         seeds: networks of several seeds beside each other, where they were trained.
         hardening: what hardening did, where it was done.
         guard_auroc: of the guard on the main attack, where one was given.
@@ -57,3 +58,4 @@ class Analysis(Plain):
     hardening: Mapping[str, Any] | None
     guard_auroc: float | None
     beside: tuple[Mapping[str, Any], ...] = ()
+    classifiers: tuple[Mapping[str, Any], ...] = ()

@@ -16,7 +16,9 @@ from reluguard.training.analysis.checks import Floats, Ints, Packed, check_packe
 from reluguard.training.analysis.similarity import bit_rates
 from reluguard.training.errors import ConstantError, ShapeError
 
-__all__ = ["Voter", "fit_voter", "gather_bits", "name_channels"]
+__all__ = ["VOTERS", "Voter", "best_threshold", "fit_voter", "gather_bits", "name_channels"]
+
+VOTERS = 100  # of the studies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ def gather_bits(packed: Packed, indices: Ints) -> NDArray[np.bool_]:
     return ((packed[:, indices // 8] >> shift) & 1).astype(np.bool_)
 
 
-def fit_voter(clean: Packed, attacked: Packed, bits: int, *, voters: int = 100) -> Voter:
+def fit_voter(clean: Packed, attacked: Packed, bits: int, *, voters: int = VOTERS) -> Voter:
     """Return the bits that differ most between two groups.
 
     Args:
@@ -82,6 +84,13 @@ def fit_voter(clean: Packed, attacked: Packed, bits: int, *, voters: int = 100) 
         margins=size[order],
         bits=bits,
     )
+
+
+def best_threshold(clean: Floats, attacked: Floats) -> float:
+    """Return the score that separates two groups of one size with the fewest errors."""
+    candidates = np.unique(np.concatenate([clean, attacked]))
+    errors = [(attacked <= c).mean() + (clean > c).mean() for c in candidates]
+    return float(candidates[int(np.argmin(errors))])
 
 
 def name_channels(

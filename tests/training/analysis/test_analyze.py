@@ -18,7 +18,12 @@ from reluguard.training.data.dataset import Dataset, load_data, save_dataset
 from reluguard.training.errors import AnalysisError, LabelError, OutOfMemoryError, TwinError
 from reluguard.training.progress import Progress
 
-LITTLE: dict[str, Any] = {"limit": 180, "pairwise": 90, "attacks": ("pgd-l1-12",), "seed": 1}
+LITTLE: dict[str, Any] = {
+    "limit": 180,
+    "pairwise": 90,
+    "attacks": ("pgd-l1-12", "fgsm-linf-8", "fgsm-linf-1"),
+    "seed": 1,
+}
 
 
 class Counting(Progress):
@@ -136,6 +141,22 @@ def test_every_paper_has_its_lines_and_what_nobody_claimed_is_apart(folder: Path
     assert all("holds" not in line for line in found["beside"])
     page = (folder / "report.html").read_text()
     assert all(line["why"] in unescape(page) for line in found["claims"])
+
+
+def test_simple_classifiers_are_asked_of_every_tap_and_of_noise(folder: Path) -> None:
+    """Each attack has its own, in shares of the same images; claims quote them."""
+    found = json.loads((folder / "analysis.json").read_text())
+    assert [one["attack"] for one in found["classifiers"]] == list(LITTLE["attacks"])
+    for one in found["classifiers"]:
+        assert len(one["per_tap"]) == len(found["taps"])
+        for shares in (*one["all_taps"].values(), *one["per_tap"]):
+            assert list(shares) == ["clean", "attacked", "noise"]
+            assert all(0 <= share * one["tested"] <= one["tested"] for share in shares.values())
+    fgsm = next(one for one in found["classifiers"] if one["attack"] == "fgsm-linf-8")
+    shares = fgsm["all_taps"]["logistic regression on 2,000 bits"]
+    line = next(c for c in found["claims"] if c["claim"].endswith("(fgsm-linf-8, all taps)"))
+    assert line["ours"]["value"] == pytest.approx((shares["attacked"] + 1 - shares["clean"]) / 2)
+    assert f"calls {shares['noise']:.0%} of images with harmless noise" in line["why"]
 
 
 def test_arrays_obey_their_laws(folder: Path) -> None:

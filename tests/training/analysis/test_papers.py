@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from reluguard.training.analysis.claims.bits import detection, detection_asides
 from reluguard.training.analysis.claims.claim import claim, judge
 from reluguard.training.analysis.claims.graphs import matching, matching_asides
 from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.studies.classifiers import CLASSIFIERS, ClassifierStudy
 from reluguard.training.statistics.metrics import Interval
 
 
@@ -68,3 +70,41 @@ def test_gbs_is_judged_beside_the_authors_cka_with_networks_enough() -> None:
     (line,) = matching(None, 0)
     assert (line.holds, line.ours) == ("can't be told here", None)
     assert "--papers" in line.why
+
+
+def detectors(*, right: int, noise: int) -> ClassifierStudy:
+    """Classifiers of two attacks at two taps: so many of 100 attacked and noisy images called."""
+    called = np.zeros((2, len(CLASSIFIERS), 3), np.int64)
+    called[..., 1], called[..., 2] = right, noise
+    taps = called[:, :2].copy()
+    taps[:, -1, 1] = 0  # the last tap finds none
+    return ClassifierStudy(
+        attacks=("pgd-linf-8", "fgsm-linf-8"), too_few=("fgsm-linf-2",), tested=np.full(2, 100),
+        called=called, tap_called=taps, bits_per_tap=np.full((2, 2), 1000),
+    )  # fmt: skip
+
+
+def test_a_simple_classifier_is_judged_by_fgsm_and_asked_of_noise() -> None:
+    """Strengths and places have lines of their own, each says what it calls noise; ours are apart.
+
+    A strength that fooled the network too seldom can't be told.
+    """
+    lines = detection(detectors(right=100, noise=70))
+    told = {line.claim.rpartition(" classifier ")[2]: line for line in lines[:3]}
+    assert told["(fgsm-linf-8, all taps)"].holds == "holds"
+    assert "calls 70% of images with harmless noise" in told["(fgsm-linf-8, all taps)"].why
+    assert told["(fgsm-linf-8, the last tap)"].holds == "fails"
+    assert "fewer than 8 times" in told["(fgsm-linf-2)"].why
+    assert not any("pgd" in line.claim for line in lines)
+    asides = detection_asides(detectors(right=100, noise=70))
+    noisy = [line.ours.value for line in asides if "noise" in line.measure and line.ours]
+    assert noisy == [0.7] * 2 * len(CLASSIFIERS)
+    assert sum("pgd-linf-8" in line.measure for line in asides) == 2 * len(CLASSIFIERS)
+
+
+def test_right_is_what_is_called_by_its_kind() -> None:
+    """Right are the attacked ones that are called so and the clean ones that are not."""
+    study = detectors(right=60, noise=0)
+    assert study.hits.tolist() == [[160] * len(CLASSIFIERS)] * 2
+    assert study.tap_hits.tolist() == [[160, 100]] * 2
+    assert study.trials.tolist() == [200, 200]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from reluguard.training.analysis.checks import Floats, Ints
 from reluguard.training.analysis.material import Material
@@ -16,11 +17,12 @@ from reluguard.training.analysis.som import (
     participation_ratio,
     purity,
 )
+from reluguard.training.analysis.stages import homogeneity_of, narrowed, stages_of
 from reluguard.training.errors import ConstantError
 from reluguard.training.statistics.intervals import rank_trend
 from reluguard.training.statistics.metrics import Interval
 
-__all__ = ["CODES", "MapStudy", "depth_trend", "study_maps"]
+__all__ = ["CODES", "MapStudy", "depth_trend", "last_minus_first", "study_maps"]
 
 CODES = ("feature-map means", "firing rates")
 _FOLDS = 20
@@ -43,6 +45,10 @@ class MapStudy:
         moved: (2, L). Median displacement by the main attack, successes only, in grid units.
         moved_noise: (2, L). The same by noise of that size.
         profiles: (3, F, L). Participation, codebook distance, entropy of the means, on F folds.
+        stages: int64, (G,). The last tap of each stage.
+        stage_profiles: (3, F', G). The same of the stages' codes, brought to one number of columns,
+            on F' parts of the images that share none.
+        stage_profiles_own: (3, F', G). With the columns that each stage has.
         winners: int64, (L, R, R). Class most frequent on each unit of the means' map, -1: none.
         hits: int64, (L, R, R). Images on it.
     """
@@ -59,6 +65,9 @@ class MapStudy:
     moved: Floats
     moved_noise: Floats
     profiles: Floats
+    stages: Ints
+    stage_profiles: Floats
+    stage_profiles_own: Floats
     winners: Ints
     hits: Ints
 
@@ -106,6 +115,8 @@ def study_maps(material: Material) -> MapStudy:
                 winners[i] = np.where(hits[i] > 0, table.argmax(axis=2), -1)
                 profiles[:, :, i] = _folds(codes, material.seed)
             noise[kind, i] = np.median(displacement(best[material.rows], shaken, side))
+    stages = stages_of(material.taps)
+    of_stages = [material.clean.means[i] for i in stages]
     return MapStudy(
         quantisation=found[0],
         quantisation_attacked=found[1],
@@ -119,6 +130,13 @@ def study_maps(material: Material) -> MapStudy:
         moved=found[9],
         moved_noise=noise,
         profiles=profiles,
+        stages=stages,
+        stage_profiles=homogeneity_of(narrowed(of_stages, seed=material.seed), seed=material.seed)
+        if of_stages
+        else np.empty((3, 0, 0)),
+        stage_profiles_own=homogeneity_of(of_stages, seed=material.seed)
+        if of_stages
+        else np.empty((3, 0, 0)),
         winners=winners,
         hits=hits,
     )
@@ -149,3 +167,24 @@ def depth_trend(profiles: Floats, *, seed: int = 0) -> Interval | None:
     """
     known = profiles[:, np.isfinite(profiles).all(axis=0)]
     return rank_trend(known, seed=seed) if known.shape[1] > 2 else None
+
+
+def last_minus_first(profile: Floats) -> Interval | None:
+    """Return by how much a figure is larger at the last stage than at the first.
+
+    The mean over parts with Student's 95 % interval; parts share no image. None with fewer than
+    two stages, or two parts in which both are known.
+
+    Args:
+        profile: (F, G).
+    """
+    if profile.shape[1] < 2:
+        return None
+    change = profile[:, -1] - profile[:, 0]
+    change = change[np.isfinite(change)]
+    n = len(change)
+    if n < 2:
+        return None
+    reach = float(stats.t.ppf(0.975, n - 1) * change.std(ddof=1) / np.sqrt(n))
+    mean = float(change.mean())
+    return Interval(mean, mean - reach, mean + reach, n)

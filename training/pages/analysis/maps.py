@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reluguard.training.analysis.material import Material
-from reluguard.training.analysis.studies.maps import CODES, MapStudy, depth_trend
-from reluguard.training.pages.page import Section, figure, paragraph
+from reluguard.training.analysis.studies.maps import CODES, MapStudy, depth_trend, last_minus_first
+from reluguard.training.pages.page import Section, figure, paragraph, table
 from reluguard.training.pages.plots import (
     AMBER,
     BLUE,
@@ -24,6 +25,7 @@ from reluguard.training.statistics.metrics import Interval
 __all__ = ["maps_chapter"]
 
 _SHOWN = 6
+_FIGURES = ("participation ratio", "codebook distance", "entropy of units")
 
 
 def maps_chapter(study: MapStudy, material: Material) -> Section:
@@ -32,9 +34,10 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
     text = (
         "A self-organizing map lays a layer's codes (one number per feature map) out on a grid; an "
         "image's best-matching unit is its functional code. The paper finds homogeneous codes "
-        "early and diverse ones late. Here the rank correlation with depth is "
-        f"{_signed(ratio)} for the participation ratio, {_signed(distance)} for the distance "
-        f"of codebook vectors and {_signed(entropy)} for the entropy of the units. The units say "
+        f"early and diverse ones late. {_of_stages(study)}Over every tap, wider ones among them, "
+        f"the rank correlation with depth is {_signed(ratio)} for the participation ratio, "
+        f"{_signed(distance)} for the distance of codebook vectors and {_signed(entropy)} for the "
+        "entropy of the units. The units say "
         f"{study.information[0, 0]:.2f} (NMI) of the class at the first tap and "
         f"{study.information[0, -1]:.2f} at the last."
     )
@@ -48,6 +51,7 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
             + ", ".join(f"{i} {name}" for i, name in enumerate(material.class_names[:10]))
             + ".",
         )
+        + _stage_table(study, material)
         + figure(
             _homogeneity(study),
             "Homogeneity and label link of the codes. Participation ratio: in how many directions "
@@ -60,6 +64,46 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
             "grid.",
         ),
     )
+
+
+def _of_stages(study: MapStudy) -> str:
+    """Say by how much the last stage differs from the first, width held."""
+    found = [last_minus_first(profile) for profile in study.stage_profiles]
+    if any(one is None for one in found):
+        return ""
+    ratio, distance, entropy = (f"{one.value:+.3g}" for one in found if one is not None)
+    return (
+        f"From the first of {len(study.stages)} stages to the last, with as many columns of each, "
+        f"the participation ratio changes by {ratio}, the distance of codebook vectors by "
+        f"{distance} and the entropy of the units by {entropy}. "
+    )
+
+
+def _stage_table(study: MapStudy, material: Material) -> str:
+    parts, stages = study.stage_profiles.shape[1:]
+    if stages < 2:
+        return ""
+    rows = []
+    for g, tap in enumerate(study.stages):
+        held, own = study.stage_profiles[:, :, g], study.stage_profiles_own[:, :, g]
+        rows.append(
+            [
+                f"stage {g + 1}",
+                f"tap {tap + 1}",
+                " x ".join(map(str, material.taps[tap].shape)),
+                *(f"{_mean(a):.3f} / {_mean(b):.3f}" for a, b in zip(held, own, strict=True)),
+            ]
+        )
+    head = ["", "its last tap", "shape", *_FIGURES]
+    return paragraph(
+        f"Stages end where feature maps change their size. Means over {parts} parts of the images "
+        "that share none: with as many columns as the narrowest stage has / as wide as each is."
+    ) + table(head, rows, text_columns=(0, 1, 2))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _signed(trend: Interval | None) -> str:

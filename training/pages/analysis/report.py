@@ -15,6 +15,8 @@ from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.papers import Papers, aside_rows, claim_rows
 from reluguard.training.analysis.result import Analysis, TapFigures
 from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.studies.classifiers import CLASSIFIERS, ClassifierStudy
+from reluguard.training.analysis.studies.halves import KINDS
 from reluguard.training.pages.analysis.consistency import consistency_chapter
 from reluguard.training.pages.analysis.graphs import graphs_chapter
 from reluguard.training.pages.analysis.maps import maps_chapter
@@ -85,6 +87,7 @@ def summary(
         taps=taps,
         claims=tuple(one.to_json() for one in papers.claims),
         beside=tuple(one.to_json() for one in papers.beside),
+        classifiers=_classifier_values(findings.classifiers),
         seeds=None if seeds is None else _seed_values(seeds),
         hardening=None if hardening is None else hardening.to_json(),
         guard_auroc=_guard_auroc(findings.guard),
@@ -94,6 +97,25 @@ def summary(
 def _plain(value: Any) -> float | None:
     number = float(value)
     return number if np.isfinite(number) else None
+
+
+def _classifier_values(study: ClassifierStudy) -> tuple[dict[str, Any], ...]:
+    """Return shares of the test images of each kind that are called attacked."""
+
+    def shares(called: NDArray[np.int64], tested: int) -> dict[str, float]:
+        return {kind: float(n) / tested for kind, n in zip(KINDS, called, strict=True)}
+
+    return tuple(
+        {
+            "attack": attack,
+            "tested": tested,
+            "all_taps": {
+                name: shares(study.called[a, m], tested) for m, name in enumerate(CLASSIFIERS)
+            },
+            "per_tap": [shares(one, tested) for one in study.tap_called[a]],
+        }
+        for a, (attack, tested) in enumerate(zip(study.attacks, study.tested.tolist(), strict=True))
+    )
 
 
 def _seed_values(seeds: SeedStudy) -> dict[str, Any]:
@@ -131,7 +153,7 @@ def report_pages(
     chapters = [
         similarity_chapter(findings.similarity, material),
         splits_chapter(findings.splits, material),
-        votes_chapter(findings.votes, material),
+        votes_chapter(findings.votes, findings.classifiers, material),
         maps_chapter(findings.maps, material),
         graphs_chapter(findings.graphs, material, findings.other, seeds),
         consistency_chapter(findings.consistency, material, hardening),
@@ -165,13 +187,16 @@ def report_pages(
 def _lead(found: Analysis, findings: Findings, papers: Papers) -> str:
     holds, fails, untold = (sum(one.holds == word for one in papers.claims) for word in HOLDS)
     attacks = ", ".join(f"{name} {entry.value:.1%}" for name, entry in found.attacks.items())
-    votes = findings.votes
-    best = votes.hits[0].max() / votes.trials[0]
+    simple = findings.classifiers
+    best = int(simple.hits[0].argmax())
+    told = simple.hits[0, best] / simple.trials[0]
+    noise = simple.called[0, best, KINDS.index("noise")] / simple.tested[0]
     split = found.taps[-1].fiedler_accuracy
     come_to = (
         "The last layer's bits alone, without a label, tell two classes apart for "
         f"{100 * split.value:.0f} % of the pictures; a simple classifier on all bits tells clean "
-        f"from attacked ones for {100 * best:.0f} %."
+        f"from attacked ones for {100 * told:.0f} %, and calls {100 * noise:.0f} % of those with "
+        "harmless noise as large attacked."
     )
     return verdict([come_to]) + bullet_list(
         [
@@ -184,8 +209,9 @@ def _lead(found: Analysis, findings: Findings, papers: Papers) -> str:
                 f"{found.taps[-1].fiedler_accuracy}."
             ),
             (
-                f"A simple classifier on bits tells {best:.1%} of clean and {votes.attacks[0]} "
-                "images apart; no noisy images are among its negatives."
+                f"The best simple classifier ({CLASSIFIERS[best]}) tells {told:.1%} of clean and "
+                f"{simple.attacks[0]} images apart; no noisy images are among its negatives, and "
+                f"of those it calls {noise:.1%} attacked."
             ),
             (
                 f"Of {len(papers.claims)} claims of the source papers {holds} hold here, {fails} "
