@@ -39,6 +39,8 @@ from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
 from reluguard.training.evaluation.two_looks import two_looks
+from reluguard.training.expected.speed import busy_seconds
+from reluguard.training.forecasts import evaluate_steps
 from reluguard.training.harvest.harvest import harvest_told
 from reluguard.training.harvest.orders import (
     SHARD_IMAGES,
@@ -92,6 +94,7 @@ DEFAULT_ATTACKS = (
     "patch-6",
     "art-newtonfool",
 )
+FEW = 32  # images that are timed
 BOTH_SIZES = (2.0, 4.0, 8.0)  # of PGD led by both looks, of a guard that looks again
 TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to come from
 
@@ -219,6 +222,19 @@ def evaluate(
     right = logits.argmax(axis=1) == dataset.labels[rows]
     jobs = _jobs(changes, rows, right, size, dict.fromkeys(then, 1.0), seed)
     every = [job for made in jobs.values() for job in made]
+    fit, missing = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest)
+    progress.plan(
+        "evaluate",
+        evaluate_steps(
+            manifest,
+            fit,
+            jobs,
+            busy_seconds(lambda: predict(reader, dataset.images[rows[:FEW]]), threads) / FEW,
+            baseline_rows=baseline_rows,
+            matrix_rows=matrix_rows,
+            leave_out=None if fit is None or matrix_rows == 0 else leave_out,
+        ),
+    )
     orders.workspace.mkdir(parents=True, exist_ok=True)
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
@@ -234,7 +250,6 @@ def evaluate(
         else frozenset()
     )
     scored = scorecard(groups, manifest, known, threats, seed, COMPOSED)
-    fit, missing = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest)
     figures = compare(
         groups,
         opened,

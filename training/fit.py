@@ -30,6 +30,7 @@ from reluguard.training.data.mapped import give_back
 from reluguard.training.data.preprocessing import HowPixels
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.report_card import promised_rates, report_card
+from reluguard.training.forecasts import choosing_seconds, fit_steps, rows_expected
 from reluguard.training.harvest.engine import check_engine
 from reluguard.training.harvest.harvest import harvest_told
 from reluguard.training.harvest.orders import (
@@ -58,7 +59,7 @@ from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second, check_second, choose_second
 from reluguard.training.models.given import Model, kept_beside, ready_model
 from reluguard.training.pages.report_card import report_page
-from reluguard.training.progress import HowTold, Progress, progress_of
+from reluguard.training.progress import HowTold, Planned, Progress, progress_of
 from reluguard.training.provenance import ExportedFrom, FittedOn, FittedWith, Provenance
 from reluguard.training.recipes import Portion, Recipe, recipe_named
 from reluguard.training.recipes.both import with_both
@@ -161,10 +162,9 @@ def fit(
     max_overhead = check_overhead(max_overhead)
     out = Path(out)
     check_place(out)
-    progress = progress_of(progress)
+    progress = _begun(progress)
     started = perf_counter()
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    progress.stage("model and data", 1)
     folder = Path(work) if work else work_folder(out)
     ready = ready_model(
         model,
@@ -205,7 +205,15 @@ def fit(
     with hold(orders.workspace):
         workspace = Workspace(orders.workspace, _plan(case, recipe, orders))
         resumed = any(workspace.folder.glob("*/*.npz"))
-        jobs = _harvest(case, recipe, orders, workers or available_workers(), engine, progress)
+        jobs = _harvest(
+            case,
+            recipe,
+            orders,
+            workers or available_workers(),
+            engine,
+            choosing=max_overhead != 0,
+            progress=progress,
+        )
         if max_overhead != 0:
             progress.stage("choose taps", 1)
             case, said = _cheaper(case, recipe, jobs, workspace, max_overhead, seed)
@@ -213,7 +221,7 @@ def fit(
                 progress.say(one)
             case = replace(case, words=(*case.words, *said))
             progress.advance(1)
-        fitted = _head(case, recipe, jobs, workspace, seed, progress)
+        fitted = _head(case, recipe, jobs, workspace, seed, again, progress)
         reader = Reader(case.production, case.spec, case.taps, threads=threads)
         clean = clean_readings(reader, case.dataset, case.splits["calibrate"])
         head, case = _calibrated(
@@ -255,7 +263,6 @@ def fit(
             resumed=resumed,
             words=case.words,
         )
-        progress.advance(1)
         with kept_beside(ready, out):
             written = write_guard(
                 out,
@@ -268,7 +275,16 @@ def fit(
                     "report.html": report_page(card, draft.manifest).encode(),
                 },
             )
+        progress.advance(1)
     return Guard(case.production, written, threads=threads, second=_other_network(again))
+
+
+def _begun(how: HowTold) -> Progress:
+    """Return what to tell of progress, told that a fit begins."""
+    progress = progress_of(how)
+    progress.plan("fit", [Planned("model and data", None), Planned("attack and read", None)])
+    progress.stage("model and data", 1)
+    return progress
 
 
 def _other_network(again: Second | None) -> Production | None:
@@ -430,15 +446,8 @@ def _of_split(jobs: Sequence[Job], split: str) -> list[Job]:
     return [job for job in jobs if job.split == split]
 
 
-def _harvest(
-    case: Case,
-    recipe: Recipe,
-    orders: Orders,
-    workers: int,
-    engine: str,
-    progress: Progress,
-) -> dict[str, list[Job]]:
-    """Make every shard of the recipe; return the jobs by slug, clean first."""
+def _jobs(case: Case, recipe: Recipe, orders: Orders) -> dict[str, list[Job]]:
+    """Return the shards of the recipe by slug, clean first; those of composed ones are in them."""
     fitted = {split: case.splits[split] for split in ("fit", "test")}
     size = shard_images(case.dataset.images.shape[1:])
     jobs = {CLEAN: plan_jobs(CLEAN, "clean", fitted, size=size)}
@@ -465,9 +474,35 @@ def _harvest(
         )
     if all(made[0].kind != "attack" for made in jobs.values()):
         raise AttackError(f"recipe {recipe.name} has no attack that works without a twin")
+    return jobs
+
+
+def _harvest(
+    case: Case,
+    recipe: Recipe,
+    orders: Orders,
+    workers: int,
+    engine: str,
+    *,
+    choosing: bool,
+    progress: Progress,
+) -> dict[str, list[Job]]:
+    """Make every shard of the recipe, and say what follows; return the jobs by slug."""
+    jobs = _jobs(case, recipe, orders)
     every = [job for made in jobs.values() for job in made]
+    jobs |= composed_jobs(every)
+    rows = rows_expected(every, "fit")
+    after = fit_steps(
+        case,
+        recipe.head,
+        rows,
+        len(jobs),
+        orders.second,
+        choosing=choosing_seconds(case, rows, recipe.head) if choosing else None,
+    )
+    progress.plan("fit", [Planned("attack and read", None), *after])
     harvest_told(every, orders, workers=workers, engine=engine, progress=progress)
-    return jobs | composed_jobs(every)
+    return jobs
 
 
 def _portion(
@@ -494,9 +529,12 @@ def _head(
     jobs: Mapping[str, Sequence[Job]],
     workspace: Workspace,
     seed: int,
+    second: Second | None,
     progress: Progress,
 ) -> Fitted:
     groups = _groups(recipe, jobs, workspace)
+    rows = sum(map(len, groups))
+    progress.plan("fit", fit_steps(case, recipe.head, rows, len(jobs), second, choosing=None))
     progress.stage("head", 100)
     return fit_judged(
         groups,

@@ -25,6 +25,7 @@ from reluguard.training.data.given import Data
 from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels
 from reluguard.training.data.splits import split_sources
+from reluguard.training.hardening.forecast import expected_steps
 from reluguard.training.hardening.judging import judged
 from reluguard.training.hardening.settings import HardenSettings
 from reluguard.training.hardening.tuning import fine_tune
@@ -122,6 +123,7 @@ def harden_images(
     """Return the fine-tuned model and the report; see `harden`."""
     progress = progress or Progress()
     start = time.perf_counter()
+    progress.plan("harden", expected_steps(production, spec, train, test, settings))
     progress.stage("harden", settings.epochs * -(-len(train) // settings.batch))
     hardened = fine_tune(production, spec, train, settings, lambda: progress.advance(1))
     seconds = time.perf_counter() - start

@@ -1,34 +1,44 @@
-"""Telling people what happens meanwhile: silence, bars on a terminal, or a line a minute."""
+"""Telling people what happens meanwhile: silence, bars on a terminal, or a line a minute.
+
+What takes several steps says which first (`Progress.plan`): then people hear how long all of it
+takes, and not the step alone.
+"""
 
 import logging
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from reluguard.detector.errors import SettingsError
+from reluguard.training.expected.course import Course, Estimate, Planned
 
-__all__ = ["Bars", "Estimate", "HowTold", "Lines", "Progress", "Step", "progress_of", "words_of"]
+__all__ = ["Bars", "HowTold", "Lines", "Planned", "Progress", "Step", "progress_of", "words_of"]
 
 Clock = Callable[[], float]
 
-# how much of a step must be done before its own pace counts for as much as the forecast
-FORECAST_SHARE = 0.05
 SAID_FROM_S = 60.0  # nobody is told beforehand of less
 LINE_S = 60.0
 
 
 class Progress:
     """Stays silent; a context manager."""
+
+    def plan(self, command: str, steps: Sequence[Planned]) -> None:
+        """Say which steps of a command come from here on, so that its end can be told.
+
+        It may be said again as more is known. The plan of a command within another takes the place
+        of the step of that name.
+        """
 
     def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """A step of so many units begins, which was forecast to take so long."""
@@ -63,55 +73,6 @@ class Progress:
         """Nothing to end."""
 
 
-class Estimate:
-    """How far a step is, and how long it will still take.
-
-    Args:
-        title: of the step.
-        total: units of work, all of about the same cost.
-        expected_s: how long a forecast says that it takes.
-        now: when it begins, in seconds.
-    """
-
-    def __init__(self, title: str, total: int, expected_s: float | None, now: float) -> None:
-        self.title = title
-        self._total = total
-        self._expected = expected_s
-        self._began = self._latest = now
-        self._done = 0
-
-    @property
-    def share(self) -> float:
-        """How much is done, in [0, 1]."""
-        return min(1.0, self._done / self._total) if self._total else 1.0
-
-    def advance(self, units: int, now: float) -> None:
-        """Units are done."""
-        if units:
-            self._done += units
-            self._latest = now
-
-    def elapsed(self, now: float) -> float:
-        """Return the seconds since it began."""
-        return now - self._began
-
-    def left(self, now: float) -> float | None:
-        """Return the seconds that are left, None where nothing tells yet.
-
-        What comes is taken to go as fast as what is done, and until enough is done as fast as was
-        forecast. A unit that is overdue never makes it less than half of what it was.
-        """
-        share, took = self.share, self.elapsed(self._latest)
-        if self._expected is not None:
-            whole = (self._expected * FORECAST_SHARE + took) / (FORECAST_SHARE + share)
-        elif share:
-            whole = took / share
-        else:
-            return None
-        then = whole * (1 - share)
-        return max(then / 2, then - (now - self._latest))
-
-
 def words_of(seconds: float) -> str:
     """Return a duration as people say it: "9 min", "1 h 20 min"."""
     minutes = math.ceil(seconds / 60)
@@ -123,14 +84,56 @@ def words_of(seconds: float) -> str:
     return f"{hours} h {rest} min"
 
 
-def _forecast(title: str, expected_s: float | None) -> str | None:
-    """Return what people are told before a step that takes long."""
-    if expected_s is None or expected_s < SAID_FROM_S:
+class _Followed(Progress):
+    """Follows the work, and tells what changed in a way of its own.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._course = Course(clock())
+        self._foretold = False
+
+    def plan(self, command: str, steps: Sequence[Planned]) -> None:
+        """Keep the plan; what was over before it is another command's."""
+        with self._lock:
+            if self._course.is_planned and self._course.is_over:
+                self._course, self._foretold = Course(self._clock()), False
+            self._course.plan(command, steps)
+
+    def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
+        """Start counting."""
+        with self._lock:
+            self._course.begin(title, total, expected_s, self._clock())
+
+    def advance(self, units: int) -> None:
+        """Count."""
+        with self._lock:
+            self._course.advance(units, self._clock())
+
+    def _forecast(self, title: str, expected_s: float | None) -> str | None:
+        """Return what people are told before long work: of all of it where that is known."""
+        with self._lock:
+            if not self._course.is_planned:
+                return _told_before(title, expected_s)
+            left = self._course.left(self._clock())
+            if self._foretold or left is None:
+                return None
+            self._foretold = True
+            forecast = _told_before(self._course.name, left)
+            return forecast and f"{forecast} where the cores are free for it"
+
+
+def _told_before(title: str, seconds: float | None) -> str | None:
+    if seconds is None or seconds < SAID_FROM_S:
         return None
-    return f"{title}: about {words_of(expected_s)}"
+    return f"{title}: about {words_of(seconds)}"
 
 
-class Lines(Progress):
+class Lines(_Followed):
     """A plain line a minute, for logs and whatever else is no terminal.
 
     Args:
@@ -139,46 +142,46 @@ class Lines(Progress):
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Clock = monotonic) -> None:
+        super().__init__(clock)
         self._stream = stream
-        self._clock = clock
-        self._current: Estimate | None = None
         self._began = clock()
         self._ended = threading.Event()
-        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """Start counting, and say how long it takes where that was forecast."""
-        with self._lock:
-            self._current = Estimate(title, total, expected_s, self._clock())
-        forecast = _forecast(title, expected_s)
+        super().stage(title, total, expected_s=expected_s)
+        forecast = self._forecast(title, expected_s)
         if forecast:
             self._print(forecast)
-
-    def advance(self, units: int) -> None:
-        """Count."""
-        with self._lock:
-            if self._current:
-                self._current.advance(units, self._clock())
 
     def say(self, text: str) -> None:
         """Print it at once."""
         self._print(f"note: {text}")
 
     def beat(self) -> None:
-        """Print how far the current step is: a timer does it every minute."""
+        """Print how far it is: a timer does it every minute."""
         with self._lock:
-            current, now = self._current, self._clock()
-        if current is None:
-            self._print(f"still at it, {words_of(now - self._began)} so far")
-            return
-        took = words_of(current.elapsed(now))
-        if current.share >= 1:
-            self._print(f"{current.title}: done, and what follows it, {took} so far")
-            return
-        left = current.left(now)
-        coming = "time left not known yet" if left is None else f"about {words_of(left)} left"
-        self._print(f"{current.title}: {current.share:.0%}, {took} so far, {coming}")
+            self._print(self._line(self._course, self._clock()))
+
+    def _line(self, course: Course, now: float) -> str:
+        step = course.step
+        if step is None:
+            return f"still at it, {words_of(now - self._began)} so far"
+        left = course.left(now) if course.is_planned else step.left(now)
+        share = course.share(now)
+        took = course.elapsed(now) if course.is_planned else step.elapsed(now)
+        parts = [f"{step.title}: {step.share:.0%}"]
+        if step.share >= 1:
+            parts = [f"{step.title}: done, and what follows it"]
+        if share is not None:
+            parts[0] += f" ({course.name} {share:.0%} done)"
+        parts.append(f"{words_of(took)} so far")
+        if left is None:
+            parts.append("time left not known yet")
+        elif left or step.share < 1:
+            parts.append(f"about {words_of(left)} left")
+        return ", ".join(parts)
 
     def __enter__(self) -> Self:
         self._ended.clear()
@@ -216,15 +219,20 @@ class Step:
         share: of it that is done, in [0, 1].
         left_s: seconds that it will still take, None where nothing tells yet.
         note: something that people should know, empty in a report of progress alone.
+        command_share: how much of the time of the whole command is over, in [0, 1]; it never goes
+            down. None where the command has a single step or nothing tells yet.
+        command_left_s: seconds that the whole command will still take; None likewise.
     """
 
     title: str
     share: float
     left_s: float | None = None
     note: str = ""
+    command_share: float | None = None
+    command_left_s: float | None = None
 
 
-class Told(Progress):
+class Told(_Followed):
     """Calls a function of the user's with each change.
 
     Args:
@@ -233,26 +241,36 @@ class Told(Progress):
     """
 
     def __init__(self, tell: Callable[[Step], object], clock: Clock = monotonic) -> None:
-        self._tell, self._clock = tell, clock
-        self._current = Estimate("", 0, None, clock())
+        super().__init__(clock)
+        self._tell = tell
 
     def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """Tell that a step begins."""
-        self._current = Estimate(title, total, expected_s, self._clock())
-        self._told("", 0.0 if total else 1.0)
+        super().stage(title, total, expected_s=expected_s)
+        self._told("")
 
     def advance(self, units: int) -> None:
         """Count, and tell."""
-        self._current.advance(units, self._clock())
-        self._told("", self._current.share)
+        super().advance(units)
+        self._told("")
 
     def say(self, text: str) -> None:
         """Tell it as a note."""
-        self._told(text, self._current.share)
+        self._told(text)
 
-    def _told(self, note: str, share: float) -> None:
-        left = self._current.left(self._clock())
-        self._tell(Step(title=self._current.title, share=share, left_s=left, note=note))
+    def _told(self, note: str) -> None:
+        course, now = self._course, self._clock()
+        step = course.step
+        self._tell(
+            Step(
+                title=step.title if step else "",
+                share=step.share if step else 1.0,
+                left_s=step.left(now) if step else None,
+                note=note,
+                command_share=course.share(now),
+                command_left_s=course.left(now),
+            )
+        )
 
 
 HowTold = Progress | Callable[[Step], object] | None
@@ -282,21 +300,23 @@ class _Left(ProgressColumn):
         self._clock = clock
 
     def render(self, task: Task) -> Text:
-        """Return it in words, or nothing where it is not known or the step is done."""
-        estimate = task.fields.get("estimate")
-        left = estimate.left(self._clock()) if isinstance(estimate, Estimate) else None
+        """Return it in words, or nothing where it is not known or the work is done."""
+        followed = task.fields.get("followed")
+        left = None
+        if isinstance(followed, Course | Estimate):
+            left = followed.left(self._clock())
         return Text("" if left is None or task.finished else f"{words_of(left)} left")
 
 
-class Bars(Progress):
-    """One bar per stage.
+class Bars(_Followed):
+    """One bar per step, and above them one of the whole command where it has a plan.
 
     Args:
         clock: seconds that only grow.
     """
 
     def __init__(self, clock: Clock = monotonic) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._bars = RichProgress(
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -306,25 +326,39 @@ class Bars(Progress):
             console=Console(stderr=True),
         )
         self._current = self._bars.add_task("start", visible=False)
-        self._estimate: Estimate | None = None
+        self._whole: TaskID | None = None
+
+    def plan(self, command: str, steps: Sequence[Planned]) -> None:
+        """Keep the plan, and start the bar of the whole command."""
+        before = self._course
+        super().plan(command, steps)
+        if self._whole is None or self._course is not before:
+            self._whole = self._bars.add_task(self._course.name, total=1.0, followed=self._course)
 
     def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """Start a bar, and say above it how long it takes where that was forecast."""
-        forecast = _forecast(title, expected_s)
+        super().stage(title, total, expected_s=expected_s)
+        forecast = self._forecast(title, expected_s)
         if forecast:
             self._write(forecast)
-        self._estimate = Estimate(title, total, expected_s, self._clock())
-        self._current = self._bars.add_task(title, total=total, estimate=self._estimate)
+        alone = None if self._course.is_planned else self._course.step
+        self._current = self._bars.add_task(title, total=total, followed=alone)
+        self._moved()
 
     def advance(self, units: int) -> None:
-        """Move the current bar."""
-        if self._estimate:
-            self._estimate.advance(units, self._clock())
+        """Move the bars."""
+        super().advance(units)
         self._bars.advance(self._current, units)
+        self._moved()
 
     def say(self, text: str) -> None:
         """Print it above the bars."""
         self._write(f"note: {text}")
+
+    def _moved(self) -> None:
+        share = self._course.share(self._clock())
+        if self._whole is not None and share is not None:
+            self._bars.update(self._whole, completed=share)
 
     def _write(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)

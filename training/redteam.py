@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import write_file
 from reluguard.detector.lock import hold
 from reluguard.detector.looks.judging import Looks
-from reluguard.training.attacks import Attack
+from reluguard.training.attacks import Attack, HopSkipJump, Passes, Square
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
@@ -27,7 +27,7 @@ from reluguard.training.errors import AttackError
 from reluguard.training.models.given import Model, guard_model
 from reluguard.training.pages.publication import publish as write_into
 from reluguard.training.pages.red_team import red_team_page
-from reluguard.training.progress import HowTold, Progress, progress_of
+from reluguard.training.progress import HowTold, Planned, Progress, progress_of
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import (
     CombinedLogit,
@@ -36,7 +36,8 @@ from reluguard.training.red_team.aware_attacks import (
     Orthogonal,
     Selective,
 )
-from reluguard.training.red_team.convergence import Ladder, by_steps, checks, climb
+from reluguard.training.red_team.convergence import Ladder, by_steps, checks, climb, step_counts
+from reluguard.training.red_team.forecast import costs_of
 from reluguard.training.red_team.pairs import asking_only, smallest
 from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.red_team.report import BEST, Pair, RedTeamReport, Row
@@ -224,6 +225,7 @@ def _attacked(
     started: float,
 ) -> RedTeamReport:
     """Make all tries, write what came of them and return it."""
+    progress.plan("redteam", _ahead(target, budgets, effort, ladders))
     hunt = _Hunt(target, tries, effort, progress)
     found = {f"{size:g}": hunt.at(size) for size in sorted(budgets)}
     climbed = {
@@ -282,6 +284,43 @@ def _attacked(
     return report
 
 
+def _ahead(
+    target: Target,
+    budgets: Sequence[float],
+    effort: Effort,
+    ladders: Mapping[Norm, Sequence[float]],
+) -> list[Planned]:
+    """Return what is to come, in its order, and how long it takes where no image evades early."""
+    n = len(target)
+    by_budget = [_attacks(target, size, effort) for size in sorted(budgets)]
+    first = next(one for one in by_budget[0] if isinstance(one, Aware))
+    costs = costs_of(target, first)
+    steps = [
+        Planned(attack.name, costs.of(attack.passes, n * _restarts(attack, effort)))
+        for attacks in by_budget
+        for attack in attacks
+    ]
+    climb_once = Passes(exact=effort.ladder_steps)
+    for norm, rungs in ladders.items():
+        # an image climbs half of the rungs: the bare model once, the guard by two attacks twice
+        tries = n * len(rungs) * 5 // 2
+        steps.append(Planned(f"ladder of {norm}", costs.of(climb_once, tries)))
+    for norm in ladders:  # one gradient on the bare model, two on the guard
+        tries = 3 * n * effort.restarts
+        steps.append(Planned(f"smallest change in {norm}", costs.of(climb_once, tries)))
+    if effort.asking:
+        asked = Square(most_queries=effort.queries).passes.asked + HopSkipJump().passes.asked
+        some = 2 * min(n, effort.asking)
+        steps.append(Planned("answers and flags only", costs.of(Passes(asked=asked), some)))
+    again = sum(step_counts(effort.steps))
+    return [*steps, Planned("more steps", costs.of(Passes(exact=again), n))]
+
+
+def _restarts(attack: Attack, effort: Effort) -> int:
+    """Return how often an attack is run on an image; a grid of weights is restarts enough."""
+    return max(1, effort.restarts // attack.grid) if isinstance(attack, Aware) else 1
+
+
 class _Hunt:
     """The search for each image's lowest score behind the boundary, budget after budget.
 
@@ -315,9 +354,7 @@ class _Hunt:
     def _try(self, attack: Attack, rows: NDArray[np.int64], size: float) -> Row:
         """Return an attack's figures, one restart after another on the images that are left."""
         strictest = self._target.strictest
-        restarts = 1
-        if isinstance(attack, Aware):  # a grid of weights is restarts enough
-            restarts = max(1, self._effort.restarts // attack.grid)
+        restarts = _restarts(attack, self._effort)
         self._progress.stage(attack.name, restarts * len(rows))
         best = np.full(len(rows), np.inf, np.float32)
         after: list[float] = []

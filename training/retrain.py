@@ -29,6 +29,7 @@ from reluguard.training.data.case import predict
 from reluguard.training.data.classes import Classes, known_classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
+from reluguard.training.forecasts import retrain_steps
 from reluguard.training.harvest.orders import Orders
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.head.second import BothReadings
@@ -167,7 +168,9 @@ def retrain(
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
         original = Original(champion, data, classes=classes)
-        progress.stage("new images", len(new) + len(attacks))
+        joint = None if looking is None else looking.joint
+        progress.plan("retrain", retrain_steps(champion, kept, joint, attacks, units=not refit))
+        progress.stage("new images", len(new))
         clean = _calibration(kept, original, reader, manifest.taps)
         found = _found(new, champion, reader, looking, classes, most_per_source, progress)
         if looking is not None and not attacks and is_unseen(found):
@@ -187,8 +190,9 @@ def retrain(
         for name in attacks:
             orders = _orders(champion, model, original.dataset, kept, threads, looking)
             splits = _attackable(original, reader, sources, seed)
-            kept = kept.with_added([run_attack(name, kept, orders, splits, weight=weight)])
-            progress.advance(1)
+            kept = kept.with_added(
+                [run_attack(name, kept, orders, splits, weight=weight, progress=progress)]
+            )
         names = [added.name for added in kept.added[first:]]
         learned = learn(
             champion,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reluguard.training.progress import Bars, Estimate, Lines, Progress, words_of
+from reluguard.training.expected.course import Estimate
+from reluguard.training.progress import Bars, Lines, Planned, Progress, words_of
 
 SHARES = st.floats(0.01, 0.99)
 SECONDS = st.floats(1, 1e5)
@@ -182,3 +183,94 @@ def test_a_line_comes_even_where_no_step_has_a_name() -> None:
         "reluguard: still at it, 1 min so far",
         "reluguard: score: done, and what follows it, 2 min so far",
     ]
+
+
+PLAN = [Planned("model and data", None), Planned("attack and read", None)]
+COMING = [Planned("attack and read", None), Planned("head", 120.0), Planned("report card", 60.0)]
+
+
+def test_a_line_tells_of_the_whole_command() -> None:
+    """By its plan: the share of its time, and what is left of it, from the first forecast on."""
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(stream, clock)
+    lines.plan("fit", PLAN)
+    lines.stage("model and data", 1)
+    clock.now += 60
+    lines.beat()
+    lines.plan("fit", COMING)
+    lines.advance(1)
+    lines.stage("attack and read", 100, expected_s=1200)
+    clock.now += 600
+    lines.advance(50)
+    lines.beat()
+    clock.now += 600
+    lines.advance(50)
+    lines.beat()
+    lines.stage("head", 2)
+    clock.now += 120
+    lines.advance(2)
+    lines.stage("report card", 1)
+    clock.now += 60
+    lines.advance(1)
+    lines.beat()
+    assert stream.getvalue().splitlines() == [
+        "reluguard: model and data: 0%, 1 min so far, time left not known yet",
+        "reluguard: fit: about 23 min where the cores are free for it",
+        "reluguard: attack and read: 50% (fit 46% done), 11 min so far, about 13 min left",
+        (
+            "reluguard: attack and read: done, and what follows it (fit 88% done), 21 min so far, "
+            "about 3 min left"
+        ),
+        "reluguard: report card: done, and what follows it (fit 100% done), 24 min so far",
+    ]
+
+
+def test_a_slow_machine_is_told_of_in_time() -> None:
+    """A quarter through the attacks, three times as slow as forecast, so is all that follows."""
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(stream, clock)
+    lines.plan("fit", COMING)
+    lines.stage("attack and read", 100, expected_s=1200)
+    clock.now += 900
+    lines.advance(25)
+    lines.beat()
+    *_, last = stream.getvalue().splitlines()
+    true = 3 * (900 + 180) / 60
+    told = int(last.split("about ")[1].split()[0])
+    assert abs(told - true) < 0.25 * true
+
+
+def test_another_command_with_the_same_progress_begins_anew() -> None:
+    """Its time is its own, and the first one's plan is over."""
+    stream, clock = io.StringIO(), Clock()
+    lines = Lines(stream, clock)
+    for name, title in (("fit", "head"), ("evaluate", "baselines")):
+        lines.plan(name, [Planned(title, 60.0)])
+        lines.stage(title, 2)
+        clock.now += 60
+        lines.advance(1)
+        lines.beat()
+        lines.advance(1)
+    assert [line for line in stream.getvalue().splitlines() if "so far" in line] == [
+        "reluguard: head: 50% (fit 51% done), 1 min so far, about 1 min left",
+        "reluguard: baselines: 50% (evaluate 51% done), 1 min so far, about 1 min left",
+    ]
+
+
+def test_bars_show_the_whole_command_above_its_steps(capfd: pytest.CaptureFixture[str]) -> None:
+    """With the time left beside it, which is not told again beside each step."""
+    clock = Clock()
+    with Bars(clock) as bars:
+        bars.plan("fit", COMING)
+        bars.stage("attack and read", 100, expected_s=180)
+        clock.now += 90
+        bars.advance(50)
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "fit: about 6 min where the cores are free for it"
+    whole, step = told[-2:]
+    assert whole.startswith("fit ")
+    assert " 25 %" in whole
+    assert whole.endswith("4 min left")
+    assert step.startswith("attack and read ")
+    assert " 50 %" in step
+    assert "left" not in step

@@ -14,7 +14,7 @@ import reluguard
 from reluguard.detector.metrics import Interval
 from reluguard.training.evaluation.figures import Clean
 from reluguard.training.evaluation.report_card import AttackFigures, BenignFigures, ReportCard
-from reluguard.training.progress import Progress, Step, progress_of
+from reluguard.training.progress import Planned, Progress, Step, Told, progress_of
 from reluguard.training.red_team.report import BEST, RedTeamReport, Row, Steps
 
 
@@ -165,6 +165,28 @@ def test_a_callback_is_told_of_steps_and_notes() -> None:
     assert told[0].left_s is None
     assert told[1].left_s is not None
     assert told[-1].left_s == 0
+
+
+def test_a_callback_is_told_of_the_whole_command() -> None:
+    """By its plan, in the same numbers as a line; without one there is nothing to tell."""
+    told: list[Step] = []
+    now = 0.0
+    progress = Told(told.append, clock=lambda: now)
+    progress.plan("fit", [Planned("attack", 60.0), Planned("head", 40.0)])
+    progress.stage("attack", 2)
+    now = 30.0
+    progress.advance(1)
+    now = 60.0
+    progress.advance(1)
+    progress.stage("head", 1)
+    now = 100.0
+    progress.advance(1)
+    assert [step.command_left_s for step in told] == pytest.approx([100, 70, 40, 40, 0])
+    assert [step.command_share for step in told] == pytest.approx([0, 0.3, 0.6, 0.6, 1])
+    assert [step.left_s for step in told] == pytest.approx([60, 30, 0, 40, 0])
+    alone: list[Step] = []
+    progress_of(alone.append).stage("score", 2)
+    assert alone[0].command_share is alone[0].command_left_s is None
 
 
 def test_what_is_told_may_be_left_out_but_must_be_callable() -> None:

@@ -19,10 +19,11 @@ from reluguard.detector.session import open_session
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.demo.painted import painted_recipe, train_and_export_painted
 from reluguard.training.demo.picture import Pair, draw_pairs
+from reluguard.training.expected.speed import here
 from reluguard.training.fit import fit
 from reluguard.training.harvest.readings import CLEAN
 from reluguard.training.harvest.workspace import read_shard, work_folder
-from reluguard.training.progress import Progress
+from reluguard.training.progress import Planned, Progress
 from reluguard.training.provenance import provenance_of
 from reluguard.training.statistics.metrics import Interval, auroc_interval, rate_above
 
@@ -33,6 +34,10 @@ UNSEEN_BY_PEOPLE = 5  # 8-bit steps: what is shown is no larger
 SCORE_TOLERANCE = 1e-3  # log-odds: batches of other sizes add up in another order
 METRICS = ("grpc_server_handled_total", "reluguard_verdicts_total", "reluguard_guard_info")
 
+# of one core of the reference machine
+TRAIN_S = 13.0
+FIT_S = 24.0
+SERVE_S = 4.0
 
 Ask = Callable[[Guard, Sequence[Images]], tuple[list[Verdicts], str]]
 
@@ -81,11 +86,15 @@ def made_guard(out: Path, *, seed: int = 0, progress: Progress | None = None) ->
     """
     found = Demo(model=out / "digits.onnx", held_out=out / "held-out.npz", guard=out / "guard")
     ready = (found.model, found.held_out, found.guard / MANIFEST)
-    return found if all(file.is_file() for file in ready) else _made(out, seed, progress)
+    if all(file.is_file() for file in ready):
+        return found
+    return _made(out, seed, progress or Progress())
 
 
-def _made(out: Path, seed: int, progress: Progress | None) -> Demo:
-    progress = progress or Progress()
+def _made(out: Path, seed: int, progress: Progress, then: Sequence[Planned] = ()) -> Demo:
+    """Make the guard, which is all of the work but what comes then."""
+    expected = [Planned("train a small network", here(TRAIN_S)), Planned("fit", here(FIT_S))]
+    progress.plan("demo", [*expected, *then])
     out.mkdir(parents=True, exist_ok=True)
     model, held_out = train_and_export_painted(out, seed, progress)
     place = out / "guard"
@@ -118,14 +127,13 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
     """
     started = perf_counter()
     progress = progress or Progress()
-    files = _made(out, seed, progress)
+    files = _made(out, seed, progress, [Planned("serve and ask", here(SERVE_S))])
     guard = Guard.open(files.model, files.guard)
     clean, attacked = _unseen(guard.artifact)
     unseen = {"clean": clean.images, "attacked": attacked.images}
     write_file(out / "unseen.npz", npz=unseen)  # what deploy/compose sends to a server
     progress.stage("serve and ask", 1)
     served, page = ask(guard, [clean.images, attacked.images])
-    progress.advance(1)
     offline = [guard.inspect(images) for images in (clean.images, attacked.images)]
     strict = threshold_at(0.01, guard.artifact.head.clean_scores)
     area = auroc_interval(
@@ -156,6 +164,7 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
         "guard": str(files.guard),
         "seconds": perf_counter() - started,
     }
+    progress.advance(1)
     return DemoResult(
         summary=summary,
         auroc=area,

@@ -154,6 +154,7 @@ def compare(
     own = {slug: g.score for slug, g in groups.items()}
     result = {GUARD: _figures(own, groups, sides)}
     if any(group.shard.images is None for group in groups.values()):
+        progress.stage("baselines", 0)
         return result | {"left out": DetectorFigures(note="images too large to keep in shards")}
     recorder = Recorder(production, guard.spec, manifest.taps)
     late = max(

@@ -12,13 +12,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from reluguard.detector.errors import SettingsError, did_you_mean
 from reluguard.training.errors import WorkerError
 from reluguard.training.harvest.maker import Maker
-from reluguard.training.harvest.orders import Job, Orders
+from reluguard.training.harvest.orders import Job, Orders, of_a_worker
 
 __all__ = ["Engine", "check_engine", "run_local", "run_ray"]
 
@@ -116,7 +115,7 @@ def run_ray(
     before = context.enable_progress_bars
     context.enable_progress_bars = False
     try:
-        told = ray.put((_alone(orders), list(jobs)))
+        told = ray.put((of_a_worker(orders), list(jobs)))
         # made here: reading them in tasks would wait for a core that the actors hold
         places = ray.data.from_items(
             [{"id": i} for i in range(len(jobs))], override_num_blocks=min(len(jobs), RAY_BLOCKS)
@@ -164,11 +163,6 @@ class RayActor:
         return batch
 
 
-def _alone(orders: Orders) -> Orders:
-    """Return the orders of a worker that shares the machine with others."""
-    return replace(orders, threads=orders.threads or 1)
-
-
 def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
@@ -197,7 +191,7 @@ def _start_process(orders: Orders) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(orders.threads or 1)
-    _Process.maker = Maker(_alone(orders))
+    _Process.maker = Maker(of_a_worker(orders))
 
 
 def _end_with_parent() -> None:

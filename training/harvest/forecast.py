@@ -1,14 +1,17 @@
-"""How long a harvest will take: a few passes are timed, and every attack says how many it takes."""
+"""How long a harvest will take: a few passes are timed, and every attack says how many it takes.
+
+A forecast is of free cores, and progress corrects it by what becomes of it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 from reluguard.detector.allowance import available_cores
 from reluguard.detector.images import Images
 from reluguard.training.attacks import FGSM, PGD, Attack, Passes, Victim
 from reluguard.training.data.case import chunk_of
 from reluguard.training.data.dataset import Dataset
+from reluguard.training.expected.speed import busy_seconds
 from reluguard.training.harvest.orders import Job, Orders
 
 __all__ = ["Pace", "expected_seconds", "in_turn", "pace_of", "passes_of"]
@@ -39,19 +42,21 @@ class Pace:
 def passes_of(job: Job, orders: Orders) -> Passes:
     """Return about how many passes a shard takes for each of its images, and what comes then."""
     change = orders.changes.get(job.slug)
+    again = 0 if orders.second is None else 1  # whoever looks again reads what is kept
     if not isinstance(change, Attack):
-        return Passes(asked=1)
-    asked = sum(len(later.sources) * (1 + later.caused) for later in job.then)
+        return Passes(asked=1 + again)
+    asked = sum(len(later.sources) * (1 + later.caused + again) for later in job.then)
     after = asked / max(1, len(job.sources))
-    return replace(change.passes, asked=change.passes.asked + _AROUND + after)
+    return replace(change.passes, asked=change.passes.asked + _AROUND + again + after)
 
 
-def pace_of(victim: Victim, dataset: Dataset) -> Pace:
+def pace_of(victim: Victim, dataset: Dataset, threads: int | None = None) -> Pace:
     """Return the pace of a few passes on the first images, after as many that warm up.
 
     Args:
         victim: the model and its twin, with the threads that the harvest gives it.
         dataset: to take images of.
+        threads: those.
     """
     count = min(len(dataset), BATCH, max(4, chunk_of(dataset.images)))
     images, labels = dataset.images[:count], dataset.labels[:count]
@@ -59,9 +64,8 @@ def pace_of(victim: Victim, dataset: Dataset) -> Pace:
     def seconds(work: Callable[[Images], object]) -> float:
         """Return the time per image of the second run, on images that nobody remembers."""
         work(images.copy())
-        fresh, started = images.copy(), perf_counter()
-        work(fresh)
-        return (perf_counter() - started) / count
+        fresh = images.copy()
+        return busy_seconds(lambda: work(fresh), threads) / count
 
     asked = seconds(victim.predict)
     if victim.twin is None:

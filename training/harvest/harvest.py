@@ -11,14 +11,20 @@ from reluguard.training.data.mapped import give_back
 from reluguard.training.harvest.engine import check_engine, run_local, run_ray
 from reluguard.training.harvest.forecast import expected_seconds, in_turn, pace_of, passes_of
 from reluguard.training.harvest.maker import Maker
-from reluguard.training.harvest.orders import Job, Orders
+from reluguard.training.harvest.orders import Job, Orders, of_a_worker
 from reluguard.training.progress import Progress
 
 __all__ = ["harvest", "harvest_told"]
 
 
 def harvest_told(
-    jobs: Sequence[Job], orders: Orders, *, workers: int, progress: Progress, engine: str = "local"
+    jobs: Sequence[Job],
+    orders: Orders,
+    *,
+    workers: int,
+    progress: Progress,
+    engine: str = "local",
+    title: str = "attack and read",
 ) -> None:
     """Do what `harvest` does as one stage, and say beforehand and meanwhile how long it takes.
 
@@ -31,16 +37,18 @@ def harvest_told(
         workers: processes or actors.
         progress: told of the stage.
         engine: as for `harvest`, with the same errors.
+        title: of the stage.
     """
     work: dict[str, int] = {}
+    orders = _of_maker(orders, workers, engine)
 
     def begin(maker: Maker, left: Sequence[Job]) -> None:
-        pace = pace_of(maker.victim, orders.dataset)
+        pace = pace_of(maker.victim, orders.dataset, orders.threads)
         for job in left:
             work[job.file] = pace.milliseconds(job, passes_of(job, orders))
         total = sum(work.values())
         expected = expected_seconds(total, orders, min(workers, len(left)), engine)
-        progress.stage("attack and read", total, expected_s=expected)
+        progress.stage(title, total, expected_s=expected)
 
     harvest(
         in_turn(jobs),
@@ -51,7 +59,7 @@ def harvest_told(
         begin=begin,
     )
     if not work:
-        progress.stage("attack and read", 1)
+        progress.stage(title, 1)
         progress.advance(1)
 
 
@@ -88,6 +96,7 @@ def harvest(
             progress(job)
     if not left:
         return
+    orders = _of_maker(orders, workers, engine)
     with _torch_threads(orders.threads):
         maker = Maker(orders)  # here first: what is wrong with the model or twin is told plainly
         begin(maker, left)
@@ -100,6 +109,11 @@ def harvest(
         run_ray(left, orders, min(workers, len(left)), progress)
     elif workers > 1:
         run_local(left, orders, min(workers, len(left)), progress)
+
+
+def _of_maker(orders: Orders, workers: int, engine: str) -> Orders:
+    """Return the orders of each maker; what one of them takes tells what all of them take."""
+    return orders if workers == 1 and engine == "local" else of_a_worker(orders)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ __all__ = [
     "Job",
     "Orders",
     "composed_jobs",
+    "of_a_worker",
     "plan_jobs",
     "shard_images",
     "with_changes",
@@ -89,6 +90,11 @@ class Orders:
     threads: int | None = None
     surrogates: tuple[Path, ...] = ()
     second: Second | None = None
+
+
+def of_a_worker(orders: Orders) -> Orders:
+    """Return the orders of a worker that shares the machine with others: one thread by default."""
+    return replace(orders, threads=orders.threads or 1)
 
 
 def shard_images(shape: Sequence[int]) -> int:

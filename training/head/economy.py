@@ -24,12 +24,21 @@ from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
 from reluguard.detector.taps import Tap
 from reluguard.training.errors import DataError
+from reluguard.training.expected.speed import here
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.head.fit import HeadSettings, held_out_auroc
+from reluguard.training.head.forecast import small_head_seconds
 from reluguard.training.head.probes import CODE, MAX_CLASSES, RUNS, column_taps, most_columns
 from reluguard.training.head.worth import Piece, column_of, order_pieces
 
-__all__ = ["Economy", "Measures", "blank_head", "check_overhead", "choose_taps"]
+__all__ = [
+    "Economy",
+    "Measures",
+    "blank_head",
+    "check_overhead",
+    "choice_seconds",
+    "choose_taps",
+]
 
 LIMITS = (1.03, 1.05, 1.08, 1.12, 1.2)  # tried in turn where nobody asked for one
 MOST_LOST = 0.005  # of the mean AUROC, by a limit that nobody asked for
@@ -43,6 +52,11 @@ TRIES = 6  # choices that are timed for one limit
 # a plain model faster than this is not cut: a ratio of so little is the call itself
 LEAST_PLAIN_S = 0.0004
 LEAST_PIECES = 3
+# for a forecast: choices that are timed and judged in the end, and what opening a session takes of
+# each tap, on one core of the reference machine
+_USUALLY_TIMED = 6
+_USUALLY_JUDGED = 3
+_OPEN_S = 0.02
 _DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, KeyError, TypeError)
 
 
@@ -250,6 +264,32 @@ def choose_taps(
         if max_overhead or known[best.chosen] <= MOST_LOST:
             return best
     return replace(timed(every, np.inf), limit=None)
+
+
+def choice_seconds(
+    plain_s: float, taps: int, rows: int, rates: int, classes: int, settings: HeadSettings
+) -> float:
+    """Return about how long `choose_taps` takes, without a limit that somebody asked for.
+
+    Args:
+        plain_s: of the plain model at the smallest batch.
+        taps: L.
+        rows: of all groups.
+        rates: F.
+        classes: of the model.
+        settings: of the head.
+    """
+    if plain_s < LEAST_PLAIN_S:
+        return 0.0
+    timed = 0.0
+    for takes in (plain_s, 8 * plain_s):
+        if takes > SLOWEST_S and takes > plain_s:
+            continue
+        rounds = float(np.clip(SECONDS / (2 * takes), *ROUNDS))
+        sessions = 1 if takes > SLOW_S else SESSIONS
+        timed += sessions * (2 * rounds * takes + here(_OPEN_S * taps))
+    judged = small_head_seconds(rows, rates, classes, settings)
+    return _USUALLY_TIMED * timed + _USUALLY_JUDGED * judged
 
 
 class _Search:

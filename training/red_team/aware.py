@@ -12,7 +12,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks import Attack, Budget, Goal, Victim
+from reluguard.training.attacks import Attack, Budget, Goal, Passes, Victim
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.attacks.gradient import ascent, random_start
 from reluguard.training.errors import AttackError
@@ -86,6 +86,11 @@ class Aware(Attack):
     def budget(self) -> Budget:
         """In the chosen norm."""
         return Budget(self.norm, self.size)
+
+    @property
+    def passes(self) -> Passes:
+        """A step of each run; images that evade before are left alone."""
+        return Passes(exact=self.steps * len(self.runs()))
 
     @abstractmethod
     def descent(self, moment: Moment) -> Tensor:

@@ -21,7 +21,17 @@ from reluguard.training.red_team.target import Target
 from reluguard.training.red_team.tries import Tries
 from reluguard.training.statistics.metrics import rate_interval
 
-__all__ = ["BARE", "ENOUGH", "Climbed", "Ladder", "by_steps", "checks", "climb", "middle"]
+__all__ = [
+    "BARE",
+    "ENOUGH",
+    "Climbed",
+    "Ladder",
+    "by_steps",
+    "checks",
+    "climb",
+    "middle",
+    "step_counts",
+]
 
 BARE = "bare model"
 NOISE = 0.02  # a share of images that chance may take away
@@ -107,9 +117,14 @@ def middle(budgets: NDArray[np.float64]) -> float | None:
     return found if np.isfinite(found) else None
 
 
+def step_counts(steps: int) -> list[int]:
+    """Return the numbers of steps that are compared, up to all."""
+    return sorted({max(1, steps // share) for share in (16, 4, 2, 1)})
+
+
 def by_steps(target: Target, tries: Tries, size: float, steps: int, progress: Progress) -> Steps:
     """Return what more steps bring, at one budget: nothing for an attack that has converged."""
-    counts = sorted({max(1, steps // share) for share in (16, 4, 2, 1)})
+    counts = step_counts(steps)
     everyone = np.arange(len(target))
     progress.stage("more steps", len(counts) * len(everyone))
     curve = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reluguard.detector.images import Images
 from reluguard.detector.verdict import Verdicts
-from reluguard.training.attacks import Attack, Budget, Goal, HopSkipJump, Victim
+from reluguard.training.attacks import Attack, Budget, Goal, HopSkipJump, Passes, Victim
 from reluguard.training.errors import AttackError
 from reluguard.training.twin.twin import to_pixels
 
@@ -47,6 +47,11 @@ class Deciding(Attack):
     def budget(self) -> Budget:
         """That of the attack."""
         return self.attack.budget
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the attack."""
+        return self.attack.passes
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reluguard.detector.images import Images
 from reluguard.detector.verdict import Verdicts
-from reluguard.training.attacks import Attack, Budget, Goal, Victim
+from reluguard.training.attacks import Attack, Budget, Goal, Passes, Victim
 from reluguard.training.twin.twin import from_pixels
 
 __all__ = ["ScoreSearch"]
@@ -59,6 +59,11 @@ class ScoreSearch(Attack):
     def budget(self) -> Budget:
         """Linf, in 8-bit steps."""
         return Budget("linf", self.size)
+
+    @property
+    def passes(self) -> Passes:
+        """A question at a time."""
+        return Passes(asked=self.most_queries)
 
     def run(
         self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator

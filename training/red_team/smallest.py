@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reluguard.training.attacks import Attack, Budget, Goal, Victim
+from reluguard.training.attacks import Attack, Budget, Goal, Passes, Victim
 from reluguard.training.attacks.budget import Norm
 from reluguard.training.attacks.gradient import ascent
 from reluguard.training.attacks.minimal import length_of, shortened
@@ -72,6 +72,12 @@ class Smallest(Attack):
     def budget(self) -> Budget:
         """Free: the attack looks for the smallest change itself."""
         return Budget("none")
+
+    @property
+    def passes(self) -> Passes:
+        """A step of each run, two gradients where the guard is in the way."""
+        gradients = 1 if self.threshold >= NO_GUARD else 2
+        return Passes(exact=gradients * self.steps * self.restarts)
 
     def run(self, clean: Tensor, goal: Goal, victim: Victim, generator: torch.Generator) -> Tensor:
         """Return the smallest change that evades in whole pixels, or the last one tried."""

@@ -7,7 +7,7 @@ source is fitted on in one retraining and judged by in the next. N images, D rat
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from reluguard.training.data.folder import is_shown
 from reluguard.training.data.pictures import Pictures, find_pictures
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
-from reluguard.training.harvest.harvest import harvest
-from reluguard.training.harvest.orders import Job, Orders, plan_jobs
+from reluguard.training.harvest.harvest import harvest_told
+from reluguard.training.harvest.orders import Orders, plan_jobs
 from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.harvest.workspace import ADDED, Again
+from reluguard.training.progress import Progress
 from reluguard.training.provenance import Added
 from reluguard.training.retraining.kept import Kept
 
@@ -396,7 +397,7 @@ def run_attack(
     splits: Mapping[str, NDArray[np.int64]],
     *,
     weight: float,
-    progress: Callable[[Job], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> Added:
     """Attack source images of the original data set; what is on disk is not made again.
 
@@ -406,7 +407,7 @@ def run_attack(
         orders: of the harvest; the attack is put in.
         splits: the source images of "fit" and "test".
         weight: of the new group.
-        progress: called for each job.
+        progress: told of a stage of the attack's name.
 
     Raises:
         AttackError: there is no such attack, or it lacks what it needs.
@@ -416,7 +417,13 @@ def run_attack(
     key = f"{attack!r} {orders.seed} {[len(rows) for rows in splits.values()]}"
     slug = f"{ADDED}{attack.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     jobs = plan_jobs(slug, "attack", splits)
-    harvest(jobs, replace(orders, changes={slug: attack}), workers=1, progress=progress)
+    harvest_told(
+        jobs,
+        replace(orders, changes={slug: attack}),
+        workers=1,
+        progress=progress or Progress(),
+        title=text,
+    )
     counts = {
         split: len(kept.workspace.readings([job for job in jobs if job.split == split]))
         for split in splits

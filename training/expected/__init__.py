@@ -1,0 +1,1 @@
+"""What long work is expected to take."""

@@ -1,0 +1,160 @@
+"""What commands expect of their steps, so that people hear of the whole from the first minute.
+
+Each forecast is of free cores; progress corrects it by what becomes of it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from reluguard.detector.artifact import GuardArtifact, Manifest
+from reluguard.detector.bench import plain_seconds
+from reluguard.detector.looks.joint import Joint
+from reluguard.training.data.case import Case
+from reluguard.training.evaluation.leave_out import LeftOut, family, shards_of
+from reluguard.training.expected.speed import here
+from reluguard.training.harvest.orders import SHARD_IMAGES, Job
+from reluguard.training.harvest.workspace import Workspace
+from reluguard.training.head.economy import choice_seconds
+from reluguard.training.head.fit import HeadSettings
+from reluguard.training.head.forecast import head_seconds
+from reluguard.training.looks.choice import Second
+from reluguard.training.progress import Planned
+from reluguard.training.provenance import provenance_of
+from reluguard.training.retraining.kept import Kept
+
+__all__ = ["choosing_seconds", "evaluate_steps", "fit_steps", "retrain_steps", "rows_expected"]
+
+SUCCESSES = 0.7  # of attacked images, before anybody knows
+_KIND_S = 0.08  # of one core of the reference machine: what a report card says of one change
+_PAGE_S = 3.0  # likewise: its page, and the guard
+_BASELINES = 12.0  # passes of the model, which all baselines of an image come to
+_FEW_CLASSES = 10  # of many a head reads fewer rates
+_UNITS_S = 2.0  # likewise: the hidden units of new attacks
+_GATE_S = 6.0  # likewise: the gate, its timed runs and the challenger's page
+
+
+def rows_expected(jobs: Iterable[Job], split: str) -> int:
+    """Return about how many readings of a split shards come to: successes, of attacks."""
+    rows = 0.0
+    for job in jobs:
+        if job.split == split:
+            rows += len(job.sources) * (SUCCESSES if job.kind == "attack" else 1)
+            rows += SUCCESSES**2 * sum(len(later.sources) for later in job.then)
+    return round(rows)
+
+
+def choosing_seconds(case: Case, rows: int, settings: HeadSettings) -> float:
+    """Return about how long choosing what to read takes.
+
+    Args:
+        case: the model and its images.
+        rows: to fit on.
+        settings: of the head.
+    """
+    plain = plain_seconds(case.production, case.spec, batch=case.spec.batch or 1, rounds=3)
+    return choice_seconds(plain, len(case.taps), rows, _rates(case), _classes(case), settings)
+
+
+def fit_steps(
+    case: Case,
+    settings: HeadSettings,
+    rows: int,
+    kinds: int,
+    second: Second | None,
+    *,
+    choosing: float | None,
+) -> list[Planned]:
+    """Return the steps of a fit that follow its harvest.
+
+    Args:
+        case: the model and its images, with the taps that are read as far as that is known.
+        settings: of the head.
+        rows: to fit on.
+        kinds: how many changes there are.
+        second: who looks again, None where nobody does.
+        choosing: seconds that choosing what to read takes, None where that is not to come.
+    """
+    classes = _classes(case)
+    steps = [] if choosing is None else [Planned("choose taps", choosing)]
+    steps.append(Planned("head", head_seconds(rows, _rates(case), classes, settings)))
+    if second is not None:
+        runs = Joint(case.taps, second.read_of(case.taps).taps).runs
+        both = sum(run.rates for run in runs)
+        steps.append(Planned("second head", head_seconds(rows, both, classes, settings)))
+    steps.append(Planned("report card", here(_KIND_S * kinds + _PAGE_S)))
+    return steps
+
+
+def retrain_steps(
+    champion: GuardArtifact,
+    kept: Kept,
+    joint: Joint | None,
+    attacks: Sequence[str],
+    *,
+    units: bool,
+) -> list[Planned]:
+    """Return the steps of a retraining; what an attack takes is known when it begins.
+
+    Args:
+        champion: the guard in use.
+        kept: its harvest.
+        joint: what both looks read together, None of a guard that looks once.
+        attacks: that are run, in their order.
+        units: whether new attacks get a unit each instead of a new head.
+    """
+    every = [job for made in kept.jobs.values() for job in made]
+    rows, classes = rows_expected(every, "fit"), champion.head.features.classes
+    steps = [Planned("new images", None), *(Planned(name, None) for name in attacks)]
+    if units:
+        steps.append(Planned("units", here(_UNITS_S)))
+    else:  # the head, and one by another seed on nothing new that it is held against
+        own = sum(tap.rates for tap in champion.manifest.taps)
+        steps.append(Planned("head", 2 * head_seconds(rows, own, classes, kept.head)))
+    if joint is not None:
+        both = sum(run.rates for run in joint.runs)
+        steps.append(Planned("second head", 2 * head_seconds(rows, both, classes, kept.head)))
+    return [*steps, Planned("gate", here(_GATE_S))]
+
+
+def evaluate_steps(
+    manifest: Manifest,
+    fit: Workspace | None,
+    jobs: Mapping[str, Sequence[Job]],
+    asked_s: float,
+    *,
+    baseline_rows: int,
+    matrix_rows: int | None,
+    leave_out: LeftOut | None,
+) -> list[Planned]:
+    """Return the steps of an evaluation.
+
+    Args:
+        manifest: of the guard.
+        fit: the work folder of its fit, None where that is not there.
+        jobs: the shards that are judged, by slug.
+        asked_s: what it takes to read an image.
+        baseline_rows: rows of each group that baselines are fitted on at most.
+        matrix_rows: the same for the heads of the matrix, None for all.
+        leave_out: what the matrix leaves out at a time, None where there is none.
+    """
+    judged = rows_expected((job for made in jobs.values() for job in made), "test")
+    fitted = {} if fit is None else shards_of(fit, manifest, "fit")
+    counts = [len(made) * SHARD_IMAGES for made in fitted.values()]
+    seen = judged + sum(min(count, baseline_rows) for count in counts)
+    steps = [Planned("attack and read", None), Planned("baselines", seen * _BASELINES * asked_s)]
+    recipe = provenance_of(manifest).recipe
+    if leave_out is not None and recipe is not None:
+        slugs = {one.slug for one in recipe.attacks}
+        kinds = {family(slug) if leave_out == "family" else slug for slug in slugs}
+        rows = sum(count if matrix_rows is None else min(count, matrix_rows) for count in counts)
+        rates = sum(tap.rates for tap in manifest.taps)
+        one = head_seconds(rows, rates, _FEW_CLASSES, HeadSettings(**recipe.head))
+        steps.append(Planned(f"leave one {leave_out} out", (1 + len(kinds)) * one))
+    return steps
+
+
+def _rates(case: Case) -> int:
+    return sum(tap.rates for tap in case.taps)
+
+
+def _classes(case: Case) -> int:
+    return int(case.dataset.labels.max()) + 1

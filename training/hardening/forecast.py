@@ -1,0 +1,50 @@
+"""How long hardening will take: a few steps of an attack are timed, the rest counted in them."""
+
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import Production
+from reluguard.training.attacks import PGD, Victim
+from reluguard.training.data.dataset import Dataset
+from reluguard.training.expected.speed import busy_seconds
+from reluguard.training.hardening.settings import HardenSettings
+from reluguard.training.progress import Planned
+from reluguard.training.twin.onnx_torch import OnnxModule
+from reluguard.training.twin.twin import Twin
+
+__all__ = ["expected_steps"]
+
+IMAGES = 32
+STEPS = 3
+# in steps of PGD on an image: what the teacher says, one step of FGSM, and both images learned from
+LEARNED = 4.0
+LOOKED = 6.0  # likewise: an image judged but for the attack on it
+
+
+def expected_steps(
+    production: Production,
+    spec: InputSpec,
+    train: Dataset,
+    test: Dataset,
+    settings: HardenSettings,
+) -> list[Planned]:
+    """Return what is to come, and how long each takes on free cores.
+
+    Args:
+        production: the model.
+        spec: how images go into it.
+        train: to train on.
+        test: to judge by, before and after.
+        settings: of the training.
+
+    Raises:
+        TwinError: the graph can't be run in torch.
+    """
+    images, labels = train.images[:IMAGES], train.labels[:IMAGES]
+    twin = Twin(OnnxModule(production.proto, production.logits), spec, device="cpu")
+    victim = Victim(predict=twin.predict, twin=twin)
+    attack = PGD(size=settings.budget, steps=STEPS)
+    attack(images, labels, victim, seed=0)  # warms up
+    taken = busy_seconds(lambda: attack(images, labels, victim, seed=0))
+    step = taken / len(images) / STEPS
+    learned = LEARNED * settings.epochs * len(train)
+    judged = 2 * len(test) * (settings.steps + LOOKED)
+    return [Planned("harden", step * learned), Planned("robust accuracy", step * judged)]
