@@ -7,32 +7,32 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-
-from reluguard.detector.images import Images
 
 __all__ = ["FORMS", "Form"]
 
-Form = Callable[[Path, Images, Path], None]
-"""From a file and uint8 images (N, H, W, C) of its size to another file."""
+Tensors = NDArray[np.float32]
+Form = Callable[[Path, Tensors, Path], None]
+"""From a file and tensors (N, C, H, W) that go into it to another file."""
 
 
-def plain(model: Path, _: Images, out: Path) -> None:
+def plain(model: Path, _: Tensors, out: Path) -> None:
     """Write it as it is."""
     onnx.save(onnx.load(model), out)
 
 
-def qdq(model: Path, images: Images, out: Path) -> None:
+def qdq(model: Path, tensors: Tensors, out: Path) -> None:
     """Write it with QuantizeLinear and DequantizeLinear around its layers, weights by channel."""
-    _quantised(model, images, out, "QDQ", per_channel=True)
+    _quantised(model, tensors, out, "QDQ", per_channel=True)
 
 
-def qoperator(model: Path, images: Images, out: Path) -> None:
+def qoperator(model: Path, tensors: Tensors, out: Path) -> None:
     """Write it with QLinearConv and its like."""
-    _quantised(model, images, out, "QOperator", per_channel=False)
+    _quantised(model, tensors, out, "QOperator", per_channel=False)
 
 
-def _quantised(model: Path, images: Images, out: Path, form: str, *, per_channel: bool) -> None:
+def _quantised(model: Path, tensors: Tensors, out: Path, form: str, *, per_channel: bool) -> None:
     from onnxruntime import quantization
 
     prepared = out.with_suffix(".prepared.onnx")
@@ -43,7 +43,6 @@ def _quantised(model: Path, images: Images, out: Path, form: str, *, per_channel
         """Gives one image at a time."""
 
         def __init__(self) -> None:
-            tensors = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
             self._left = iter([{name: tensor[None]} for tensor in tensors])
 
         def get_next(self) -> dict[str, Any] | None:
@@ -59,7 +58,7 @@ def _quantised(model: Path, images: Images, out: Path, form: str, *, per_channel
     prepared.unlink()
 
 
-def half(model: Path, _: Images, out: Path) -> None:
+def half(model: Path, _: Tensors, out: Path) -> None:
     """Write it in float16 throughout, but for its input and its outputs."""
     proto = onnx.load(model)
     graph = proto.graph
@@ -104,7 +103,7 @@ def _rename(graph: onnx.GraphProto, old: str, new: str, *, outputs: bool) -> Non
                     names[i] = new
 
 
-def bfloat16(model: Path, _: Images, out: Path) -> None:
+def bfloat16(model: Path, _: Tensors, out: Path) -> None:
     """Write it with weights in bfloat16 that are cast to float32 where they are used."""
     proto = onnx.load(model)
     graph = proto.graph

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +77,68 @@ def measured(model: Path, data: Dataset, count: int, workers: int, folder: Path)
     command = [sys.executable, "-c", _FIT, "fit", "--recipe", "benchmarks.memory:recipe"]
     command += ["--model", str(model), "--data", str(folder / "d.npz"), "--out", str(folder / "g")]
     command += ["--workers", str(workers), "--threads", "1", "--target-fpr", "0.1"]
-    with (folder / "log").open("w") as log:
-        fit = subprocess.Popen(command, stdout=log, stderr=log)
-        peak: dict[int, int] = {}
-        last = ""
-        while fit.poll() is None:
-            now = {pid: pss(pid) for pid in tree(fit.pid)}
-            if sum(now.values()) > sum(peak.values()):
-                peak, last = now, (folder / "log").read_text().strip().rpartition("\n")[2]
-            time.sleep(EVERY_S)
-    if fit.returncode:
+    seen = watched(command, log=folder / "log")
+    if seen.exit:
         print((folder / "log").read_text(), file=sys.stderr)
-    first, *others = (round(value / 1000) for value in peak.values())
+    first, *others = seen.each_mb
     return {
         "images": count,
-        "peak_mb": round(sum(peak.values()) / 1000),
+        "peak_mb": seen.peak_mb,
         "first_process_mb": first,
         "others_mb": others,
-        "while": last,
-        "exit": fit.returncode,
+        "while": seen.at,
+        "exit": seen.exit,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What a command took: the peak of all its processes together, in MB, and of each then.
+
+    Attributes:
+        exit: its exit code.
+        each_mb: of each process at the peak, its own first.
+        at: the last line of its log then.
+    """
+
+    exit: int
+    each_mb: tuple[int, ...]
+    at: str
+
+    @property
+    def peak_mb(self) -> int:
+        """Of all together."""
+        return sum(self.each_mb)
+
+
+def watched(
+    command: Sequence[str],
+    *,
+    log: Path,
+    printed: Path | None = None,
+    cwd: Path | None = None,
+    every_s: float = EVERY_S,
+) -> Watched:
+    """Run a command to its end and return what memory it took.
+
+    Args:
+        command: the program and its arguments.
+        log: file for its standard error.
+        printed: file for its standard output; the log by default.
+        cwd: where it runs.
+        every_s: seconds between two looks.
+    """
+    with log.open("w") as errors, (printed or log).open("a" if printed is None else "w") as told:
+        process = subprocess.Popen(command, stdout=told, stderr=errors, cwd=cwd)
+        peak: dict[int, int] = {process.pid: 0}
+        at = ""
+        while process.poll() is None:
+            now = {pid: pss(pid) for pid in tree(process.pid)}
+            if sum(now.values()) > sum(peak.values()):
+                peak, at = now, log.read_text().strip().rpartition("\n")[2]
+            time.sleep(every_s)
+    each = tuple(round(value / 1000) for value in peak.values())
+    return Watched(exit=process.returncode, each_mb=each, at=at)
 
 
 def tree(pid: int) -> list[int]:

@@ -17,9 +17,17 @@ __all__ = ["MAPPED_BYTES", "empty_array", "give_back", "release"]
 MAPPED_BYTES = 2**28
 
 
-def empty_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return room for values: in memory, or from 256 MiB in a file that goes when unneeded."""
-    if np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize < MAPPED_BYTES:
+def empty_array(
+    shape: tuple[int, ...], dtype: DTypeLike, *, mapped_bytes: int = MAPPED_BYTES
+) -> NDArray[Any]:
+    """Return room for values: in memory, or where it is large in a file that goes when unneeded.
+
+    Args:
+        shape: of the array.
+        dtype: of its values.
+        mapped_bytes: from so many on, 256 MiB by default; less where there are many such arrays.
+    """
+    if np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize < mapped_bytes:
         return np.empty(shape, dtype)
     handle, name = tempfile.mkstemp(prefix="reluguard-", suffix=".array")
     os.close(handle)

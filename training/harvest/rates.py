@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reluguard.detector.arrays import Place
 from reluguard.detector.taps import Tap
+from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.errors import DataError
 
 __all__ = ["REMEDY", "SHARD", "StoredRates", "decode", "encode", "places", "stored"]
@@ -86,26 +87,38 @@ def decode(codes: Codes, steps: Codes) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Rows that lie together: plain rates in memory, or codes in a file from `offset` on."""
+    """Rows that lie together: an array of rates or of codes, or codes in a file from `offset` on.
+
+    Codes have `steps`.
+    """
 
     rows: int
     width: int
-    plain: NDArray[Any] | None = None
+    array: NDArray[Any] | None = None
     file: Path | None = None
     offset: int = 0
     steps: Codes | None = None
 
     def read(self, first: int, last: int) -> NDArray[Any]:
         """Return the rates of rows first to last - 1."""
-        if self.plain is not None:
-            return self.plain[first:last]
+        kept = self.kept(first, last)
+        return kept if self.steps is None else decode(kept, self.steps)
+
+    def kept(self, first: int, last: int) -> NDArray[Any]:
+        """Return these rows as they are kept, rates or codes."""
+        if self.array is not None:
+            return self.array[first:last]
         assert self.file is not None
-        assert self.steps is not None
         start, count = self.offset + first * self.width, (last - first) * self.width
         codes = np.fromfile(self.file, np.uint8, count, offset=start)
         if len(codes) != count:
             raise DataError(f"expected {SHARD}, {self.file} was cut: {REMEDY}")
-        return decode(codes.reshape(last - first, self.width), self.steps)
+        return codes.reshape(last - first, self.width)
+
+    def release(self) -> None:
+        """Let the system take back the memory of rows that lie on disk."""
+        if self.array is not None:
+            release(self.array)
 
 
 class StoredRates:
@@ -160,10 +173,30 @@ class StoredRates:
         return len(self._rows)
 
     def pieces(self) -> tuple[tuple[_Part, ...], Rows]:
-        """Return parts of all columns, and which of their rows these are."""
+        """Return parts of all columns, and which of their rows these are.
+
+        Columns that were chosen are copied as they are kept: codes of a byte stay that.
+        """
         if self._columns is None:
             return self._parts, self._rows
-        return (_plain(self.astype(np.float32)),), np.arange(len(self))
+        found = list(self._places())
+        coded = sum(len(at) for at, part, _ in found if part.steps is not None)
+        codes = empty_array((coded, len(self._columns)), np.uint8)
+        parts, rows = [], np.empty(len(self), np.int64)
+        start = done = 0
+        for at, part, within in found:
+            values = part.kept(int(within[0]), int(within[-1]) + 1)[within - within[0]]
+            values, steps = values[:, self._columns], part.steps
+            if steps is not None:
+                codes[done : done + len(at)] = values
+                values, steps = codes[done : done + len(at)], steps[self._columns]
+                done += len(at)
+            parts.append(_Part(rows=len(at), width=len(self._columns), array=values, steps=steps))
+            rows[at] = np.arange(start, start + len(at))
+            start += len(at)
+            part.release()
+            release(codes)
+        return tuple(parts), rows
 
     def only(self, columns: Rows) -> "StoredRates":
         """Return the same rows with these columns alone; nothing is read."""
@@ -191,16 +224,20 @@ class StoredRates:
 
     def _read(self) -> Iterator[tuple[Rows, NDArray[Any]]]:
         """Yield places in the result and their rates, part by part."""
+        for at, part, within in self._places():
+            yield at, part.read(int(within[0]), int(within[-1]) + 1)[within - within[0]]
+            part.release()
+
+    def _places(self) -> Iterator[tuple[Rows, _Part, Rows]]:
+        """Yield places in the result, the part that holds them, and its rows, ascending."""
         order = np.argsort(self._rows, kind="stable")
         of_part = np.searchsorted(self._starts, self._rows[order], side="right") - 1
         cuts = np.flatnonzero(np.diff(of_part)) + 1
         for at in np.split(order, cuts):
             if len(at):
                 i = int(np.searchsorted(self._starts, self._rows[at[0]], side="right")) - 1
-                within = self._rows[at] - self._starts[i]
-                values = self._parts[i].read(int(within[0]), int(within[-1]) + 1)
-                yield at, values[within - within[0]]
+                yield at, self._parts[i], self._rows[at] - self._starts[i]
 
 
 def _plain(array: NDArray[Any]) -> _Part:
-    return _Part(rows=len(array), width=array.shape[1], plain=array)
+    return _Part(rows=len(array), width=array.shape[1], array=array)

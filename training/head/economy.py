@@ -8,6 +8,7 @@ is a test image.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ from reluguard.training.expected.speed import here
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.head.fit import HeadSettings, held_out_auroc
 from reluguard.training.head.forecast import small_head_seconds
-from reluguard.training.head.probes import CODE, MAX_CLASSES, RUNS, column_taps, most_columns
+from reluguard.training.head.probes import (
+    CODE,
+    MAX_CLASSES,
+    RUNS,
+    column_taps,
+    most_columns,
+    source_folds,
+)
 from reluguard.training.head.worth import Piece, column_of, order_pieces
 
 __all__ = [
@@ -57,6 +65,8 @@ LEAST_PIECES = 3
 _USUALLY_TIMED = 6
 _USUALLY_JUDGED = 3
 _OPEN_S = 0.02
+# clean images kept from the small heads: one of fewer can move an AUROC by more than all these say
+LEAST_TOLD = 40
 _DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, KeyError, TypeError)
 
 
@@ -89,6 +99,7 @@ class Economy:
         plain_s: seconds of the plain model at the smallest batch.
         overhead: the ratio with these by batch size; empty where none was needed.
         lost: of the mean AUROC, by small heads on images kept from them; None where not judged.
+        kept: clean images that were kept from them, where those were too few to judge by.
     """
 
     asked: float | None
@@ -97,6 +108,7 @@ class Economy:
     plain_s: float
     overhead: Mapping[str, float] = field(default_factory=dict)
     lost: float | None = None
+    kept: int | None = None
 
     @property
     def is_kept(self) -> bool:
@@ -119,8 +131,15 @@ class Economy:
             measured += (
                 f"; a small head has {less} mean AUROC than with all, on images kept from it"
             )
+        if self.kept is not None:
+            return (
+                f"{some}, for what less would lose can't be told by {self.kept} clean images kept "
+                f"from a small head, {LEAST_TOLD} are needed: {measured}"
+            )
         if self.limit is None:
             return f"{some}, for less would lose more than {MOST_LOST:g} mean AUROC: {measured}"
+        if not self.is_kept and self.asked is None:
+            return f"{some}, of which less is no faster to speak of: {measured}"
         if not self.is_kept:
             return (
                 f"no choice of taps keeps guarded / plain time under {self.limit:g}; {some}, those "
@@ -203,7 +222,8 @@ def choose_taps(
 
     Under a limit that was asked for: as much as it allows, what adds most for its time first; all
     where all fits. Without one: the least of a few limits by which no more than MOST_LOST of the
-    mean AUROC is lost, and all where each loses more. All also where the plain model takes no time.
+    mean AUROC is lost, and all where each loses more. All also where the plain model takes no time,
+    and where there are too few images to tell what is lost.
 
     Args:
         production: the model.
@@ -220,10 +240,10 @@ def choose_taps(
     by = measures or Measures()
     sizes = [spec.batch] if spec.batch else list(batches)
     plain = by.plain(production, spec, batch=sizes[0], rounds=READING_ROUNDS)
-    every = tuple(tuple(range(len(tap.levels))) for tap in taps)
+    every = _all_levels(taps)
     if plain < LEAST_PLAIN_S:
         return Economy(asked=max_overhead, limit=None, chosen=every, plain_s=plain)
-    sizes = [sizes[0], *(size for size in sizes[1:] if plain * size / sizes[0] <= SLOWEST_S)]
+    sizes = _quick_enough(sizes, plain)
     classes = groups[0].logits.shape[1]
 
     def timed(chosen: tuple[tuple[int, ...], ...], limit: float) -> Economy:
@@ -232,26 +252,22 @@ def choose_taps(
         head = blank_head(some.taps(taps), classes, settings)
         overhead: dict[str, float] = {}
         for batch in sizes:
-            takes = plain * batch / sizes[0]
-            rounds = int(np.clip(SECONDS / (2 * takes), *ROUNDS))
-            several = [
-                by.guarded(production, spec, some.taps(taps), head, batch=batch, rounds=rounds)
-                for _ in range(1 if takes > SLOW_S else SESSIONS)
-            ]
-            overhead[str(batch)] = float(np.median(several))
+            ratio = partial(by.guarded, production, spec, some.taps(taps), head, batch=batch)
+            overhead[str(batch)] = _middle(ratio, plain * batch / sizes[0])
             if overhead[str(batch)] > limit:
                 break  # more can't make it fit
         return replace(some, overhead=overhead)
 
     def judged(some: Economy) -> float:
-        columns = some.columns(taps)
-        less = [replace(group, rates=_only(group.rates, columns)) for group in groups]
+        less = _only(groups, some.columns(taps))
         return by.judged(less, taps=some.taps(taps), settings=settings, seed=seed)
 
     limits = (max_overhead,) if max_overhead else LIMITS
     all_of_it = timed(every, limits[-1])
     if all_of_it.is_kept and max(all_of_it.overhead.values()) <= limits[0]:
         return replace(all_of_it, limit=limits[0])
+    if not max_overhead and _kept_clean(groups) < LEAST_TOLD:
+        return replace(timed(every, np.inf), limit=None, kept=_kept_clean(groups))
     times = by.reading(production, spec, taps, batch=sizes[0], rounds=READING_ROUNDS)
     order, _ = order_pieces(groups, taps, times)
     found = _Search(taps, order, times, timed)
@@ -290,6 +306,28 @@ def choice_seconds(
         timed += sessions * (2 * rounds * takes + here(_OPEN_S * taps))
     judged = small_head_seconds(rows, rates, classes, settings)
     return _USUALLY_TIMED * timed + _USUALLY_JUDGED * judged
+
+
+def _quick_enough(sizes: Sequence[int], plain_s: float) -> list[int]:
+    """Return the batch sizes that are timed, of which the first takes so long."""
+    return [sizes[0], *(size for size in sizes[1:] if plain_s * size / sizes[0] <= SLOWEST_S)]
+
+
+def _all_levels(taps: Sequence[Tap]) -> tuple[tuple[int, ...], ...]:
+    """Return the choice of everything."""
+    return tuple(tuple(range(len(tap.levels))) for tap in taps)
+
+
+def _middle(ratio: Callable[..., float], takes_s: float) -> float:
+    """Return the middle one of several sessions, each of so many rounds as time allows."""
+    rounds = int(np.clip(SECONDS / (2 * takes_s), *ROUNDS))
+    several = [ratio(rounds=rounds) for _ in range(1 if takes_s > SLOW_S else SESSIONS)]
+    return float(np.median(several))
+
+
+def _kept_clean(groups: Sequence[Readings]) -> int:
+    """Return how many clean images small heads are judged on."""
+    return sum(int((source_folds(g.sources) == 0).sum()) for g in groups if g.kind == "clean")
 
 
 class _Search:
@@ -362,9 +400,13 @@ def _columns(taps: Sequence[Tap], chosen: Sequence[Sequence[int]]) -> NDArray[np
     return np.concatenate([places[i, j] for i, levels in enumerate(chosen) for j in levels])
 
 
-def _only(rates: Any, columns: NDArray[np.int64]) -> Any:
-    """Return these columns of stored rates, which are not read yet, or of an array."""
-    return rates.only(columns) if hasattr(rates, "only") else rates[:, columns]
+def _only(groups: Sequence[Readings], columns: NDArray[np.int64]) -> list[Readings]:
+    """Return the groups with these columns of their rates, which are not read yet if stored."""
+
+    def few(rates: Any) -> Any:
+        return rates.only(columns) if hasattr(rates, "only") else rates[:, columns]
+
+    return [replace(group, rates=few(group.rates)) for group in groups]
 
 
 def blank_head(taps: Sequence[Tap], classes: int, settings: HeadSettings) -> Head:

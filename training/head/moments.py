@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 __all__ = ["Moments", "row_blocks"]
 
-BLOCK_VALUES = 2**24  # 64 MiB of float32; what comes of a block takes a few times that
+BLOCK_VALUES = 2**22  # 16 MiB of float32; what comes of a block takes some eight times that
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
-    """Yield runs of rows, in order, each of about 64 MiB at `width` floats a row."""
+    """Yield runs of rows, in order, each of about 16 MiB at `width` floats a row."""
     step = max(1, BLOCK_VALUES // max(width, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

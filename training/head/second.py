@@ -14,6 +14,7 @@ from reluguard.detector.looks.joint import Joint
 from reluguard.detector.looks.second import SecondLook
 from reluguard.training.data.mapped import empty_array, release
 from reluguard.training.harvest.orders import Job
+from reluguard.training.harvest.rates import StoredRates
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.harvest.workspace import Workspace
 from reluguard.training.head.fit import (
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 SUSPICIOUS = 0.1  # of clean images that are to be looked at again
+MAPPED_BYTES = 2**20
 LEAST = 50  # rows of each side to fit the likelihood of suspicious images on
 Floats = NDArray[np.float32]
 
@@ -69,7 +71,8 @@ def joint_readings(
 ) -> Readings:
     """Return what both looks read in the shards of one slug and split; of attacks, the successes.
 
-    In half precision, and from 256 MiB on in a file. What only the first look read is left out.
+    In half precision, in a file unless they are few: a fit has many of them at a time. What only
+    the first look read is left out.
 
     Args:
         workspace: the shards, made with a second look.
@@ -85,7 +88,7 @@ def joint_readings(
     if not all(rows.all() for rows in seen):
         first = first.rows(np.concatenate(seen))
     width = sum(run.rates for run in joint.runs)
-    rates = empty_array((len(first), width), np.float16)
+    rates = empty_array((len(first), width), np.float16, mapped_bytes=MAPPED_BYTES)
     most = np.finfo(np.float16).max
     start = 0
     for job, rows in zip(jobs, seen, strict=True):
@@ -99,7 +102,7 @@ def joint_readings(
         rates[part] = np.clip(joint.read(own, first.logits[part], again, scores), -most, most)
         start = part.stop
     release(rates)
-    return replace(first, rates=rates)
+    return replace(first, rates=StoredRates.joined([rates]))
 
 
 def fit_second(

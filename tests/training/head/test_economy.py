@@ -1,6 +1,7 @@
 """What is read is the least time at which little is lost, or what a limit allows."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_the_least_time_at_which_little_is_lost(production: Production) -> None:
         return chosen(production, taps, groups, by, None)
 
     assert found(3 * CHANNELS).limit == 1.03  # the few of most worth are over it
-    assert "no choice of taps keeps guarded / plain time under 1.03" in found(3 * CHANNELS).words
+    assert "reads 3 of 9 taps at 3 levels in all, of which less" in found(3 * CHANNELS).words
     assert found(4 * CHANNELS).limit == 1.12
     assert sum(map(len, found(4 * CHANNELS).chosen)) == 5
     assert found(8 * CHANNELS).limit == 1.2
@@ -201,6 +202,18 @@ def test_the_least_time_at_which_little_is_lost(production: Production) -> None:
     assert (
         "for less would lose more than 0.005 mean AUROC: guarded / plain time 1.207" in every.words
     )
+
+
+def test_few_images_don_t_tell_what_is_lost(production: Production) -> None:
+    """All is read where a small head is judged by a dozen images, unless a limit was asked for."""
+    taps = made_up(9, 1)
+    few = [group.rows(np.arange(40)) for group in read(taps, {(0, 0): 1.0})]
+    found = chosen(production, taps, few, measures(even(taps, 2.3e-4), taps), None)
+    assert found.taps(taps) == taps
+    assert found.limit is None
+    assert re.search(r"can't be told by \d\d? clean images .* 40 are needed: guarded", found.words)
+    asked = chosen(production, taps, few, measures(even(taps, 2.3e-4), taps), 1.09)
+    assert sum(map(len, asked.chosen)) == 3
 
 
 def test_a_limit_wins_over_what_is_lost(production: Production) -> None:
