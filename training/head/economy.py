@@ -8,7 +8,7 @@ is a test image.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +258,9 @@ def choose_taps(
                 break  # more can't make it fit
         return replace(some, overhead=overhead)
 
-    def judged(some: Economy) -> float:
+    @cache
+    def judged(chosen: tuple[tuple[int, ...], ...]) -> float:
+        some = Economy(asked=None, limit=None, chosen=chosen, plain_s=plain)
         less = _only(groups, some.columns(taps))
         return by.judged(less, taps=some.taps(taps), settings=settings, seed=seed)
 
@@ -271,14 +273,11 @@ def choose_taps(
     times = by.reading(production, spec, taps, batch=sizes[0], rounds=READING_ROUNDS)
     order, _ = order_pieces(groups, taps, times)
     found = _Search(taps, order, times, timed)
-    whole, known = judged(all_of_it), dict[tuple[tuple[int, ...], ...], float]()
     for limit in limits:
         best = found.within(limit)
-        if best.chosen not in known:
-            known[best.chosen] = whole - judged(best)
-        best = replace(best, lost=known[best.chosen])
-        if max_overhead or known[best.chosen] <= MOST_LOST:
-            return best
+        lost = judged(every) - judged(best.chosen)
+        if max_overhead or lost <= MOST_LOST:
+            return replace(best, lost=lost)
     return replace(timed(every, np.inf), limit=None)
 
 

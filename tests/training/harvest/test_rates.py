@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reluguard.detector.arrays import find_place
 from reluguard.detector.artifact import write_file
 from reluguard.detector.taps import Tap
+from reluguard.training.data.mapped import empty_array
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.rates import (
     StoredRates,
@@ -115,6 +116,26 @@ def test_stored_rates_are_indexed_like_an_array(tmp_path: Path) -> None:
     assert_array_equal(whole[rows][mask[:50]].astype(np.float32), table[rows][mask[:50]])
     again = StoredRates.joined([whole.only(columns), whole[rows].only(columns)])
     assert_array_equal(np.asarray(again), np.concatenate([table, table[rows]])[:, columns])
+
+
+def test_chosen_columns_stay_a_byte_each(tmp_path: Path) -> None:
+    """Joining what reads some columns copies codes, not numbers of four bytes."""
+    whole = write(tmp_path, "one.npz", readings(40))
+    columns, rows = np.array([0, 5, 9]), np.array([33, 2, 2, 17])
+    joined = StoredRates.joined([whole[rows].only(columns), whole.only(columns)])
+    assert_array_equal(joined.astype(np.float32), whole[np.append(rows, np.arange(40)), columns])
+    parts, _ = joined.pieces()
+    assert [part.kept(0, part.rows).dtype for part in parts] == [np.uint8, np.uint8]
+    assert [(part.rows, part.width) for part in parts] == [(4, 3), (40, 3)]
+
+
+def test_rates_in_a_file_are_given_back_and_stay(tmp_path: Path) -> None:
+    """An array that lies on disk is read again after its memory went back to the system."""
+    mapped = empty_array((40, len(COUNTS)), np.float32, mapped_bytes=0)
+    mapped[:] = readings(40)
+    stored_in_file = StoredRates.joined([mapped])
+    for _ in range(2):
+        assert_array_equal(stored_in_file.astype(np.float32), readings(40))
 
 
 def test_a_shard_that_became_shorter_is_told(tmp_path: Path) -> None:
