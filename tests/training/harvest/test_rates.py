@@ -129,7 +129,7 @@ def test_chosen_columns_stay_a_byte_each(tmp_path: Path) -> None:
     assert [(part.rows, part.width) for part in parts] == [(4, 3), (40, 3)]
 
 
-def test_rates_in_a_file_are_given_back_and_stay(tmp_path: Path) -> None:
+def test_rates_in_a_file_are_given_back_and_stay() -> None:
     """An array that lies on disk is read again after its memory went back to the system."""
     mapped = empty_array((40, len(COUNTS)), np.float32, mapped_bytes=0)
     mapped[:] = readings(40)
