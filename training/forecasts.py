@@ -21,7 +21,14 @@ from reluguard.training.progress import Planned
 from reluguard.training.provenance import provenance_of
 from reluguard.training.retraining.kept import Kept
 
-__all__ = ["choosing_seconds", "evaluate_steps", "fit_steps", "retrain_steps", "rows_expected"]
+__all__ = [
+    "choosing_seconds",
+    "evaluate_steps",
+    "fit_steps",
+    "learning_steps",
+    "retrain_steps",
+    "rows_expected",
+]
 
 SUCCESSES = 0.7  # of attacked images, before anybody knows
 _KIND_S = 0.08  # of one core of the reference machine: what a report card says of one change
@@ -85,12 +92,7 @@ def fit_steps(
 
 
 def retrain_steps(
-    champion: GuardArtifact,
-    kept: Kept,
-    joint: Joint | None,
-    attacks: Sequence[str],
-    *,
-    units: bool,
+    champion: GuardArtifact, kept: Kept, joint: Joint | None, attacks: Sequence[str], *, units: bool
 ) -> list[Planned]:
     """Return the steps of a retraining; what an attack takes is known when it begins.
 
@@ -101,14 +103,20 @@ def retrain_steps(
         attacks: that are run, in their order.
         units: whether new attacks get a unit each instead of a new head.
     """
+    first = [Planned("new images", None), *(Planned(name, None) for name in attacks)]
+    return [*first, *learning_steps(champion, kept, joint, units=units)]
+
+
+def learning_steps(
+    champion: GuardArtifact, kept: Kept, joint: Joint | None, *, units: bool
+) -> list[Planned]:
+    """Return the steps that follow once the new images are there; for arguments see above."""
     every = [job for made in kept.jobs.values() for job in made]
     rows, classes = rows_expected(every, "fit"), champion.head.features.classes
-    steps = [Planned("new images", None), *(Planned(name, None) for name in attacks)]
-    if units:
-        steps.append(Planned("units", here(_UNITS_S)))
-    else:  # the head, and one by another seed on nothing new that it is held against
+    steps = [Planned("units", here(_UNITS_S))]
+    if not units:  # the head, and one by another seed on nothing new that it is held against
         own = sum(tap.rates for tap in champion.manifest.taps)
-        steps.append(Planned("head", 2 * head_seconds(rows, own, classes, kept.head)))
+        steps = [Planned("head", 2 * head_seconds(rows, own, classes, kept.head))]
     if joint is not None:
         both = sum(run.rates for run in joint.runs)
         steps.append(Planned("second head", 2 * head_seconds(rows, both, classes, kept.head)))

@@ -29,7 +29,7 @@ from reluguard.training.data.case import predict
 from reluguard.training.data.classes import Classes, known_classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
-from reluguard.training.forecasts import retrain_steps
+from reluguard.training.forecasts import learning_steps, retrain_steps
 from reluguard.training.harvest.orders import Orders
 from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.head.second import BothReadings
@@ -168,7 +168,7 @@ def retrain(
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
         original = Original(champion, data, classes=classes)
-        joint = None if looking is None else looking.joint
+        joint = looking and looking.joint
         progress.plan("retrain", retrain_steps(champion, kept, joint, attacks, units=not refit))
         progress.stage("new images", len(new))
         clean = _calibration(kept, original, reader, manifest.taps)
@@ -194,12 +194,15 @@ def retrain(
                 [run_attack(name, kept, orders, splits, weight=weight, progress=progress)]
             )
         names = [added.name for added in kept.added[first:]]
+        settings = kept.head if refit or not of_attacks else None
+        joint = looking and looking.joint
+        progress.plan("retrain", learning_steps(champion, kept, joint, units=settings is None))
         learned = learn(
             champion,
             kept.groups("fit"),
             clean,
             new=names,
-            settings=kept.head if refit or not of_attacks else None,
+            settings=settings,
             seed=seed,
             progress=progress,
         )

@@ -24,7 +24,9 @@ from reluguard.training.evaluation.baselines import (
 from reluguard.training.evaluation.leave_out import family, leave_one_out, open_fit
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages.evaluation_text import print_evaluation
+from reluguard.training.progress import Step
 from tests.training.fitting import Order
+from tests.training.following import assert_told_to_the_end
 
 ATTACKS = ("fgsm-linf-8", "pgd-l2-0.5", "pgd-linf-32-5")
 BENIGN = ("gaussian-8", "brightness-c1", "brightness-c3")
@@ -43,10 +45,17 @@ def strong_attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def told() -> list[Step]:
+    """What a callback is told of the evaluation."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def evaluated(
     fitted: GuardArtifact,
     fit_settings: Order,
     strong_attack: Path,
+    told: list[Step],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("evaluated")
@@ -64,8 +73,17 @@ def evaluated(
             surrogates=[fit_settings.model],
             threads=1,
             workers=1,
+            progress=told.append,
         )
     return card.to_json(), out
+
+
+def test_the_whole_evaluation_is_told(
+    evaluated: tuple[dict[str, Any], Path], told: list[Step]
+) -> None:
+    """Each step by its plan, to the end of all of it."""
+    del evaluated
+    assert_told_to_the_end(told, "attack and read", "baselines", "leave one family out")
 
 
 def test_figures_are_those_of_the_saved_shards(

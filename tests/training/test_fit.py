@@ -26,9 +26,10 @@ from reluguard.training.data.preprocessing import Preprocessing
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import AttackError, DataError, TwinError
 from reluguard.training.fit import fit
-from reluguard.training.progress import Progress
+from reluguard.training.progress import Progress, Step, progress_of
 from reluguard.training.recipes import Portion, Recipe
 from tests.training.fitting import Order
+from tests.training.following import assert_told_to_the_end
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,9 +213,16 @@ def test_a_second_fit_goes_on_from_the_shards(
 def test_a_fresh_fit_is_the_same_guard(
     fitted: GuardArtifact, fit_settings: Order, tmp_path: Path
 ) -> None:
-    """The same settings give the same head from nothing; another seed gives another."""
+    """The same settings give the same head from nothing; another seed gives another.
+
+    And a callback is told of all of it by its plan.
+    """
     del fitted
-    replace(fit_settings, out=tmp_path / "same").run()
+    told: list[Step] = []
+    replace(fit_settings, out=tmp_path / "same").run(progress_of(told.append))
+    assert_told_to_the_end(
+        told, "model and data", "attack and read", "choose taps", "head", "report card"
+    )
     assert_same_head(fit_settings.out, tmp_path / "same")
     replace(fit_settings, out=tmp_path / "other", seed=1).run()
     assert not np.array_equal(

@@ -17,8 +17,10 @@ from reluguard.detector.model import infer_spec, load_production
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.harden import HardenSettings, harden, harden_images
 from reluguard.training.hardening.tuning import Networks
+from reluguard.training.progress import Step, progress_of
 from reluguard.training.twin.onnx_torch import OnnxModule
 from reluguard.training.twin.twin import Twin, to_pixels
+from tests.training.following import assert_told_to_the_end
 
 
 @pytest.fixture
@@ -37,7 +39,15 @@ def test_the_graph_stays_and_the_weights_move(
     """The hardened file has the same nodes and names, other numbers, and loads as a model."""
     save_dataset(labelled, tmp_path / "data.npz")
     settings = HardenSettings(epochs=2, batch=32, evaluate=24)
-    report = harden(tiny_model, tmp_path / "data.npz", out=tmp_path / "out", settings=settings)
+    told: list[Step] = []
+    report = harden(
+        tiny_model,
+        tmp_path / "data.npz",
+        out=tmp_path / "out",
+        settings=settings,
+        progress=progress_of(told.append),
+    )
+    assert_told_to_the_end(told, "harden", "robust accuracy")
     before, after = (
         load_production(path).proto for path in (tiny_model, tmp_path / "out" / "model.onnx")
     )

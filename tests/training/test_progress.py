@@ -117,6 +117,9 @@ def test_nothing_is_known_without_a_forecast() -> None:
     estimate.advance(2, 60.0)
     assert estimate.left(60.0) == 0
     assert Estimate("nothing to do", 0, None, now=0.0).share == 1
+    slow = Estimate("step", 1000, None, now=0.0)
+    slow.advance(1, 60.0)
+    assert slow.left(60.0) is None  # a first unit of a thousand took a minute: hours, or not
 
 
 @pytest.mark.parametrize(

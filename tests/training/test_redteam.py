@@ -21,6 +21,7 @@ from reluguard.training.data.holdout import unseen_rows
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.pages.publication import publish
 from reluguard.training.pages.red_team_text import print_red_team
+from reluguard.training.progress import Step
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import (
     Bank,
@@ -36,8 +37,10 @@ from reluguard.training.red_team.report import RedTeamReport
 from reluguard.training.redteam import redteam
 from reluguard.training.twin.twin import to_pixels
 from tests.training.fitting import Order
+from tests.training.following import assert_told_to_the_end
 
 EFFORT = {"steps": 6, "restarts": 2, "queries": 20, "ladder_steps": 6, "asking": 3}
+LOOKS = ("ladder of", "smallest change in")
 KINDS = (Selective, Orthogonal, CombinedLogit, Lagrangian, Mimicry)
 
 
@@ -160,11 +163,29 @@ def test_only_the_test_split_of_the_guards_own_data_is_unseen(
 
 
 @pytest.fixture(scope="module")
+def told() -> list[Step]:
+    """What a callback is told of the red team."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def card(
-    fitted: GuardArtifact, fit_settings: Order, tmp_path_factory: pytest.TempPathFactory
+    fitted: GuardArtifact,
+    fit_settings: Order,
+    told: list[Step],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("red")
-    return red_team(fitted, fit_settings, out), out
+    return red_team(fitted, fit_settings, out, progress=told.append), out
+
+
+def test_the_whole_red_team_is_told(card: tuple[dict[str, Any], Path], told: list[Step]) -> None:
+    """Each attack, ladder and comparison by its plan, to the end of all of it."""
+    del card
+    kinds = ("selective", "orthogonal", "combined", "lagrangian", "mimicry", "score-search")
+    attacks = [f"{kind}-linf-{size}" for size in (32, 64) for kind in kinds]
+    climbs = [f"{what} {norm}" for what in LOOKS for norm in ("linf", "l2")]
+    assert_told_to_the_end(told, *attacks, *climbs, "answers and flags only", "more steps")
 
 
 def red_team(

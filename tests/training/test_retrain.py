@@ -28,6 +28,7 @@ from reluguard.training.errors import AttackError, DataError
 from reluguard.training.head.economy import Economy
 from reluguard.training.head.fit import HeadSettings
 from reluguard.training.pages.gate_text import print_gate
+from reluguard.training.progress import Step, progress_of
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.retrain import retrain
 from reluguard.training.retraining.additions import read_captured
@@ -36,6 +37,7 @@ from reluguard.training.retraining.kept import open_kept
 from reluguard.training.statistics.metrics import auroc
 from tests.training.capturing import write_captures
 from tests.training.fitting import Order
+from tests.training.following import assert_told_to_the_end
 
 RECIPE = Recipe(
     name="small",
@@ -118,9 +120,18 @@ def test_a_new_attack_is_learned_and_no_old_one_forgotten(
     promote(shelf, champion.guard, who="ann", why="first")
     new = tmp_path / "patch.npz"
     save_dataset(champion.patched.take(np.arange(100)), new)
+    told: list[Step] = []
     found = retrain(
-        shelf, champion.model, [new], tmp_path / "g2", work=work, limits=FAST, threads=1
+        shelf,
+        champion.model,
+        [new],
+        tmp_path / "g2",
+        work=work,
+        limits=FAST,
+        threads=1,
+        progress=progress_of(told.append),
     )
+    assert_told_to_the_end(told, "new images", "units", "gate")
     fresh = champion.patched.images[100:]
     assert detection(champion, found.guard, fresh) > detection(champion, before, fresh) + 0.05
     assert found.gate.passed, found.gate.reasons

@@ -7,6 +7,7 @@ __all__ = ["Course", "Estimate", "Planned"]
 
 # how much of some work must be done before its own pace counts for as much as the forecast
 FORECAST_SHARE = 0.05
+LEAST_SHARE = 0.01  # of a step that nobody forecast: by less its pace can't be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Estimate:
             return 0.0
         if self._expected is not None:
             whole = (self._expected * FORECAST_SHARE + self.took) / (FORECAST_SHARE + share)
-        elif share:
+        elif share >= LEAST_SHARE:
             whole = self.took / share
         else:
             return None
