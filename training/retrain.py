@@ -168,7 +168,7 @@ def retrain(
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
         original = Original(champion, data, classes=classes)
-        joint = looking and looking.joint
+        joint = None if looking is None else looking.joint
         progress.plan("retrain", retrain_steps(champion, kept, joint, attacks, units=not refit))
         progress.stage("new images", len(new))
         clean = _calibration(kept, original, reader, manifest.taps)
@@ -195,7 +195,7 @@ def retrain(
             )
         names = [added.name for added in kept.added[first:]]
         settings = kept.head if refit or not of_attacks else None
-        joint = looking and looking.joint
+        joint = None if looking is None else looking.joint
         progress.plan("retrain", learning_steps(champion, kept, joint, units=settings is None))
         learned = learn(
             champion,
