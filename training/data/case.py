@@ -391,7 +391,7 @@ def read_rates(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return firing rates (N, D) and logits (N, K), float32, in chunks of bounded memory.
 
-    Rates of 256 MiB or more lie in a file.
+    Rates of 32 MiB or more lie in a file.
 
     Args:
         reader: of the model.

@@ -148,7 +148,7 @@ def load_data(text: str, reading: Reading | None = None) -> Dataset:
 
     Args:
         text: a `.npz` file with arrays `images` and `labels`, which are left on disk where they are
-            256 MiB or more and not compressed (`np.savez`); a folder with one folder of images
+            32 MiB or more and not compressed (`np.savez`); a folder with one folder of images
             per class, hidden ones left out; or `torchvision:CIFAR10:ROOT` for a data set
             torchvision already keeps under ROOT, its test part, or with `:train` at the end its
             training part.

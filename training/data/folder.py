@@ -72,7 +72,7 @@ class Folder:
 def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ...]]:
     """Return the images of all files, and words on what was done to them.
 
-    What takes 256 MiB or more lies in a file of the temporary folder, not in memory.
+    What takes 32 MiB or more lies in a file of the temporary folder, not in memory.
 
     Args:
         folder: what to read.

@@ -12,24 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["MAPPED_BYTES", "empty_array", "give_back", "release"]
+__all__ = ["MAPPED_BYTES", "empty_array", "give_back", "is_temporary", "release"]
 
-MAPPED_BYTES = 2**28
+MAPPED_BYTES = 2**25  # 200 photographs of 224 pixels: each process would hold a copy
+_PREFIX = "reluguard-"
 
 
 def empty_array(
-    shape: tuple[int, ...], dtype: DTypeLike, *, mapped_bytes: int = MAPPED_BYTES
+    shape: tuple[int, ...], dtype: DTypeLike, *, mapped_bytes: int | None = None
 ) -> NDArray[Any]:
     """Return room for values: in memory, or where it is large in a file that goes when unneeded.
 
     Args:
         shape: of the array.
         dtype: of its values.
-        mapped_bytes: from so many on, 256 MiB by default; less where there are many such arrays.
+        mapped_bytes: from so many on, 32 MiB by default; less where there are many such arrays.
     """
-    if np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize < mapped_bytes:
+    least = MAPPED_BYTES if mapped_bytes is None else mapped_bytes
+    if np.prod(shape, dtype=np.float64) * np.dtype(dtype).itemsize < least:
         return np.empty(shape, dtype)
-    handle, name = tempfile.mkstemp(prefix="reluguard-", suffix=".array")
+    handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=".array")
     os.close(handle)
     mapped = np.memmap(name, dtype, "w+", shape=shape)
     weakref.finalize(mapped, _removed, name, os.getpid())
@@ -38,12 +40,23 @@ def empty_array(
 
 def release(array: NDArray[Any]) -> None:
     """Let the system take back the memory of an array that lies on disk; it stays readable."""
+    mapping = getattr(_mapped(array), "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def is_temporary(array: NDArray[Any]) -> bool:
+    """Return whether an array lies in a file of `empty_array`, which other machines don't have."""
+    base = _mapped(array)
+    return base is not None and Path(str(base.filename)).name.startswith(_PREFIX)
+
+
+def _mapped(array: NDArray[Any]) -> "np.memmap[Any, Any] | None":
+    """Return the file that an array or what it is a view of is mapped from."""
     base: Any = array
     while base is not None and not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
-    mapping = getattr(base, "_mmap", None)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)
+    return base
 
 
 def give_back() -> None:

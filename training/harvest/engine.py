@@ -12,9 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from reluguard.detector.errors import SettingsError, did_you_mean
+from reluguard.training.data.mapped import is_temporary
 from reluguard.training.errors import WorkerError
 from reluguard.training.harvest.maker import Maker
 from reluguard.training.harvest.orders import Job, Orders, of_a_worker
@@ -115,7 +119,7 @@ def run_ray(
     before = context.enable_progress_bars
     context.enable_progress_bars = False
     try:
-        told = ray.put((of_a_worker(orders), list(jobs)))
+        told = ray.put((_carried(of_a_worker(orders)), list(jobs)))
         # made here: reading them in tasks would wait for a core that the actors hold
         places = ray.data.from_items(
             [{"id": i} for i in range(len(jobs))], override_num_blocks=min(len(jobs), RAY_BLOCKS)
@@ -161,6 +165,14 @@ class RayActor:
             if not job.is_made(self._workspace):
                 self._maker.make(job)
         return batch
+
+
+def _carried(orders: Orders) -> Orders:
+    """Return the orders for other machines, which don't have this one's temporary files."""
+    if not is_temporary(orders.dataset.images):
+        return orders
+    images = np.array(orders.dataset.images)
+    return replace(orders, dataset=replace(orders.dataset, images=images))
 
 
 def _first_line(error: Exception) -> str:

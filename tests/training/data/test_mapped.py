@@ -12,7 +12,7 @@ from reluguard.detector.taps import find_taps
 from reluguard.training.data import mapped
 from reluguard.training.data.case import read_rates
 from reluguard.training.data.dataset import Dataset
-from reluguard.training.data.mapped import empty_array, release
+from reluguard.training.data.mapped import empty_array, is_temporary, release
 
 
 @pytest.fixture
@@ -48,6 +48,16 @@ def test_what_is_released_stays_readable(temporary: Path) -> None:
     release(small)
     assert_array_equal(small, [0, 1, 2])
     assert len(list(temporary.iterdir())) == 1
+
+
+def test_what_other_machines_don_t_have_is_told(temporary: Path) -> None:
+    """A temporary file, and a view of it; not memory, and not a file of the user's."""
+    large = empty_array((40, 30), np.int64)
+    assert is_temporary(large)
+    assert is_temporary(large[3:, ::-1])
+    assert not is_temporary(np.zeros(3))
+    np.save(temporary / "own.npy", large)
+    assert not is_temporary(np.load(temporary / "own.npy", mmap_mode="r"))
 
 
 def test_many_rates_lie_on_disk(digits: Dataset, digits_model: Path, temporary: Path) -> None:
