@@ -105,7 +105,7 @@ def _capture_status(captures: Path, document: dict[str, Any], lines: list[str]) 
 
 
 def _server_status(address: str, document: dict[str, Any], lines: list[str]) -> None:
-    from reluguard.service.web.snapshot import fetch_status, in_words
+    from reluguard.service.web.fetched import fetch_status, in_words
 
     document["server"] = fetch_status(address)
     lines += in_words(document["server"])

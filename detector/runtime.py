@@ -28,6 +28,7 @@ from reluguard.detector.images import Images, InputSpec, check_images, decode_im
 from reluguard.detector.looks.again import LookAgain, find_network, looks_of
 from reluguard.detector.looks.export import export_twice
 from reluguard.detector.looks.judging import Looks
+from reluguard.detector.looks.thresholds import Thresholds, thresholds_of
 from reluguard.detector.model import Production, TensorInfo, load_production
 from reluguard.detector.onnx_file.weights import read_model
 from reluguard.detector.probe import SCORE_TOLERANCE, check_golden
@@ -90,16 +91,16 @@ class Guard:
         self.fpr = artifact.manifest.fpr if fpr is None else fpr
         self.threshold = threshold_at(self.fpr, artifact.head.clean_scores)
         self._limits = artifact.head.limits(self.fpr)  # the same number, or one for each class
+        self.thresholds = thresholds_of(artifact.head, artifact.second, self.fpr, self.looks)
         self.challenger = challenger
-        self.challenger_fpr = self.challenger_threshold = float("nan")
+        self.challenger_fpr = float("nan")
+        self.challenger_thresholds: Thresholds | None = None
         self._production = production
         other = None
         if challenger is not None:
             _check_challenger(challenger, artifact, production)
             self.challenger_fpr = challenger.manifest.fpr if fpr is None else fpr
-            self.challenger_threshold = threshold_at(
-                self.challenger_fpr, challenger.head.clean_scores
-            )
+            self.challenger_thresholds = thresholds_of(challenger.head, None, self.challenger_fpr)
             other = (challenger.manifest.taps, challenger.head)
         self.compiled = compile_guard(
             production,

@@ -1,4 +1,4 @@
-"""Guards that look twice, their second heads drawn like the first ones."""
+"""Guards that look twice, or go by class, made of drawn ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from reluguard.detector.looks.joint import Joint
 from reluguard.detector.looks.second import Look, SecondLook
 from reluguard.detector.looks.views import SAME, viewed
 from reluguard.detector.model import load_production
-from reluguard.detector.runtime import Reader
+from reluguard.detector.runtime import Guard, Reader
 from reluguard.detector.taps import find_taps
 from tests.conftest import DRAWING, images
 
@@ -74,3 +74,36 @@ def looking_twice(
     return write_guard(
         out, manifest=manifest, head=read.head, golden=read.golden, second=second
     ).path
+
+
+def going_by_class(model: Path, guard: Path, out: Path) -> Path:
+    """Write a guard as one that goes by class: the most frequent answer alone, the others together.
+
+    Args:
+        model: the production model.
+        guard: a drawn guard of it, which may look twice.
+        out: the folder to write.
+    """
+    read = read_guard(guard)
+    production = load_production(model, output=read.manifest.answer)
+    spec, taps = read.manifest.input, read.manifest.taps
+    clean = images(CLEAN, size=spec.height, channels=spec.channels, seed=1)
+    rates, logits = Reader(production, spec, taps, threads=1).read(clean)
+    answers = logits.argmax(axis=1)
+    counts = np.bincount(answers, minlength=logits.shape[1])
+    groups = np.zeros(len(counts), np.int64)
+    groups[counts.argmax()] = 1
+    assert counts[groups == 0].sum() >= 20
+    assert counts[groups == 1].sum() >= 20
+    head = read.head.calibrated(read.head.score(rates, logits).score, answers, groups)
+    second = read.second
+    if second is not None:
+        # drawn on the same images in the same order: the second scores tell which is which
+        scores = second.head.clean_scores
+        again = Guard.open(model, guard, threads=1, looks="always").inspect(clean)
+        rank = np.argsort(again.score, kind="stable")
+        np.testing.assert_allclose(again.score[rank], scores, atol=1e-3)
+        own = replace(second.head, class_groups=groups, clean_groups=groups[answers[rank]])
+        second = replace(second, head=own)
+    manifest = replace(read.manifest, calibration_images=len(head.clean_scores))
+    return write_guard(out, manifest=manifest, head=head, golden=read.golden, second=second).path

@@ -93,16 +93,29 @@ def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
 
 def metrics() -> str:
     """Return the page of what Prometheus sees, with labels, and the alerts made of it."""
+    import numpy as np
     import yaml
     from prometheus_client import CollectorRegistry
 
+    from reluguard.detector.looks.thresholds import Thresholds
     from reluguard.service.captures.drift import Drift
+    from reluguard.service.monitoring.live_guards import LiveGuard
     from reluguard.service.monitoring.metrics import Metrics
 
     registry = CollectorRegistry()
     shown = Metrics(registry)
     model = shown.model("m", "annotate")
-    model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0, challenger="c")
+    some = Thresholds(fpr=0.05, first=np.zeros(1, np.float32))
+    model.guard(
+        LiveGuard(
+            digest="d",
+            model_sha256="s",
+            created=0.0,
+            thresholds=some,
+            challenger="c",
+            challenger_thresholds=some,
+        )
+    )
     shown.rpc.method("unary", "s", "m")
     shown.drift("m", Drift(samples=0.0, statistics={}, advice="wait", layers={"l": 0.0}))
     rows = ["| metric | kind | labels | what it counts |", "|---|---|---|---|"]

@@ -11,7 +11,14 @@
 
 Moved clean inputs shift the bulk or the layers: recalibrate. Something new lies far above the
 threshold, or comes from one caller, while the bulk stays where it was: label what was captured and
-retrain. N captured images, n calibration scores, L layers, K classes.
+retrain.
+
+Scores of a guard that goes by class, or that looks twice, have no common measure: there an image
+is compared by its p-value, which says where it stands among the calibration images of its own class
+and in the order of both looks. How many calibration images stand behind a figure then hangs on
+which classes were asked about.
+
+N captured images, n calibration images, L layers, K classes, G groups of classes.
 """
 
 import math
@@ -24,10 +31,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.captures import index
+from reluguard.detector.head import NO_GROUPS, conformal_p_values
 from reluguard.detector.reference import Reference, read_reference
 from reluguard.detector.runtime import Guard
 
-__all__ = ["STATISTICS", "Advice", "Drift", "Sample", "beta_binomial_tail", "measure", "read_drift"]
+__all__ = [
+    "STATISTICS",
+    "Advice",
+    "Calibration",
+    "Drift",
+    "Sample",
+    "beta_binomial_tail",
+    "measure",
+    "read_drift",
+]
 
 Advice = Literal["wait", "none", "recalibrate", "retrain"]
 STATISTICS = (
@@ -55,7 +72,7 @@ class Sample:
     """Captured images, oldest first.
 
     Attributes:
-        score: (N,).
+        score: (N,). Higher is more adversarial.
         p_value: (N,).
         weight: (N,). One over the chance with which each was kept.
         prediction: (N,).
@@ -103,6 +120,71 @@ class Drift:
     suspect: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What captures are compared with.
+
+    Attributes:
+        clean: (n,), ascending. What calibration images scored.
+        threshold: above it an image is adversarial.
+        fpr: the share of clean images that may be.
+        group_of_class: (K,). Which calibration images an image is compared with, by the class the
+            model answers. Empty: with all.
+        group_sizes: (G,). How many calibration images are of each group, empty likewise.
+    """
+
+    clean: Floats
+    threshold: float
+    fpr: float
+    group_of_class: NDArray[np.int64] = field(default_factory=lambda: NO_GROUPS)
+    group_sizes: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def behind(self, sample: Sample) -> float:
+        """Return how many calibration images stand behind these captures' p-values.
+
+        All n where images are compared with all, or where traffic has the classes of calibration;
+        only those of one class where all of it is of that class.
+
+        Source: Kish's effective sample size, of calibration images weighted by the traffic.
+        """
+        if not self.group_of_class.size or not len(sample.weight):
+            return float(len(self.clean))
+        groups = np.take(self.group_of_class, sample.prediction, mode="clip")
+        traffic = np.bincount(groups, sample.weight, len(self.group_sizes)) / sample.weight.sum()
+        asked = traffic > 0
+        return float(1 / (traffic[asked] ** 2 / self.group_sizes[asked]).sum())
+
+
+def calibration_of(guard: Guard) -> tuple[Calibration, bool]:
+    """Return what captures of a guard are compared with, and whether that is by p-value."""
+    thresholds, again = guard.thresholds, guard.again
+    if again is None and not thresholds.is_by_class:
+        clean = guard.artifact.head.clean_scores.astype(np.float64)
+        return Calibration(clean=clean, threshold=thresholds.single, fpr=guard.fpr), False
+    if again is None:
+        head = guard.artifact.head
+        parts = [
+            conformal_p_values(own, own) for own in map(head.clean_of, np.unique(head.class_groups))
+        ]
+        p_values = np.concatenate(parts)
+    else:
+        head, order = again.second.head, again.order
+        looked = order.is_suspicious(order.first)
+        groups = head.clean_groups if head.is_by_class else None
+        p_values = order.p_values(order.first, order.second, looked, groups)
+    sizes = np.bincount(head.clean_groups) if head.is_by_class else np.zeros(0)
+    return (
+        Calibration(
+            clean=np.sort(-p_values),
+            threshold=float(np.nextafter(-guard.fpr, -np.inf)),  # flagged at the rate itself too
+            fpr=guard.fpr,
+            group_of_class=head.class_groups,
+            group_sizes=sizes.astype(np.float64),
+        ),
+        True,
+    )
+
+
 def read_drift(folder: Path, guard: Guard) -> Drift:
     """Return the drift of the newest captures that this guard scored.
 
@@ -122,18 +204,17 @@ def read_drift(folder: Path, guard: Guard) -> Drift:
     for at, (*_, stored) in enumerate(reversed(rows)):
         if stored is not None and len(stored) == 4 * layers.shape[1]:
             layers[at] = np.frombuffer(stored, "<f4")
+    calibration, by_p_value = calibration_of(guard)
     return measure(
         Sample(
-            score=columns[:, 0],
+            score=-columns[:, 1] if by_p_value else columns[:, 0],
             p_value=columns[:, 1],
             weight=columns[:, 2],
             prediction=columns[:, 3].astype(np.int64),
             layers=layers,
             source=np.array([row[4] for row in reversed(rows)], np.str_),
         ),
-        clean=guard.artifact.head.clean_scores.astype(np.float64),
-        threshold=float(np.float32(guard.threshold)),
-        fpr=guard.fpr,
+        calibration,
         reference=read_reference(manifest.provenance, manifest.taps),
         names=[tap.name for tap in manifest.taps],
     )
@@ -141,10 +222,8 @@ def read_drift(folder: Path, guard: Guard) -> Drift:
 
 def measure(
     sample: Sample,
+    calibration: Calibration,
     *,
-    clean: Floats,
-    threshold: float,
-    fpr: float,
     reference: Reference | None = None,
     names: list[str] | None = None,
 ) -> Drift:
@@ -152,12 +231,11 @@ def measure(
 
     Args:
         sample: N captured images.
-        clean: ascending, (n,).
-        threshold: above it an image is adversarial.
-        fpr: the share of clean images that may be.
+        calibration: what they are compared with.
         reference: of the layers and classes; without one neither is compared.
         names: of the L layers.
     """
+    clean, fpr = calibration.clean, calibration.fpr
     samples = _effective(sample.weight)
     requests = float(sample.weight.sum())
     if requests < _LEAST_SAMPLES:
@@ -169,9 +247,10 @@ def measure(
     }
     shares["verdict_excess"] = shares["verdict_rate"] - fpr
     shares["tail_excess"] = _share(p <= fpr / 5, weight) - fpr / 5
-    suspect, distance, size = _suspect(sample, len(clean))
+    suspect, distance, size = _suspect(sample, calibration)
     many = bool(suspect) or any(
-        _is_news(part, len(clean), fpr) for part in (sample, sample.rows(slice(-_RECENT, None)))
+        _is_news(part, calibration.behind(part), fpr)
+        for part in (sample, sample.rows(slice(-_RECENT, None)))
     )
     sizes = dict.fromkeys(shares, requests)
     if size:
@@ -181,8 +260,8 @@ def measure(
         return Drift(
             samples=samples, statistics=shares, advice=advice, sizes=sizes, suspect=suspect
         )
-    below = sample.rows(sample.score <= threshold)
-    clean_below = clean[clean <= threshold]
+    below = sample.rows(sample.score <= calibration.threshold)
+    clean_below = clean[clean <= calibration.threshold]
     bulk, size = _ks(below.score, below.weight, clean_below), _effective(below.weight)
     statistics = {
         "ks": _ks(sample.score, weight, clean),
@@ -192,7 +271,8 @@ def measure(
         **shares,
     }
     sizes |= dict.fromkeys(("ks", "psi", "p_value_ks"), samples) | {"bulk_ks": size}
-    pooled = 1 / max(size, 1.0) + 1 / max(len(clean_below), 1)
+    behind = calibration.behind(below) * len(clean_below) / max(len(clean), 1)
+    pooled = 1 / max(size, 1.0) + 1 / max(behind, 1.0)
     moved = bulk > max(_LEAST_SHIFT, _CERTAIN * math.sqrt(pooled))
     layers: dict[str, float] = {}
     if reference is not None:
@@ -220,7 +300,7 @@ def measure(
     )
 
 
-def _is_news(sample: Sample, calibrated: int, fpr: float) -> bool:
+def _is_news(sample: Sample, calibrated: float, fpr: float) -> bool:
     """Whether more lies above some level than calibration allows, its own chance counted in.
 
     With the level at the r-th largest of n calibration scores, the number above it among m further
@@ -241,7 +321,7 @@ def _is_news(sample: Sample, calibrated: int, fpr: float) -> bool:
     return False
 
 
-def _suspect(sample: Sample, calibrated: int) -> tuple[str, float, float]:
+def _suspect(sample: Sample, calibration: Calibration) -> tuple[str, float, float]:
     """Return the caller least like calibration if that is beyond chance, its distance and size.
 
     An attack that is two percent of the traffic is most of what its sender sends. The distance is
@@ -258,7 +338,8 @@ def _suspect(sample: Sample, calibrated: int) -> tuple[str, float, float]:
             continue
         at = np.unique(own.p_value)
         found = float((_cumulated(own.p_value, own.weight, at) - at).max())
-        sure = 2 * max(found, 0.0) ** 2 / (1 / n + 1 / calibrated)  # minus the log of the chance
+        behind = calibration.behind(own)
+        sure = 2 * max(found, 0.0) ** 2 / (1 / n + 1 / behind)  # minus the log of the chance
         if sure > surest:
             worst, distance, size, surest = str(caller), found, n, sure
     certain = surest > math.log(len(callers) / _RARE) if len(callers) else False

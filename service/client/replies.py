@@ -30,11 +30,19 @@ class Description:
         created_at: when that guard was fitted.
         input: how images go in.
         outputs: the production outputs' names.
-        thresholds: score by target false-positive rate; NaN where it is not ours to see.
+        thresholds: score by target false-positive rate; NaN where it is not ours to see, or where
+            there is no single one.
+        thresholds_by_class: float32, (K,), by target false-positive rate, of a guard with a
+            threshold for each class that the model answers; of images the first look decides.
+        second_thresholds: score of images that the second look decides, of one that looks twice:
+            float32, (1,), or (K,) by class.
         taps: the ONNX tensors that are read.
         policy: annotate, reject or shadow.
         limits: of one request.
         version: of the server.
+        target_fpr: the share of clean images that verdicts may flag; NaN of an older server.
+        is_by_class: whether that holds within each class, by a threshold of its own.
+        looks: when a second look is taken: "first" for never, "suspicious" or "always".
     """
 
     model: str
@@ -45,10 +53,15 @@ class Description:
     input: InputSpec
     outputs: tuple[str, ...]
     thresholds: Mapping[float, float]
+    thresholds_by_class: Mapping[float, NDArray[np.float32]]
+    second_thresholds: Mapping[float, NDArray[np.float32]]
     taps: tuple[str, ...]
     policy: str
     limits: Limits
     version: str
+    target_fpr: float
+    is_by_class: bool
+    looks: str
 
 
 def verdicts_of(reply: pb.InspectResponse) -> Verdicts:
@@ -113,6 +126,16 @@ def description_of(reply: pb.DescribeResponse) -> Description:
             row.target_fpr: row.score if row.HasField("score") else float("nan")
             for row in reply.thresholds
         },
+        thresholds_by_class={
+            row.target_fpr: np.array(row.by_class, np.float32)
+            for row in reply.thresholds
+            if row.by_class
+        },
+        second_thresholds={
+            row.target_fpr: np.array(row.second_by_class or [row.second_score], np.float32)
+            for row in reply.thresholds
+            if row.second_by_class or row.HasField("second_score")
+        },
         taps=tuple(reply.taps),
         policy=reply.policy,
         limits=Limits(
@@ -121,6 +144,9 @@ def description_of(reply: pb.DescribeResponse) -> Description:
             max_pixels=reply.limits.max_pixels,
         ),
         version=reply.server_version,
+        target_fpr=reply.target_fpr or float("nan"),
+        is_by_class=reply.thresholds_by_class,
+        looks=reply.looks or "first",
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from reluguard.detector.errors import DetectorError
 from reluguard.detector.looks.judging import Looks
+from reluguard.detector.looks.thresholds import Thresholds, thresholds_at
 from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import earlier, history
 from reluguard.detector.shelf.versions import CHALLENGER, CURRENT, NAME, pointed
@@ -33,6 +34,7 @@ from reluguard.service.errors import (
 )
 from reluguard.service.models.batching import Batcher
 from reluguard.service.monitoring.hour import SCORES
+from reluguard.service.monitoring.live_guards import LiveGuard
 from reluguard.service.monitoring.metrics import ModelMetrics
 from reluguard.service.monitoring.shadow import Shadow
 
@@ -165,19 +167,34 @@ class Version:
         shadow: the challenger's tally since this version went live.
         refused: why there is no challenger though there should be one; else empty.
         since: when it went live, seconds since the epoch.
+        thresholds: that it would flag by at each rate its manifest names.
     """
 
     guard: Guard
     shadow: Shadow | None = None
     refused: str = ""
     since: float = 0.0
+    thresholds: tuple[Thresholds, ...] = ()
 
     @classmethod
     def of(cls, guard: Guard, *, refused: str = "") -> "Version":
         """Return a version that begins now."""
         rival = guard.challenger
         shadow = None if rival is None else Shadow(digest=rival.digest, bounds=SCORES)
-        return cls(guard=guard, shadow=shadow, refused=refused, since=time.time())
+        artifact = guard.artifact
+        return cls(
+            guard=guard,
+            shadow=shadow,
+            refused=refused,
+            since=time.time(),
+            # of many classes that takes a while, and callers ask on the event loop
+            thresholds=thresholds_at(
+                artifact.head,
+                artifact.second,
+                map(float, artifact.manifest.thresholds),
+                guard.looks,
+            ),
+        )
 
     @property
     def digest(self) -> str:
@@ -247,15 +264,19 @@ class Model:
         """Make this version live: one pointer."""
         self._version = version
         self.reason = ""
-        artifact = version.guard.artifact
+        guard = version.guard
+        manifest = guard.artifact.manifest
         self.metrics.guard(
-            digest=artifact.digest,
-            model_sha256=artifact.manifest.model_sha256,
-            created=_seconds(artifact.manifest.created_at),
-            threshold=float(version.guard.threshold),
-            challenger="" if version.shadow is None else version.shadow.digest,
-            challenger_threshold=float(version.guard.challenger_threshold),
-            challenger_refused=bool(version.refused),
+            LiveGuard(
+                digest=version.digest,
+                model_sha256=manifest.model_sha256,
+                created=_seconds(manifest.created_at),
+                thresholds=guard.thresholds,
+                looks=guard.looks,
+                challenger="" if version.shadow is None else version.shadow.digest,
+                challenger_thresholds=guard.challenger_thresholds,
+                challenger_refused=bool(version.refused),
+            )
         )
 
     async def load(self, loader: Executor) -> None:

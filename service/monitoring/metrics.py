@@ -310,29 +310,9 @@ class ModelMetrics:
         """Count one attempt to take a new guard."""
         self._reloads[outcome].inc()
 
-    def guard(
-        self,
-        digest: str,
-        model_sha256: str,
-        created: float,
-        threshold: float,
-        challenger: str = "",
-        challenger_threshold: float = math.nan,
-        challenger_refused: bool = False,
-    ) -> None:
+    def guard(self, live: LiveGuard) -> None:
         """Show which guard is live, and which challenger if there is one or should be."""
-        self._guards.show(
-            self.name,
-            LiveGuard(
-                digest=digest,
-                model_sha256=model_sha256,
-                created=created,
-                threshold=threshold,
-                challenger=challenger,
-                challenger_threshold=challenger_threshold,
-                challenger_refused=challenger_refused,
-            ),
-        )
+        self._guards.show(self.name, live)
 
     def unloaded(self) -> None:
         """Show that no guard is live."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ import grpc
 import numpy as np
 
 from reluguard import service
+from reluguard.detector.looks.thresholds import Thresholds
 from reluguard.detector.model import TensorInfo
 from reluguard.service.captures.label import set_label
 from reluguard.service.edge import Call, Edge
@@ -32,6 +34,7 @@ from reluguard.service.status import Status
 __all__ = ["SERVICE", "GuardServicer"]
 
 SERVICE = "reluguard.v1.Guard"
+_MOST_CLASSES = 1024  # whose thresholds are told one by one: some 8 kB a rate and look
 _LARGE = {
     pb.InspectRequest.TENSOR_FIELD_NUMBER: pb.Tensor.DATA_FIELD_NUMBER,
     pb.InspectRequest.PIXELS_FIELD_NUMBER: pb.Pixels.DATA_FIELD_NUMBER,
@@ -90,7 +93,8 @@ class GuardServicer:
     async def describe(self, call: Call, request: pb.DescribeRequest) -> pb.DescribeResponse:
         """Answer what is served."""
         model = self._repository.get(request.model)
-        guard = model.version.guard
+        version = model.version
+        guard = version.guard
         manifest = guard.artifact.manifest
         spec = guard.spec
         rules, limits = self._inspector.rules, self._inspector.limits
@@ -115,10 +119,10 @@ class GuardServicer:
             ),
             inputs=_infos(guard.production_inputs),
             outputs=_infos(guard.production_outputs),
-            thresholds=[
-                pb.Threshold(target_fpr=float(fpr), score=score if privileged else None)
-                for fpr, score in manifest.thresholds.items()
-            ],
+            thresholds=[_threshold(one, privileged=privileged) for one in version.thresholds],
+            target_fpr=guard.fpr,
+            thresholds_by_class=guard.thresholds.is_by_class,
+            looks=guard.looks,
             taps=[tap.name for tap in manifest.taps],
             policy=rules.policy,
             detail=_detail(rules.detail(privileged=privileged)),
@@ -149,6 +153,24 @@ class GuardServicer:
         return pb.FeedbackResponse(
             labelled=await loop.run_in_executor(self._inspector.decoder, take)
         )
+
+
+def _threshold(thresholds: Thresholds, *, privileged: bool) -> pb.Threshold:
+    """Return thresholds at one rate as this caller may see them."""
+    if not privileged:
+        return pb.Threshold(target_fpr=thresholds.fpr)
+    first, second = thresholds.first, thresholds.second
+    by_class = thresholds.is_by_class and len(first) <= _MOST_CLASSES
+    single = thresholds.single
+    return pb.Threshold(
+        target_fpr=thresholds.fpr,
+        score=None if math.isnan(single) else single,
+        by_class=first.tolist() if by_class else (),
+        second_score=None if second is None or thresholds.is_by_class else float(second[0]),
+        second_by_class=second.tolist() if by_class and second is not None else (),
+        lowest=thresholds.lowest,
+        highest=thresholds.highest,
+    )
 
 
 def _wanted(request: pb.InspectRequest, model: Model) -> list[str]:

@@ -230,8 +230,8 @@ def _facts(guard: GuardStatus) -> dict[str, str]:
     return {
         "Digest": f"<code>{_text(guard.digest[:_SHORT])}</code>",
         "Fitted": f"{_text(_moment(guard.created_at))}{_age(guard.created_at)}",
-        "Threshold": f"score above {guard.threshold:.3f}",
-        "Stands for": f"{guard.target_fpr:.2%} false positives",
+        "Flags": _text(guard.flags),
+        "Stands for": f"{guard.target_fpr:.2%} false positives{', of each class' * guard.by_class}",
     }
 
 
@@ -274,12 +274,21 @@ def _hour(hour: HourStatus) -> str:
     return _card("Last hour", _figures(figures) + chart)
 
 
+def _mixed(guard: GuardStatus | None) -> str:
+    """Return what decides of scores that may be flagged or not."""
+    if guard is None or guard.lowest == guard.highest:
+        return "around the threshold"
+    if math.isinf(guard.highest):
+        return "a second look decides"
+    return "by the class answered"
+
+
 def _scores(title: str, histogram: Sequence[tuple[float, int]], guard: GuardStatus | None) -> str:
     bounds, counts = [bound for bound, _ in histogram], [count for _, count in histogram]
     lows = [-math.inf, *bounds[:-1]]
-    limit = math.nan if guard is None else guard.threshold
+    least, most = (math.inf, math.inf) if guard is None else (guard.lowest, guard.highest)
     sides = [
-        "clean" if high <= limit or math.isnan(limit) else "flagged" if low >= limit else "mixed"
+        "clean" if high <= least else "flagged" if low >= most else "mixed"
         for low, high in zip(lows, bounds, strict=True)
     ]
     parts = [
@@ -291,9 +300,9 @@ def _scores(title: str, histogram: Sequence[tuple[float, int]], guard: GuardStat
     key = "".join(
         f"<span class=legend><span class='key {side}'></span>{words}</span> "
         for side, words in (
-            ("clean", "below the threshold"),
-            ("mixed", "around it"),
-            ("flagged", "above"),
+            ("clean", "not flagged"),
+            ("mixed", _mixed(guard)),
+            ("flagged", "flagged"),
         )
     )
     return _card(title, f"{chart}<p class=soft style='margin:.5rem 0 0'>{key}</p>")

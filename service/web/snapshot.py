@@ -3,12 +3,8 @@
 The status page draws it, `/status.json` and `reluguard status --server` hand it to machines.
 """
 
-import contextlib
 import dataclasses
-import http.client
-import json
 import math
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +15,7 @@ from typing import Any
 from reluguard.detector.artifact import GuardArtifact, read_guard
 from reluguard.detector.captures import index
 from reluguard.detector.errors import GuardError
+from reluguard.detector.looks.thresholds import Thresholds
 from reluguard.detector.metrics import GateResult, gate_of
 from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import HISTORY
@@ -26,7 +23,6 @@ from reluguard.detector.shelf.shelf import ShelfError, history
 from reluguard.service.captures.drift import Drift
 from reluguard.service.models.models import Model
 from reluguard.service.monitoring.shadow import Agreement
-from reluguard.service.places import Place
 from reluguard.service.room import Room
 from reluguard.service.watching.watch import WatchStatus
 
@@ -39,26 +35,56 @@ __all__ = [
     "ModelStatus",
     "ServerStatus",
     "count_captures",
-    "fetch_status",
-    "in_words",
     "last_changes",
     "model_status",
 ]
 
 _CHANGES = 8
-_MAX_BYTES = 2**24
 _NAME = 16  # characters of a digest that name a version on its shelf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardStatus:
-    """One guard: its digest, when it was fitted, its threshold and the rate that stands for."""
+    """One guard.
+
+    Attributes:
+        digest: of its files.
+        created_at: when it was fitted.
+        target_fpr: the share of clean images it may flag.
+        threshold: the score above which images are flagged; NaN where there is no single one.
+        lowest: no image of this first score or a lower one is flagged.
+        highest: every image of a higher first score is.
+        by_class: whether the rate holds within each class, by a threshold of its own.
+        flags: what is flagged, in words.
+        second_look: who looks a second time, and when, in words; empty for nobody.
+    """
 
     digest: str
     created_at: str
-    threshold: float
     target_fpr: float
+    threshold: float
+    lowest: float
+    highest: float
+    by_class: bool
+    flags: str
     second_look: str = ""
+
+    @classmethod
+    def of(
+        cls, artifact: GuardArtifact, thresholds: Thresholds, *, second_look: str = ""
+    ) -> "GuardStatus":
+        """Return the picture of a guard that flags by these thresholds."""
+        return cls(
+            digest=artifact.digest,
+            created_at=artifact.manifest.created_at,
+            target_fpr=thresholds.fpr,
+            threshold=thresholds.single,
+            lowest=thresholds.lowest,
+            highest=thresholds.highest,
+            by_class=thresholds.is_by_class,
+            flags=thresholds.words,
+            second_look=second_look,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +207,10 @@ def model_status(
     challenger = None
     if version is not None and guard is not None and version.shadow is not None:
         assert guard.challenger is not None
-        limit = guard.challenger_threshold
+        assert guard.challenger_thresholds is not None
         bounds = (*version.shadow.bounds, math.inf)
         challenger = ChallengerStatus(
-            guard=_guard_status(guard.challenger, limit, guard.challenger_fpr),
+            guard=GuardStatus.of(guard.challenger, guard.challenger_thresholds),
             since=datetime.fromtimestamp(version.since, UTC).isoformat(timespec="seconds"),
             agreement=version.shadow.agreement,
             histogram=tuple(zip(bounds, version.shadow.buckets, strict=True)),
@@ -204,9 +230,7 @@ def model_status(
         ),
         guard=None
         if guard is None
-        else dataclasses.replace(
-            _guard_status(guard.artifact, guard.threshold, guard.fpr), second_look=_looks(guard)
-        ),
+        else GuardStatus.of(guard.artifact, guard.thresholds, second_look=_looks(guard)),
         challenger=challenger,
         challenger_refused=version is not None and bool(version.refused),
         captured=captured,
@@ -222,15 +246,6 @@ def _looks(guard: Guard) -> str:
         return ""
     when = "at every image" if again.looks == "always" else "at what is suspicious"
     return f"{again.second.look.name}, {when}"
-
-
-def _guard_status(artifact: GuardArtifact, threshold: float, fpr: float) -> GuardStatus:
-    return GuardStatus(
-        digest=artifact.digest,
-        created_at=artifact.manifest.created_at,
-        threshold=float(threshold),
-        target_fpr=fpr,
-    )
 
 
 def count_captures(folder: Path, model_sha256: str | None = None) -> CaptureStatus:
@@ -289,96 +304,3 @@ def last_changes(shelf: Path, count: int = _CHANGES) -> tuple[ChangeStatus, ...]
 def _gate(version: Path) -> GateResult | None:
     """Return what the gate said of a version: its name is its digest, so it never changes."""
     return gate_of(read_guard(version).manifest)
-
-
-def fetch_status(address: str, *, timeout_s: float = 5.0) -> dict[str, Any]:
-    """Return what `/status.json` of a server's metrics port says.
-
-    Raises:
-        OSError: nobody answers there, or somebody else.
-        SettingsError: it is no address.
-    """
-    place = Place.of(address, 0)
-    connection = _Connection(place, timeout=timeout_s)
-    url = f"http://{address}/status.json"
-    with contextlib.closing(connection):
-        try:
-            connection.request("GET", "/status.json")
-            data = connection.getresponse().read(_MAX_BYTES)
-        except http.client.HTTPException as error:
-            raise OSError(f"expected a reluguard server's status at {url}, got no HTTP") from error
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise OSError(f"expected a reluguard server's status at {url}, got no JSON") from error
-    if not isinstance(document, dict) or not {"state", "models"} <= set(document):
-        raise OSError(f"expected a reluguard server's status at {url}, got other JSON")
-    return document
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP to a place, a unix socket too, and never by way of a proxy."""
-
-    def __init__(self, place: Place, *, timeout: float) -> None:
-        super().__init__(place.host or "localhost", place.port, timeout=timeout)
-        self._path = place.path
-
-    def connect(self) -> None:
-        """Connect."""
-        if not self._path:
-            super().connect()
-            return
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def in_words(document: Mapping[str, Any]) -> list[str]:
-    """Return the lines a person reads of what `fetch_status` gave."""
-    lines = [f"{document['state']}, version {document['version']}, at {document['when']}"]
-    if document.get("room"):
-        memory = document["room"]["memory_bytes"] / 2**20
-        lines.append(f"callers can make it hold {memory:,.0f} MiB more than it does idle")
-    if document.get("watch"):
-        watch = document["watch"]
-        lines.append(
-            f"question streams: {watch['callers']} callers remembered, "
-            f"{watch['under_suspicion']} under suspicion"
-        )
-        lines += [
-            f"  {one['caller']}: {one['near']:.0f} near-equal questions of late,"
-            f" {one['asked']} in all"
-            for one in watch["suspects"]
-        ]
-    for model in document["models"]:
-        hour, guard, rival = model["hour"], model["guard"], model["challenger"]
-        digest = guard["digest"][:_NAME] if guard else "-"
-        lines.append(f"{model['name']}: {model['state']}, guard {digest}")
-        lines.append(
-            f"  last hour: {hour['images']} images, {hour['adversarial']} adversarial, "
-            f"{hour['unscored']} unscored"
-        )
-        if guard and guard["second_look"]:
-            lines.append(
-                f"  looks again: {guard['second_look']}; {hour['looked_again']} images since start"
-            )
-        if rival:
-            agreed = rival["agreement"]
-            lines.append(
-                f"  challenger {rival['guard']['digest'][:_NAME]} since {rival['since']}: both "
-                f"flag {agreed['both']}, only it {agreed['challenger_only']}, only the champion "
-                f"{agreed['champion_only']}, neither {agreed['neither']}"
-            )
-        if model["challenger_refused"]:
-            lines.append("  challenger: refused, the server's log says why")
-        if model["captured"]:
-            waiting = sum(model["captured"]["waiting"].values())
-            lines.append(f"  captured: {model['captured']['images']}, {waiting} wait for labels")
-        if model["drift"]:
-            suspect = model["drift"]["suspect"]
-            whose = f", {suspect} sends what is unlike calibration" if suspect else ""
-            lines.append(f"  drift: {model['drift']['advice']}{whose}")
-        for change in model["changes"][:1]:
-            gate = {True: "passed", False: "refused"}.get(change["passed"], "not asked")
-            lines.append(f"  last change: {change['action']}, gate {gate}: {change['why']}")
-    return lines

@@ -1,6 +1,5 @@
 """Thresholds by class: what is promised holds within each class, in every form of a guard."""
 
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,15 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reluguard.detector.artifact import read_guard, write_guard
+from reluguard.detector.artifact import read_guard
 from reluguard.detector.errors import GuardError, SettingsError
 from reluguard.detector.head import Head
 from reluguard.detector.looks.judging import Looks
-from reluguard.detector.model import load_production
-from reluguard.detector.runtime import Guard, Reader
+from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from tests.conftest import images
-from tests.looking import looking_twice
+from tests.looking import going_by_class, looking_twice
 
 PICTURES = images(60, seed=77)
 
@@ -100,39 +98,11 @@ def test_levelled_scores_are_flagged_by_one_threshold(pooled: Head, seed: int) -
     np.testing.assert_array_equal(all_of.levelled(scores, answers, rates), scores)
 
 
-def grouped(model: Path, folder: Path, out: Path) -> Path:
-    """Write a guard as one that goes by class: each of the classes that has 19 images or more."""
-    read = read_guard(folder)
-    production = load_production(model, output=read.manifest.answer)
-    spec, taps = read.manifest.input, read.manifest.taps
-    clean = images(199, size=spec.height, channels=spec.channels, seed=1)
-    rates, logits = Reader(production, spec, taps, threads=1).read(clean)
-    answers = logits.argmax(axis=1)
-    counts = np.bincount(answers, minlength=logits.shape[1])
-    order = np.argsort(-counts)
-    groups = np.zeros(len(counts), np.int64)
-    groups[order[0]] = 1  # the most frequent answer alone, the others together
-    assert counts[groups == 0].sum() >= 20
-    assert counts[groups == 1].sum() >= 20
-    head = read.head.calibrated(read.head.score(rates, logits).score, answers, groups)
-    second = read.second
-    if second is not None:
-        # drawn on the same images in the same order: the second scores tell which is which
-        scores = second.head.clean_scores
-        again = Guard.open(model, folder, threads=1, looks="always").inspect(clean)
-        rank = np.argsort(again.score, kind="stable")
-        np.testing.assert_allclose(again.score[rank], scores, atol=1e-3)
-        own = replace(second.head, class_groups=groups, clean_groups=groups[answers[rank]])
-        second = replace(second, head=own)
-    manifest = replace(read.manifest, calibration_images=len(head.clean_scores))
-    return write_guard(out, manifest=manifest, head=head, golden=read.golden, second=second).path
-
-
 def test_every_form_of_the_guard_says_the_same(
     tiny_model: Path, tiny_guard: Path, tmp_path: Path
 ) -> None:
     """On disk and back, in verdicts, and in the exported graph, where each class has its limit."""
-    folder = grouped(tiny_model, tiny_guard, tmp_path / "guard")
+    folder = going_by_class(tiny_model, tiny_guard, tmp_path / "guard")
     guard = Guard.open(tiny_model, folder, threads=1)
     head = guard.artifact.head
     assert head.is_by_class
@@ -158,7 +128,7 @@ def test_two_looks_go_by_class_too(
 ) -> None:
     """Their order stands within each group, and the exported file flags what it does."""
     twice = looking_twice(tiny_model, tiny_guard, tmp_path / "twice")
-    folder = grouped(tiny_model, twice, tmp_path / "guard")
+    folder = going_by_class(tiny_model, twice, tmp_path / "guard")
     guard = Guard.open(tiny_model, folder, threads=1, looks=looks, fpr=0.1)
     found = guard.inspect(PICTURES)
     second, first = guard.artifact.second, found.first

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from reluguard.detector.looks.thresholds import Thresholds
 from reluguard.service.captures.drift import Drift
 from reluguard.service.client.client import Client
 from reluguard.service.client.probe import is_healthy
+from reluguard.service.monitoring.live_guards import LiveGuard
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.protocols.health import LIVE
 from reluguard.service.room import room_of
@@ -37,7 +40,17 @@ def exported() -> dict[str, set[str]]:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     model = metrics.model("m", "annotate")
-    model.guard(digest="d", model_sha256="s", created=0.0, threshold=0.0, challenger="c")
+    thresholds = Thresholds(fpr=0.05, first=np.zeros(1, np.float32))
+    model.guard(
+        LiveGuard(
+            digest="d",
+            model_sha256="s",
+            created=0.0,
+            thresholds=thresholds,
+            challenger="c",
+            challenger_thresholds=thresholds,
+        )
+    )
     metrics.rpc.method("unary", "s", "m")
     metrics.drift("m", Drift(samples=0.0, statistics={}, advice="wait", layers={"l": 0.0}))
     names: dict[str, set[str]] = {"up": set()}

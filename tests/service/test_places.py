@@ -28,7 +28,7 @@ from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import StartError
 from reluguard.service.places import Place
 from reluguard.service.settings import Settings
-from reluguard.service.web.snapshot import fetch_status
+from reluguard.service.web.fetched import fetch_status
 
 hosts = st.sampled_from(["127.0.0.1", "::1", "localhost", "fe80::1", "0.0.0.0", "guard.example"])
 

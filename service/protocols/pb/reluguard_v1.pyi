@@ -173,12 +173,22 @@ class TensorInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Threshold(_message.Message):
-    __slots__ = ("target_fpr", "score")
+    __slots__ = ("target_fpr", "score", "by_class", "second_score", "second_by_class", "lowest", "highest")
     TARGET_FPR_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    BY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    SECOND_SCORE_FIELD_NUMBER: _ClassVar[int]
+    SECOND_BY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    LOWEST_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_FIELD_NUMBER: _ClassVar[int]
     target_fpr: float
     score: float
-    def __init__(self, target_fpr: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
+    by_class: _containers.RepeatedScalarFieldContainer[float]
+    second_score: float
+    second_by_class: _containers.RepeatedScalarFieldContainer[float]
+    lowest: float
+    highest: float
+    def __init__(self, target_fpr: _Optional[float] = ..., score: _Optional[float] = ..., by_class: _Optional[_Iterable[float]] = ..., second_score: _Optional[float] = ..., second_by_class: _Optional[_Iterable[float]] = ..., lowest: _Optional[float] = ..., highest: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_rows", "max_message_bytes", "max_pixels", "max_connections", "max_streams", "max_open_streams", "max_calls", "max_bytes_in_flight", "memory_bytes", "watch_bytes")
@@ -205,7 +215,7 @@ class Limits(_message.Message):
     def __init__(self, max_rows: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_pixels: _Optional[int] = ..., max_connections: _Optional[int] = ..., max_streams: _Optional[int] = ..., max_open_streams: _Optional[int] = ..., max_calls: _Optional[int] = ..., max_bytes_in_flight: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., watch_bytes: _Optional[int] = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("model", "models", "model_sha256", "guard", "guard_created_at", "input", "inputs", "outputs", "thresholds", "taps", "policy", "detail", "limits", "server_version")
+    __slots__ = ("model", "models", "model_sha256", "guard", "guard_created_at", "input", "inputs", "outputs", "thresholds", "taps", "policy", "detail", "limits", "server_version", "target_fpr", "thresholds_by_class", "looks")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +230,9 @@ class DescribeResponse(_message.Message):
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FPR_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_BY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    LOOKS_FIELD_NUMBER: _ClassVar[int]
     model: str
     models: _containers.RepeatedScalarFieldContainer[str]
     model_sha256: str
@@ -234,7 +247,10 @@ class DescribeResponse(_message.Message):
     detail: Detail
     limits: Limits
     server_version: str
-    def __init__(self, model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., model_sha256: _Optional[str] = ..., guard: _Optional[str] = ..., guard_created_at: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., thresholds: _Optional[_Iterable[_Union[Threshold, _Mapping]]] = ..., taps: _Optional[_Iterable[str]] = ..., policy: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ...) -> None: ...
+    target_fpr: float
+    thresholds_by_class: bool
+    looks: str
+    def __init__(self, model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., model_sha256: _Optional[str] = ..., guard: _Optional[str] = ..., guard_created_at: _Optional[str] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorInfo, _Mapping]]] = ..., thresholds: _Optional[_Iterable[_Union[Threshold, _Mapping]]] = ..., taps: _Optional[_Iterable[str]] = ..., policy: _Optional[str] = ..., detail: _Optional[_Union[Detail, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., target_fpr: _Optional[float] = ..., thresholds_by_class: _Optional[bool] = ..., looks: _Optional[str] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("id", "label")

@@ -15,7 +15,16 @@ from reluguard.detector.images import Images
 from reluguard.detector.reference import KEY, reference_of
 from reluguard.detector.runtime import Guard
 from reluguard.service.captures.capture import Capture, content_of, sample
-from reluguard.service.captures.drift import Drift, Sample, beta_binomial_tail, measure, read_drift
+from reluguard.service.captures.drift import (
+    Calibration,
+    Drift,
+    Sample,
+    beta_binomial_tail,
+    measure,
+    read_drift,
+)
+from tests.conftest import images
+from tests.looking import going_by_class, looking_twice
 
 FPR = 0.05
 RNG = np.random.default_rng(0)
@@ -37,7 +46,7 @@ def drift_of(traffic: np.ndarray, share: float = 0.2, sources: list[str] | None 
         layers=np.zeros((int(kept.sum()), 0)),
         source=np.array(sources)[kept] if sources else np.full(int(kept.sum()), "me"),
     )
-    return measure(captured, clean=CLEAN, threshold=THRESHOLD, fpr=FPR)
+    return measure(captured, Calibration(clean=CLEAN, threshold=THRESHOLD, fpr=FPR))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 1.0])
@@ -69,7 +78,8 @@ def test_calm_traffic_seldom_looks_like_an_attack() -> None:
             source=np.array([f"caller-{i % 8}" for i in range(1000)]),
         )
         limit = float(np.quantile(clean, 0.95))
-        assert measure(captured, clean=clean, threshold=limit, fpr=FPR).advice != "retrain"
+        calibration = Calibration(clean=clean, threshold=limit, fpr=FPR)
+        assert measure(captured, calibration).advice != "retrain"
 
 
 def test_shifted_clean_inputs_ask_for_recalibration() -> None:
@@ -207,3 +217,89 @@ def test_an_index_that_can_not_be_read_says_so(
     (tmp_path / "capture.sqlite").write_bytes(b"no database" * 500)
     with pytest.raises(sqlite3.Error):
         read_drift(tmp_path, informed)
+
+
+def by_class_traffic(
+    rng: np.random.Generator, mix: list[float], count: int, lift: float = 0.0
+) -> tuple[Sample, Calibration, Calibration]:
+    """Traffic of three classes, the second calibrated on 60 images: by class, and the same pooled.
+
+    The classes' clean scores lie far from each other; `lift` moves what is asked.
+    """
+    sizes, middles = np.array([2000, 60, 2000]), np.array([-4.0, 0.0, 4.0])
+    clean = [np.sort(rng.normal(m, 1, n)) for m, n in zip(middles, sizes, strict=True)]
+    prediction = rng.choice(3, count, p=mix)
+    score = rng.normal(middles[prediction] + lift, 1)
+    p = np.ones(count)
+    for c, one in enumerate(clean):
+        mine = prediction == c
+        p[mine] = (1 + len(one) - np.searchsorted(one, score[mine])) / (1 + len(one))
+    own = np.concatenate([(len(one) - np.arange(len(one)) + 1) / (len(one) + 1) for one in clean])
+    sample = Sample(
+        score=-p,
+        p_value=p,
+        weight=np.ones(count),
+        prediction=prediction,
+        layers=np.zeros((count, 0)),
+        source=np.full(count, "me"),
+    )
+    by_class = Calibration(
+        clean=np.sort(-own),
+        threshold=np.nextafter(-FPR, -1),
+        fpr=FPR,
+        group_of_class=np.arange(3),
+        group_sizes=sizes.astype(float),
+    )
+    pooled = np.sort(np.concatenate(clean))
+    return sample, by_class, Calibration(clean=pooled, threshold=np.inf, fpr=FPR)
+
+
+@pytest.mark.parametrize("mix", [[0.5, 0.015, 0.485], [0.95, 0.05, 0.0], [0.0, 0.0, 1.0]])
+def test_another_mix_of_classes_is_no_drift_of_a_guard_by_class(mix: list[float]) -> None:
+    """What holds within each class holds for any mix of them; scores over all classes do not."""
+    sample, by_class, _ = by_class_traffic(np.random.default_rng(7), mix, 4000)
+    found = measure(sample, by_class)
+    assert found.advice == "none"
+    assert found.statistics["bulk_ks"] < 0.1
+    assert found.statistics["verdict_rate"] == pytest.approx(FPR, abs=0.02)
+
+
+def test_a_class_of_few_calibration_images_raises_no_alarm_by_its_own_chance() -> None:
+    """All traffic of a class with 60 images: its realised rate is one draw, for good."""
+    rng = np.random.default_rng(8)
+    advice = [measure(*by_class_traffic(rng, [0.0, 1.0, 0.0], 3000)[:2]).advice for _ in range(40)]
+    assert advice == ["none"] * 40
+    sample, by_class, pooled = by_class_traffic(rng, [0.0, 1.0, 0.0], 3000)
+    assert by_class.behind(sample) == pytest.approx(60)
+    assert pooled.behind(sample) == 4060
+
+
+def test_moved_inputs_and_attacks_are_seen_within_classes() -> None:
+    """By class the watch is no weaker than over all."""
+    rng = np.random.default_rng(9)
+    moved, by_class, _ = by_class_traffic(rng, [0.5, 0.0, 0.5], 4000, lift=0.6)
+    assert measure(moved, by_class).advice == "recalibrate"
+    calm, by_class, _ = by_class_traffic(rng, [0.5, 0.0, 0.5], 4000)
+    attacked = replace(calm, p_value=calm.p_value.copy(), score=calm.score.copy())
+    attacked.p_value[::30] = 1 / 2001
+    attacked.score[::30] = -1 / 2001
+    assert measure(attacked, by_class).advice == "retrain"
+
+
+@pytest.mark.parametrize("form", ["by class", "two looks", "both"])
+def test_calm_traffic_of_every_form_of_a_guard_is_no_drift(
+    form: str, tiny_model: Path, tiny_guard: Path, tmp_path: Path
+) -> None:
+    """On real networks, read back from what was captured; noise is told from it."""
+    folder = tiny_guard
+    if form != "by class":
+        folder = looking_twice(tiny_model, folder, tmp_path / "twice")
+    if form != "two looks":
+        folder = going_by_class(tiny_model, folder, tmp_path / "guard")
+    guard = Guard.open(tiny_model, folder, threads=1, readings=True)
+    calm = captured(guard, tmp_path / "calm", images(500, seed=31))
+    assert calm.advice == "none"
+    assert calm.statistics["verdict_rate"] < 0.12
+    assert calm.statistics["bulk_ks"] == pytest.approx(calm.statistics["p_value_ks"], abs=0.08)
+    black = captured(guard, tmp_path / "black", images(500, seed=32) // 8)
+    assert black.advice in {"recalibrate", "retrain"}

@@ -22,7 +22,16 @@ from reluguard.service.web.snapshot import (
     ServerStatus,
 )
 
-GUARD = GuardStatus(digest="ab" * 32, created_at="2026-01-01", threshold=1.5, target_fpr=0.05)
+GUARD = GuardStatus(
+    digest="ab" * 32,
+    created_at="2026-01-01",
+    target_fpr=0.05,
+    threshold=1.5,
+    lowest=1.5,
+    highest=1.5,
+    by_class=False,
+    flags="score above 1.500",
+)
 HOUR = HourStatus(
     images=10,
     adversarial=2,

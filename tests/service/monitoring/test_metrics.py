@@ -10,11 +10,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from reluguard.detector.images import Images
+from reluguard.detector.looks.thresholds import Thresholds
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, running
 from reluguard.service.client.client import Client
 from reluguard.service.errors import CallError
 from reluguard.service.monitoring.hour import Hour
+from reluguard.service.monitoring.live_guards import LiveGuard
 from reluguard.service.monitoring.metrics import Metrics
 
 
@@ -146,13 +148,17 @@ def test_a_swapped_guard_leaves_no_series_behind() -> None:
     registry = CollectorRegistry()
     model = Metrics(registry).model("m", "annotate")
     for digest in ("a", "b"):
-        model.guard(digest=digest, model_sha256="s", created=0.0, threshold=1.0)
-    name = "reluguard_guard_info"
-    assert registry.get_sample_value(name, {"model": "m", "guard": "b", "model_sha256": "s"}) == 1
-    assert (
-        registry.get_sample_value(name, {"model": "m", "guard": "a", "model_sha256": "s"}) is None
-    )
+        thresholds = Thresholds(fpr=0.05, first=np.ones(1, np.float32))
+        model.guard(LiveGuard(digest=digest, model_sha256="s", created=0.0, thresholds=thresholds))
+
+    def live() -> list[str]:
+        return [
+            sample.labels["guard"]
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == "reluguard_guard_info"
+        ]
+
+    assert live() == ["b"]
     model.unloaded()
-    assert (
-        registry.get_sample_value(name, {"model": "m", "guard": "b", "model_sha256": "s"}) is None
-    )
+    assert live() == []

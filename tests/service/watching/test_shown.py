@@ -6,8 +6,9 @@ import pytest
 
 from reluguard.service.fleet.picture import read_picture, together, write_picture
 from reluguard.service.watching.watch import Suspect, WatchStatus
+from reluguard.service.web.fetched import in_words
 from reluguard.service.web.page import page, whats_wrong
-from reluguard.service.web.snapshot import ServerStatus, in_words
+from reluguard.service.web.snapshot import ServerStatus
 
 
 @pytest.fixture

@@ -123,10 +123,16 @@ def test_page_json_and_command_tell_the_same(
         assert words in said
 
 
+def guard_status(*, threshold: float, **changes: Any) -> GuardStatus:
+    fields: dict[str, Any] = {
+        "target_fpr": 0.05, "lowest": threshold, "highest": threshold, "by_class": False,
+        "flags": f"score above {threshold:.3f}",
+    }  # fmt: skip
+    return GuardStatus(threshold=threshold, **fields | changes)
+
+
 def full_status(**changes: Any) -> ServerStatus:
-    guard = GuardStatus(
-        digest="d" * 64, created_at="2026-11-01T00:00:00+00:00", threshold=1.25, target_fpr=0.05
-    )
+    guard = guard_status(digest="d" * 64, created_at="2026-11-01T00:00:00+00:00", threshold=1.25)
     bounds = (-4.0, -1.0, 1.0, 3.0, math.inf)
     fields: dict[str, Any] = {
         "name": "m", "state": "ready", "is_ready": True, "policy": "annotate",
@@ -145,7 +151,7 @@ def full_status(**changes: Any) -> ServerStatus:
 def test_the_page_escapes_what_it_shows() -> None:
     """No name, reason, label or layer becomes markup."""
     odd = "<script>x</script>"
-    guard = GuardStatus(digest=odd, created_at=odd, threshold=math.nan, target_fpr=0.05)
+    guard = guard_status(digest=odd, created_at=odd, threshold=math.nan, flags=odd)
     text = page(
         full_status(
             name=odd, state=odd, policy=odd, guard=guard,
