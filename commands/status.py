@@ -92,7 +92,7 @@ def _capture_status(captures: Path, document: dict[str, Any], lines: list[str]) 
     import sqlite3
     from dataclasses import asdict
 
-    from reluguard.service.web.snapshot import count_captures
+    from reluguard.service.captures.counts import count_captures
 
     try:
         found = count_captures(captures)

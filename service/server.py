@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import secrets
-import sqlite3
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,13 +17,12 @@ from prometheus_client import CollectorRegistry
 
 from reluguard import service
 from reluguard.detector.allowance import available_cores
-from reluguard.detector.errors import DetectorError
 from reluguard.detector.runtime import Guard
 from reluguard.service.captures.capture import Capture
-from reluguard.service.captures.drift import Drift, read_drift
+from reluguard.service.captures.reader import CaptureReader
 from reluguard.service.decoding.decoders import Decoders
 from reluguard.service.edge import Edge
-from reluguard.service.errors import NotFoundError, ReloadError, StartError
+from reluguard.service.errors import StartError
 from reluguard.service.listening import (
     SERVICES,
     bind,
@@ -33,17 +32,8 @@ from reluguard.service.listening import (
     reflect,
     server_options,
 )
-from reluguard.service.models.batching import Batcher
-from reluguard.service.models.models import (
-    Model,
-    Repository,
-    Source,
-    Version,
-    check_name,
-    sources_in,
-)
-from reluguard.service.models.slots import Slots
-from reluguard.service.monitoring.decisions import DecisionFile, DecisionLog
+from reluguard.service.models.catalogue import Catalogue
+from reluguard.service.monitoring.decisions import open_decisions
 from reluguard.service.monitoring.exported import open_export
 from reluguard.service.monitoring.flagged import Flagged
 from reluguard.service.monitoring.metrics import Metrics
@@ -62,7 +52,7 @@ from reluguard.service.share import ALONE, Share
 from reluguard.service.watching.table import Table
 from reluguard.service.watching.watch import Watch
 from reluguard.service.web.http import WebServer
-from reluguard.service.web.snapshot import CaptureStatus, ServerStatus, count_captures, model_status
+from reluguard.service.web.snapshot import ServerStatus, model_status
 
 __all__ = ["Server"]
 
@@ -72,8 +62,6 @@ _FEWEST_DECODERS = 2  # one caller may hold half of them
 _SETTLE_S = 0.02
 _KEY_BYTES = 32
 _FORGET_S = 60.0
-_INLINE_S = 0.0003  # about what a thread and back costs
-_INLINE_ON_ONE_S = 0.002  # where there is one processor nothing else could run meanwhile
 _WORKER_NICE = 10
 _LOWEST = 19
 
@@ -95,8 +83,6 @@ class Server:
         self._tracing = tracing
         self.metrics = Metrics(registry or CollectorRegistry(), processes=share.of)
         self._given = guard
-        self._drift: dict[str, Drift] = {}
-        self._captured: dict[str, CaptureStatus] = {}
         # built on the loop, by start()
         self.address = ""
         self.flagged = Flagged()
@@ -105,17 +91,16 @@ class Server:
         self.health_address: str | None = None
         self._stack = contextlib.AsyncExitStack()
         self._stopped = False
-        self._workers: ThreadPoolExecutor
         self._decoder: ThreadPoolExecutor
         self._loader: ThreadPoolExecutor
-        self._slots: Slots
         self._edge: Edge
         self._health: Health
         self._tokens: Tokens | None
         self._grpc: Any
         self._http: HttpServer | None = None
         self._questions: Watch | None = None
-        self.repository: Repository
+        self._captures: CaptureReader | None = None
+        self.catalogue: Catalogue
         self.room: Room
 
     @property
@@ -147,87 +132,18 @@ class Server:
 
     async def _start(self) -> None:
         settings = self.settings
-        self._workers = self._pool("model", settings.workers)
+        workers = self._pool("model", settings.workers)
         self._decoder = self._pool("decode", self._cores)
         self._loader = self._pool("load", 1)
-        self._slots = Slots(settings.workers)
         self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
         credentials = certificates(settings)
         if self._tracing is None:
             self._tracing = open_tracing(settings.tracing)
         if self._tracing is not None:
             self._stack.callback(self._tracing.close)
-        self.repository = Repository(await self._models())
-        self.room = room_of(settings, self._largest_row())
-        quotas = Quotas(
-            Quota(
-                calls=settings.caller_calls,
-                calls_per_s=settings.caller_calls_per_s,
-                rows_per_s=settings.caller_rows_per_s,
-            ),
-            self.metrics.call_refused,
-            self._share.uses,
-        )
-        decisions = self._decisions()
-        self._edge = Edge(
-            metrics=self.metrics,
-            tokens=self._tokens,
-            decisions=decisions,
-            quotas=quotas,
-            room=self.room,
-            receive_s=settings.receive_s,
-            tracing=self._tracing,
-        )
-        self._health = Health([*SERVICES, *(model.name for model in self.repository)])
-        limits = Limits(
-            max_rows=settings.max_rows,
-            max_message_bytes=self.room.max_message_bytes,
-            max_pixels=settings.max_pixels,
-        )
-        decoders = Decoders(
-            size=max(_FEWEST_DECODERS, self._cores),
-            decode_s=settings.decode_s,
-            max_pixels=settings.max_pixels,
-            starter=self._pool("starter", 1),
-            ended=self.metrics.decoder_ended,
-        )
-        self._stack.push_async_callback(decoders.close)
-        self._questions = self._watch_over_questions()
-        inspector = Inspector(
-            decoder=self._decoder,
-            decoders=decoders,
-            quotas=quotas,
-            limits=limits,
-            rules=Rules(
-                policy=settings.policy,
-                fail=settings.fail,
-                likelihood_step=settings.likelihood_step,
-            ),
-            flagged=self.flagged,
-            capture=self._capture(),
-            watch=self._questions,
-            decisions=decisions,
-            tracing=self._tracing,
-        )
-        self._grpc = grpc.aio.server(
-            options=server_options(settings, limits, shared=not self._share.is_alone)
-        )
-        self._stack.push_async_callback(self._grpc.stop, None)
-        control = open_inference.RepositoryControl(
-            self._asked_to_load, self._asked_to_unload, enabled=settings.repository_control
-        )
-        servicer = open_inference.OpenInferenceServicer(
-            self.repository, inspector, self._health, control
-        )
-        self._grpc.add_generic_rpc_handlers(
-            (
-                servicers.GuardServicer(self.repository, inspector, self.room).handlers(self._edge),
-                servicer.handlers(self._edge),
-                self._health.handlers(self._edge.lobby),
-            )
-        )
-        if settings.reflection:
-            reflect(self._grpc)
+        await self._open_models(workers)
+        inspector = self._way_in()
+        servicer = self._by_grpc(inspector)
         await self._catch_up()
         self.address = settings.place.of_port(bind(self._grpc, settings.place, credentials))
         self._stack.callback(settings.place.remove)
@@ -252,11 +168,118 @@ class Server:
                 self.address,
             )
 
+    async def _open_models(self, workers: Executor) -> None:
+        self.catalogue = Catalogue(
+            self.settings,
+            cores=self._cores,
+            workers=workers,
+            loader=self._loader,
+            metrics=self.metrics,
+        )
+        self._stack.push_async_callback(self.catalogue.close)
+        if self._given is None:
+            await self.catalogue.open()
+        else:
+            self.catalogue.take(self._given)
+
+    def _way_in(self) -> Inspector:
+        """Make what every request passes, whatever its protocol: the edge, then the inspector."""
+        settings = self.settings
+        self.room = room_of(settings, self._largest_row())
+        quotas = Quotas(
+            Quota(
+                calls=settings.caller_calls,
+                calls_per_s=settings.caller_calls_per_s,
+                rows_per_s=settings.caller_rows_per_s,
+            ),
+            self.metrics.call_refused,
+            self._share.uses,
+        )
+        decisions = self._stack.enter_context(
+            open_decisions(
+                settings.decision_log,
+                max_bytes=settings.decision_log_bytes,
+                files=settings.decision_log_files,
+                share=settings.decision_share,
+                dropped=self.metrics.decision_dropped,
+                write=self._share.decide,
+                export=open_export(settings.decision_export),
+            )
+        )
+        self._edge = Edge(
+            metrics=self.metrics,
+            tokens=self._tokens,
+            decisions=decisions,
+            quotas=quotas,
+            room=self.room,
+            receive_s=settings.receive_s,
+            tracing=self._tracing,
+        )
+        self._health = Health([*SERVICES, *(model.name for model in self.catalogue)])
+        limits = Limits(
+            max_rows=settings.max_rows,
+            max_message_bytes=self.room.max_message_bytes,
+            max_pixels=settings.max_pixels,
+        )
+        decoders = Decoders(
+            size=max(_FEWEST_DECODERS, self._cores),
+            decode_s=settings.decode_s,
+            max_pixels=settings.max_pixels,
+            starter=self._pool("starter", 1),
+            ended=self.metrics.decoder_ended,
+        )
+        self._stack.push_async_callback(decoders.close)
+        self._questions = self._watch_over_questions()
+        if settings.capture is not None:
+            self._captures = CaptureReader(settings.capture, self._loader, self.metrics.drift)
+        return Inspector(
+            decoder=self._decoder,
+            decoders=decoders,
+            quotas=quotas,
+            limits=limits,
+            rules=Rules(
+                policy=settings.policy,
+                fail=settings.fail,
+                likelihood_step=settings.likelihood_step,
+            ),
+            flagged=self.flagged,
+            capture=self._capture(),
+            watch=self._questions,
+            decisions=decisions,
+            tracing=self._tracing,
+        )
+
+    def _by_grpc(self, inspector: Inspector) -> open_inference.OpenInferenceServicer:
+        """Make the gRPC server, which listens to nobody yet."""
+        settings = self.settings
+        self._grpc = grpc.aio.server(
+            options=server_options(settings, inspector.limits, shared=not self._share.is_alone)
+        )
+        self._stack.push_async_callback(self._grpc.stop, None)
+        control = open_inference.RepositoryControl(
+            functools.partial(self._asked, "load"),
+            functools.partial(self._asked, "unload"),
+            enabled=settings.repository_control,
+        )
+        repository = self.catalogue.repository
+        servicer = open_inference.OpenInferenceServicer(
+            repository, inspector, self._health, control
+        )
+        self._grpc.add_generic_rpc_handlers(
+            (
+                servicers.GuardServicer(repository, inspector, self.room).handlers(self._edge),
+                servicer.handlers(self._edge),
+                self._health.handlers(self._edge.lobby),
+            )
+        )
+        if settings.reflection:
+            reflect(self._grpc)
+        return servicer
+
     def _watch(self) -> None:
         settings = self.settings
         # one process tells the others when to look: all take a new guard at once
-        has_files = any(model.source for model in self.repository)
-        if settings.reload_s and has_files and self._share.is_alone:
+        if settings.reload_s and self.catalogue.has_files and self._share.is_alone:
             self._background(self._follow())
         if settings.capture is not None and self._share.leads:
             self._background(self._watch_captures())
@@ -267,31 +290,6 @@ class Server:
     def _cores(self) -> int:
         """Return this process's part of the processors."""
         return max(1, available_cores() // self._share.of)
-
-    def _decisions(self) -> DecisionLog | None:
-        settings = self.settings
-        write = self._share.decide
-        export = open_export(settings.decision_export)
-        if export is not None:
-            self._stack.callback(export.close)
-        if write is None and settings.decision_log is None and export is None:
-            return None
-        if write is None and settings.decision_log is not None:
-            file = DecisionFile(
-                settings.decision_log,
-                max_bytes=settings.decision_log_bytes,
-                files=settings.decision_log_files,
-            )
-            self._stack.callback(file.close)
-            write = file.write
-        log = DecisionLog(
-            write,
-            share=settings.decision_share,
-            dropped=self.metrics.decision_dropped,
-            export=export,
-        )
-        self._stack.callback(log.close)
-        return log
 
     def _watch_over_questions(self) -> Watch | None:
         settings, share = self.settings, self._share
@@ -351,77 +349,8 @@ class Server:
 
         self._stack.push_async_callback(end)
 
-    async def _models(self) -> list[Model]:
-        settings = self.settings
-        if self._given is not None:
-            model = self._model(settings.name or "model", None)
-            model.show(Version.of(self._given))
-            return [model]
-        models = [self._model(source.name, source) for source in self._sources().values()]
-        if not models:
-            raise StartError("expected at least one model to serve, got none")
-        refused: list[ReloadError] = []
-        for model in models:
-            try:
-                await model.load(self._loader)
-            except ReloadError as error:
-                refused.append(error)
-        if len(refused) == len(models):
-            cause = refused[0].__cause__ or refused[0]
-            raise StartError(str(cause)) from cause
-        return models
-
-    def _sources(self) -> dict[str, Source]:
-        settings = self.settings
-        threads = settings.threads or max(1, self._cores // settings.workers)
-        if settings.models is not None:
-            return sources_in(
-                settings.models,
-                providers=settings.providers,
-                threads=threads,
-                readings=settings.has_readings,
-                public_key=settings.public_key,
-                looks=settings.looks,
-            )
-        if settings.model is None or settings.guard is None:
-            return {}
-        name = settings.name or settings.model.stem
-        source = Source(
-            name=name,
-            model=settings.model,
-            guard=settings.guard,
-            challenger=settings.challenger,
-            public_key=settings.public_key,
-            providers=settings.providers,
-            threads=threads,
-            readings=settings.has_readings,
-            looks=settings.looks,
-            second_model=settings.second_model,
-        )
-        return {name: source}
-
-    def _model(self, name: str, source: Source | None) -> Model:
-        check_name(name)
-        settings = self.settings
-        metrics = self.metrics.model(name, settings.policy)
-        batcher = Batcher(
-            max_batch=settings.max_batch,
-            max_delay_s=settings.max_delay_s,
-            max_queue_rows=settings.max_queue_rows,
-            max_wait_s=settings.max_wait_s,
-            executor=self._workers,
-            slots=self._slots,
-            metrics=metrics,
-            inline_s=_INLINE_S if self._cores > 1 else _INLINE_ON_ONE_S,
-        )
-        batcher.start()
-        self._stack.push_async_callback(batcher.close)
-        return Model(name=name, source=source, batcher=batcher, metrics=metrics)
-
     def _largest_row(self) -> int:
-        return max(
-            row_bytes(model.version.guard.spec) for model in self.repository if model.is_ready
-        )
+        return max(row_bytes(guard.spec) for guard in self.catalogue.guards.values())
 
     def _web(self) -> WebServer | None:
         place = self.settings.metrics_place
@@ -468,6 +397,7 @@ class Server:
 
     def status(self) -> ServerStatus:
         """Return the picture of the server. Safe to call from any thread."""
+        captures = self._captures
         return ServerStatus(
             state="serving" if self._health.is_serving else "not serving",
             version=service.version(),
@@ -478,15 +408,15 @@ class Server:
                 model_status(
                     model,
                     self.settings.policy,
-                    captured=self._captured.get(model.name),
-                    drift=self._drift.get(model.name),
+                    captured=None if captures is None else captures.captured.get(model.name),
+                    drift=None if captures is None else captures.drift.get(model.name),
                 )
-                for model in self.repository
+                for model in self.catalogue
             ],
         )
 
     async def _show_health(self) -> None:
-        ready = {model.name: model.is_ready for model in self.repository}
+        ready = {model.name: model.is_ready for model in self.catalogue}
         for name, is_ready in ready.items():
             await self._health.set(name, serving=is_ready)
         for name in ("", *SERVICES):
@@ -499,11 +429,7 @@ class Server:
 
     async def follow(self) -> None:
         """Look whether any model's files changed, and take what did."""
-        for model in self.repository:
-            try:
-                await model.follow(self._loader)
-            except Exception:  # noqa: BLE001 - one odd file must not end the watch
-                _log.exception("looking for a new guard of %s failed", model.name)
+        await self.catalogue.follow()
         await self._show_health()
 
     async def _watch_captures(self) -> None:
@@ -513,46 +439,24 @@ class Server:
 
     async def read_captures(self) -> None:
         """Look at what was captured: how much waits for labels, and whether traffic drifted."""
-        folder = self.settings.capture
-        if folder is None:
-            return
-        loop = asyncio.get_running_loop()
-        for model in self.repository:
-            if not model.is_ready:
-                continue
-            guard = model.version.guard
-            sha256 = guard.artifact.manifest.model_sha256
-            try:
-                drift = await loop.run_in_executor(self._loader, read_drift, folder, guard)
-                captured = await loop.run_in_executor(self._loader, count_captures, folder, sha256)
-            except (sqlite3.Error, DetectorError) as error:
-                _log.error("the captures of %s can't be read: %s", model.name, error)
-            else:
-                self._drift[model.name] = drift
-                self._captured[model.name] = captured
-                self.metrics.drift(model.name, drift)
+        if self._captures is not None:
+            await self._captures.read(self.catalogue.guards)
 
     async def reload(self) -> None:
         """Look at every loaded model's files now and take what changed."""
-        for model in self.repository:
-            await model.follow(self._loader, again=True)
+        await self.catalogue.reload()
         await self._show_health()
 
-    async def _asked_to_load(self, name: str) -> None:
-        await (self._load(name) if self._share.change is None else self._share.change("load", name))
-
-    async def _asked_to_unload(self, name: str) -> None:
-        if self._share.change is None:
-            await self._unload(name)
-        else:
-            await self._share.change("unload", name)
+    async def _asked(self, what: str, name: str) -> None:
+        """Load or unload a model in all processes."""
+        await (self.change if self._share.change is None else self._share.change)(what, name)
 
     async def _catch_up(self) -> None:
         """Load and unload what other processes were told to before this one started."""
         for name in self._share.loaded:
-            await self._load(name)
+            await self.change("load", name)
         for name in self._share.unloaded:
-            await self._unload(name)
+            await self.change("unload", name)
 
     async def change(self, what: str, name: str) -> None:
         """Load ("load") or unload ("unload") a model in this process.
@@ -561,24 +465,10 @@ class Server:
             NotFoundError: there is none of this name.
             ReloadError: its files were refused.
         """
-        await (self._load(name) if what == "load" else self._unload(name))
-
-    async def _load(self, name: str) -> None:
-        try:
-            model = self.repository.get(name)
-        except NotFoundError:
-            sources = await asyncio.get_running_loop().run_in_executor(self._loader, self._sources)
-            if name not in sources:  # only names that lie in the folder, never a path
-                raise
-            model = self._model(name, sources[name])
-            await model.load(self._loader)
-            self.repository.add(model)
+        if what == "load":
+            await self.catalogue.load(name)
         else:
-            await model.load(self._loader)
-        await self._show_health()
-
-    async def _unload(self, name: str) -> None:
-        self.repository.get(name).unload()
+            self.catalogue.unload(name)
         await self._show_health()
 
     async def stop(self) -> None:

@@ -376,7 +376,7 @@ class Repository:
             raise StartError("expected every model to have its own name")
 
     def __iter__(self) -> Iterator[Model]:
-        return iter(self._models.values())
+        return iter([*self._models.values()])  # one may be added while another is loaded
 
     def __len__(self) -> int:
         return len(self._models)

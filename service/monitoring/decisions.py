@@ -12,7 +12,8 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any
 
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import StartError
+from reluguard.service.monitoring.exported import Exported
 from reluguard.service.watching.watch import Seen, as_shown
 
-__all__ = ["Decision", "DecisionFile", "DecisionLog"]
+__all__ = ["Decision", "DecisionFile", "DecisionLog", "open_decisions"]
 
 _log = logging.getLogger(__name__)
 _QUEUE = 4096
@@ -192,6 +194,46 @@ class DecisionFile(logging.handlers.RotatingFileHandler):
         """Let the writer count it; the base class prints a trace for each."""
         del record
         raise  # noqa: PLE0704 - called while an error is handled
+
+
+@contextmanager
+def open_decisions(
+    path: Path | None,
+    *,
+    max_bytes: int,
+    files: int,
+    share: float,
+    dropped: Callable[[], None],
+    write: Callable[[str], None] | None = None,
+    export: Exported | None = None,
+) -> Iterator[DecisionLog | None]:
+    """Hold the decision log open that was asked for, None where none was.
+
+    Args:
+        path: of the newest file; None for no file.
+        max_bytes: of one file.
+        files: kept besides the newest.
+        share: of the clean ones that are written.
+        dropped: told of each entry that is lost.
+        write: takes lines in place of a file of one's own.
+        export: takes them too; closed with the log.
+
+    Raises:
+        StartError: the file can't be written.
+    """
+    if write is None and path is None and export is None:
+        yield None
+        return
+    with ExitStack() as held:
+        if export is not None:
+            held.callback(export.close)
+        if write is None and path is not None:
+            file = DecisionFile(path, max_bytes=max_bytes, files=files)
+            held.callback(file.close)
+            write = file.write
+        log = DecisionLog(write, share=share, dropped=dropped, export=export)
+        held.callback(log.close)
+        yield log
 
 
 def _moment(seconds: float) -> str:

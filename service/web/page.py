@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+from reluguard.service.captures.counts import CaptureStatus
 from reluguard.service.captures.drift import Drift
 from reluguard.service.room import Room
 from reluguard.service.watching.watch import WatchStatus
 from reluguard.service.web.snapshot import (
-    CaptureStatus,
     ChallengerStatus,
     ChangeStatus,
     GuardStatus,

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from reluguard.detector.artifact import GuardArtifact, read_guard
-from reluguard.detector.captures import index
 from reluguard.detector.errors import GuardError
 from reluguard.detector.looks.thresholds import Thresholds
 from reluguard.detector.metrics import GateResult, gate_of
 from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import HISTORY
 from reluguard.detector.shelf.shelf import ShelfError, history
+from reluguard.service.captures.counts import CaptureStatus
 from reluguard.service.captures.drift import Drift
 from reluguard.service.models.models import Model
 from reluguard.service.monitoring.shadow import Agreement
@@ -27,14 +27,12 @@ from reluguard.service.room import Room
 from reluguard.service.watching.watch import WatchStatus
 
 __all__ = [
-    "CaptureStatus",
     "ChallengerStatus",
     "ChangeStatus",
     "GuardStatus",
     "HourStatus",
     "ModelStatus",
     "ServerStatus",
-    "count_captures",
     "last_changes",
     "model_status",
 ]
@@ -116,21 +114,6 @@ class ChallengerStatus:
     since: str
     agreement: Agreement
     histogram: Sequence[tuple[float, int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureStatus:
-    """What was captured of a model.
-
-    Attributes:
-        images: all of them.
-        waiting: those without a label, by stratum.
-        labels: how many have which label.
-    """
-
-    images: int
-    waiting: Mapping[str, int]
-    labels: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,28 +229,6 @@ def _looks(guard: Guard) -> str:
         return ""
     when = "at every image" if again.looks == "always" else "at what is suspicious"
     return f"{again.second.look.name}, {when}"
-
-
-def count_captures(folder: Path, model_sha256: str | None = None) -> CaptureStatus:
-    """Return what was captured, of one model or of all.
-
-    Raises:
-        sqlite3.Error: the index is locked, damaged or none.
-    """
-    where, values = ("", ()) if model_sha256 is None else ("WHERE model = ?", (model_sha256,))
-    with index(folder) as connection:
-        rows = connection.execute(
-            f"SELECT stratum, label, COUNT(*) FROM captures {where} GROUP BY stratum, label",  # noqa: S608 - our own words
-            values,
-        ).fetchall()
-    waiting, labels = dict.fromkeys(("above", "band", "uniform"), 0), dict[str, int]()
-    for stratum, label, count in rows:
-        if label is None:
-            waiting[stratum] = waiting.get(stratum, 0) + count
-        else:
-            labels[label] = labels.get(label, 0) + count
-    images = sum(waiting.values()) + sum(labels.values())
-    return CaptureStatus(images=images, waiting=waiting, labels=dict(sorted(labels.items())))
 
 
 def last_changes(shelf: Path, count: int = _CHANGES) -> tuple[ChangeStatus, ...]:

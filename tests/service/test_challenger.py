@@ -106,7 +106,7 @@ def test_disagreements_are_those_counted_by_hand(
         assert value(server, "challenger_score_count") == 10
         assert value(server, "challenger_info", challenger=read_guard(rival).digest) == 1
         assert value(server, "verdicts_total", verdict="adversarial", policy="annotate") == 4
-        tally = server.server.repository.get("m").version.shadow
+        tally = server.server.catalogue.repository.get("m").version.shadow
         assert tally is not None
         assert tally.agreement == Agreement(both=1, neither=4, challenger_only=2, champion_only=3)
         assert sum(tally.buckets) == 10

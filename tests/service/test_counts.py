@@ -112,7 +112,7 @@ def test_merged_requests_are_copied_once_and_run_in_full_batches(
 
 
 async def _queued(server: Running, rows: int) -> None:
-    batcher = server.server.repository.get("").batcher
+    batcher = server.server.catalogue.repository.get("").batcher
     while batcher.queued_rows != rows:  # noqa: ASYNC110 - the batcher owes nobody an event
         await asyncio.sleep(0)
 

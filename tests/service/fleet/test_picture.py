@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from reluguard.service.captures.counts import CaptureStatus
 from reluguard.service.captures.drift import Drift
 from reluguard.service.fleet.picture import read_picture, together, write_picture
 from reluguard.service.monitoring.shadow import Agreement
@@ -13,7 +14,6 @@ from reluguard.service.room import room_of
 from reluguard.service.settings import Settings
 from reluguard.service.web.page import page
 from reluguard.service.web.snapshot import (
-    CaptureStatus,
     ChallengerStatus,
     ChangeStatus,
     GuardStatus,

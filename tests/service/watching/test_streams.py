@@ -167,7 +167,7 @@ def test_a_reload_forgets_nothing(pair: Any, near: Callable[[int], Images]) -> N
     with running(settings) as server, Client(server.address) as client:
         images = near(NEAR)
         client.inspect(images[: NEAR // 2])
-        on_loop(server.server._load("tiny"))  # noqa: SLF001 - what RepositoryModelLoad does
+        on_loop(server.server.change("load", "tiny"))  # what RepositoryModelLoad does
         client.inspect(images[NEAR // 2 :])
         assert counted(server, "reluguard_watch_raised_total") == 1
 

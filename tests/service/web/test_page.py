@@ -22,6 +22,7 @@ from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.shelf import promote, shadow
 from reluguard.service.background import Running, on_loop, running
+from reluguard.service.captures.counts import CaptureStatus
 from reluguard.service.captures.drift import Drift
 from reluguard.service.captures.label import list_captures, set_label
 from reluguard.service.client.client import Client
@@ -29,7 +30,6 @@ from reluguard.service.monitoring.shadow import Agreement
 from reluguard.service.settings import Settings
 from reluguard.service.web.page import page, whats_wrong
 from reluguard.service.web.snapshot import (
-    CaptureStatus,
     ChallengerStatus,
     ChangeStatus,
     GuardStatus,
