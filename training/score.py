@@ -12,6 +12,7 @@ from reluguard.detector.images import Images
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts, columns_of
+from reluguard.training.data.case import chunk_of_values
 from reluguard.training.data.classes import Classes, guard_data
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.folder import Folder, text_of
@@ -23,8 +24,6 @@ from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.tables import as_bytes, format_of
 
 __all__ = ["score", "score_data", "summary_of"]
-
-BATCH = 64
 
 
 def score(
@@ -68,12 +67,14 @@ def score(
     progress = progress_of(progress)
     file = guard_model(model, guard, weights=weights)
     opened = Guard.open(file, guard, threads=threads, looks=looks, second_model=second_model)
+    spec = opened.spec
+    batch = chunk_of_values(spec.height * spec.width * spec.channels)
     loose = find_pictures(str(data)) if isinstance(data, (str, Path)) else None
     columns: dict[str, NDArray[Any]] = {}
     if loose is not None:
         pictures = Pictures(loose, Reading.of_guard(opened.artifact.manifest))
         columns["file"] = np.array(pictures.names)
-        batches, count = pictures.batches(BATCH), len(pictures)
+        batches, count = pictures.batches(batch), len(pictures)
     else:
         dataset = guard_data(data, opened, classes)
         for word in dataset.words:
@@ -81,7 +82,7 @@ def score(
         if dataset.folders and isinstance(data, (str, Path)):
             columns["file"] = np.array([text_of(file) for file, _ in Folder(Path(data)).files])
         columns["labels"] = dataset.labels
-        batches, count = _batches(dataset), len(dataset)
+        batches, count = _batches(dataset, batch), len(dataset)
     progress.stage("score", count)
     parts: list[Verdicts] = []
     for images in batches:
@@ -168,6 +169,7 @@ def summary_of(columns: dict[str, NDArray[Any]]) -> dict[str, int]:
     return summary
 
 
-def _batches(dataset: Dataset) -> Iterator[Images]:
-    for start in range(0, len(dataset), BATCH):
-        yield dataset.images[start : start + BATCH]
+def _batches(dataset: Dataset, size: int) -> Iterator[Images]:
+    for start in range(0, len(dataset), size):
+        yield dataset.images[start : start + size]
+        dataset.release()

@@ -17,13 +17,14 @@ from reluguard.commands.app import app
 from reluguard.detector.errors import ImageError, ModelMismatchError, SettingsError
 from reluguard.detector.images import Images
 from reluguard.detector.runtime import Guard
+from reluguard.training.data.case import chunk_of_values
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.errors import DataError
 from reluguard.training.progress import Progress
-from reluguard.training.score import BATCH, score_data
 from reluguard.training.score import score as columns
+from reluguard.training.score import score_data
 
-COUNT = 2 * BATCH + 3
+COUNT = 2 * chunk_of_values(64) + 3  # digits of 8 x 8
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from reluguard.detector.runtime import Guard, Reader, in_batches
 from reluguard.detector.session import open_session
 from reluguard.training.analysis.recording import Recorder
 from reluguard.training.composed import change_of, composed_name, is_composed
-from reluguard.training.data.case import predict
+from reluguard.training.data.case import chunk_of, predict
 from reluguard.training.errors import AttackError
 from reluguard.training.evaluation.baselines import Baseline, Context, Material
 from reluguard.training.evaluation.leave_out import shards_of
@@ -32,7 +32,6 @@ from reluguard.training.statistics.metrics import auroc, detected_below
 __all__ = ["GUARD", "DetectorFigures", "Group", "Lead", "Leads", "compare", "mean"]
 
 MATCHED_RATE = 0.05
-CHUNK = 256
 POOLED = 1000  # composed attacks that baselines are judged on, for each change
 EARLY = 0.01  # the highest rate of false alarms that many would act on
 GUARD = "reluguard"
@@ -367,7 +366,8 @@ def _material(readings: Readings, images: Any, recorder: Recorder) -> Material:
 
 def _recorded(recorder: Recorder, images: Images) -> tuple[Any, Any]:
     """Return each channel's mean output, (N, M), and logits, (N, K)."""
-    found = [recorder.record(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+    step = chunk_of(images) if len(images) else 1
+    found = [recorder.record(images[i : i + step]) for i in range(0, len(images), step)]
     means = [np.concatenate(one.means, axis=1) for one in found]
     return np.concatenate(means), np.concatenate([one.logits for one in found])
 

@@ -265,11 +265,12 @@ def choose_taps(
         return by.judged(less, taps=some.taps(taps), settings=settings, seed=seed)
 
     limits = (max_overhead,) if max_overhead else LIMITS
-    all_of_it = timed(every, limits[-1])
+    kept = None if max_overhead else _too_few(groups)
+    all_of_it = timed(every, limits[-1] if kept is None else np.inf)
     if all_of_it.is_kept and max(all_of_it.overhead.values()) <= limits[0]:
         return replace(all_of_it, limit=limits[0])
-    if not max_overhead and _kept_clean(groups) < LEAST_TOLD:
-        return replace(timed(every, np.inf), limit=None, kept=_kept_clean(groups))
+    if kept is not None:
+        return replace(all_of_it, limit=None, kept=kept)
     times = by.reading(production, spec, taps, batch=sizes[0], rounds=READING_ROUNDS)
     order, _ = order_pieces(groups, taps, times)
     found = _Search(taps, order, times, timed)
@@ -324,9 +325,10 @@ def _middle(ratio: Callable[..., float], takes_s: float) -> float:
     return float(np.median(several))
 
 
-def _kept_clean(groups: Sequence[Readings]) -> int:
-    """Return how many clean images small heads are judged on."""
-    return sum(int((source_folds(g.sources) == 0).sum()) for g in groups if g.kind == "clean")
+def _too_few(groups: Sequence[Readings]) -> int | None:
+    """Return how many clean images small heads are judged on, None where they are enough."""
+    kept = sum(int((source_folds(g.sources) == 0).sum()) for g in groups if g.kind == "clean")
+    return kept if kept < LEAST_TOLD else None
 
 
 class _Search:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from reluguard.training.data.case import chunk_of
 from reluguard.training.evaluation.baselines.base import (
     Baseline,
     Context,
@@ -18,7 +19,6 @@ from reluguard.training.evaluation.baselines.base import (
 
 __all__ = ["Roughness"]
 
-CHUNK = 256
 SHARES = (0.1, 0.25, 0.5, 1.0)  # of the channels that are not dead; the package's own is .1
 DEAD, TINY = 1e-4, 1e-6
 
@@ -72,8 +72,9 @@ class Roughness(Baseline):
         """Return mean magnitude and roughness of each channel: (N, C) both."""
         assert self.context is not None
         sizes, rough = [], []
-        for start in range(0, len(material), CHUNK):
-            x = self.context.first(material.images[start : start + CHUNK]).astype(np.float64)
+        step = chunk_of(material.images) if len(material) else 1
+        for start in range(0, len(material), step):
+            x = self.context.first(material.images[start : start + step]).astype(np.float64)
             x = x.reshape(*x.shape[:2], *(*x.shape[2:], 1, 1)[:2])
             size = np.abs(x).mean(axis=(2, 3))
             variation = sum(
