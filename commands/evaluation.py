@@ -8,10 +8,10 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
-    AnyModel,
     Classes,
     Data,
     GuardFolder,
+    GuardModel,
     Json,
     SecondModel,
     Seed,
@@ -19,6 +19,7 @@ from reluguard.commands.options import (
     Twin,
     Weights,
     Workers,
+    onnx_file,
 )
 
 __all__ = ["evaluate"]
@@ -26,7 +27,7 @@ __all__ = ["evaluate"]
 
 def evaluate(
     *,
-    model: AnyModel,
+    model: GuardModel = None,
     guard: GuardFolder,
     data: Data,
     out: Annotated[
@@ -117,9 +118,10 @@ def evaluate(
     from reluguard.training.evaluation.leave_out import left_out_named
     from reluguard.training.pages.evaluation_text import print_evaluation
 
+    file = onnx_file(model, guard, weights)
     with show_progress() as progress:
         found = run_evaluation(
-            model,
+            file,
             guard,
             data,
             out=out,
@@ -135,7 +137,6 @@ def evaluate(
             second_model=second_model,
             trained_on=trained_on,
             classes=classes,
-            weights=weights,
             seed=seed,
             limit=limit,
             threads=threads,

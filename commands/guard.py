@@ -9,12 +9,11 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
-    AnyModel,
     Classes,
     GuardFolder,
+    GuardModel,
     Json,
     LooksWanted,
-    Model,
     Pictures,
     Provider,
     SecondModel,
@@ -34,7 +33,7 @@ class _Table(StrEnum):
 
 def score(
     *,
-    model: AnyModel,
+    model: GuardModel = None,
     guard: GuardFolder,
     data: Pictures,
     out: Annotated[
@@ -61,20 +60,20 @@ def score(
     from reluguard.training.score import score_data, summary_of
     from reluguard.training.tables import as_bytes
 
+    file = onnx_file(model, guard, weights)
     with show_progress() as progress:
         asked: dict[str, Any] = {
             "classes": classes,
-            "weights": weights,
             "looks": looks_given(looks),
             "second_model": second_model,
             "threads": threads,
             "progress": progress,
         }
         if out == "-":
-            columns = scored(model, guard, data, **asked)
+            columns = scored(file, guard, data, **asked)
             summary = summary_of(columns)
         else:
-            summary = score_data(model, guard, data, Path(out), **asked)
+            summary = score_data(file, guard, data, Path(out), **asked)
     if out == "-":
         typer.echo(as_bytes(columns, table).decode(), nl=False)
     if as_json and out != "-":
@@ -88,7 +87,7 @@ def score(
 
 def export(
     *,
-    model: AnyModel,
+    model: GuardModel = None,
     guard: GuardFolder,
     out: Annotated[Path, typer.Option("--out", help="The guarded ONNX file to write.")],
     target_fpr: Annotated[
@@ -107,9 +106,10 @@ def export(
     from reluguard.detector.artifact import check_apart, write_file
     from reluguard.detector.runtime import Guard
 
-    check_apart(out, model, *([second_model] if second_model else ()))
+    file = onnx_file(model, guard, weights)
+    check_apart(out, file, *([second_model] if second_model else ()))
     opened = Guard.open(
-        onnx_file(model, guard, weights),
+        file,
         guard,
         fpr=target_fpr,
         looks=looks_given(looks),
@@ -123,7 +123,7 @@ def export(
 
 def bench(
     *,
-    model: Model,
+    model: GuardModel = None,
     guard: GuardFolder,
     challenger: Annotated[
         Path | None,
@@ -141,6 +141,7 @@ def bench(
             "--rounds", min=1, help="How many pairs of runs are timed for each batch size."
         ),
     ] = 200,
+    weights: Weights = None,
     looks: LooksWanted = None,
     second_model: SecondModel = None,
     threads: Annotated[
@@ -153,7 +154,7 @@ def bench(
     from reluguard.detector.bench import bench_guard
 
     result = bench_guard(
-        model,
+        onnx_file(model, guard, weights),
         guard,
         batches=batch or [1, 8, 32],
         rounds=rounds,

@@ -8,15 +8,14 @@ import typer
 
 from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
-    AnyModel,
     Bgr,
     Classes,
     Data,
     GuardFolder,
+    GuardModel,
     InputShape,
     Json,
     Mean,
-    Model,
     Output,
     Pixels,
     Scale,
@@ -25,6 +24,7 @@ from reluguard.commands.options import (
     Threads,
     Twin,
     Weights,
+    onnx_file,
     preprocessing_of,
     shape_given,
 )
@@ -34,7 +34,7 @@ __all__ = ["analyze", "explain", "harden"]
 
 def analyze(
     *,
-    model: AnyModel,
+    model: GuardModel = None,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the report to.")],
     guard: Annotated[
@@ -85,9 +85,10 @@ def analyze(
     from reluguard.training.analyze import ATTACKS
     from reluguard.training.analyze import analyze as run_analysis
 
+    file = model if guard is None else onnx_file(model, guard, weights)
     with show_progress() as progress:
         found = run_analysis(
-            model,
+            file,
             data,
             out=out,
             guard=guard,
@@ -100,7 +101,7 @@ def analyze(
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             classes=classes,
-            weights=weights,
+            weights=weights if guard is None else None,
             input_shape=shape_given(input_shape),
             seed=seed,
             threads=threads,
@@ -114,19 +115,21 @@ def explain(
         Path, typer.Argument(help="The picture to explain: a JPEG, PNG or WebP file.")
     ],
     *,
-    model: Model,
+    model: GuardModel = None,
     guard: GuardFolder,
     data: Data,
     out: Annotated[
         Path, typer.Option("--out", help="The picture to draw: a .png, .svg or .pdf file.")
     ] = Path("explanation.png"),
     classes: Classes = None,
+    weights: Weights = None,
     threads: Threads = None,
 ) -> None:
     """Draw what led to the verdict on one image: taps, channels and nearest clean neighbours."""
     from reluguard.training.explain import explain as draw
 
-    found = draw(model, guard, data, image, out, classes=classes, threads=threads)
+    file = onnx_file(model, guard, weights)
+    found = draw(file, guard, data, image, out, classes=classes, threads=threads)
     word = "adversarial" if found.verdict.is_adversarial else "clean"
     typer.echo(
         f"class {found.verdict.prediction}, {word}: likelihood {found.verdict.likelihood:.3f}, "
@@ -136,7 +139,7 @@ def explain(
 
 def harden(
     *,
-    model: Model,
+    model: GuardModel = None,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the hardened model to.")],
     held_out: Annotated[
@@ -170,6 +173,8 @@ def harden(
     bgr: Bgr = False,
     preprocessing: Pixels = None,
     classes: Classes = None,
+    weights: Weights = None,
+    input_shape: InputShape = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -177,9 +182,10 @@ def harden(
     from reluguard.training.harden import HardenSettings
     from reluguard.training.harden import harden as run_harden
 
+    kept = onnx_file(None, guard) if model is None and guard is not None else model
     with show_progress() as progress:
         report = run_harden(
-            model,
+            kept,
             data,
             out=out,
             held_out=held_out,
@@ -189,6 +195,8 @@ def harden(
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             classes=classes,
+            weights=weights,
+            input_shape=shape_given(input_shape),
             progress=progress,
         ).to_json()
     if as_json:

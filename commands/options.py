@@ -15,11 +15,11 @@ __all__ = [
     "Classes",
     "Data",
     "GuardFolder",
+    "GuardModel",
     "InputShape",
     "Json",
     "LooksWanted",
     "Mean",
-    "Model",
     "Output",
     "Pictures",
     "Pixels",
@@ -42,8 +42,17 @@ AnyModel = Annotated[
     str,
     typer.Option(
         "--model",
-        help="The production model: an ONNX file; a .pt2 or TorchScript file; or torchvision:NAME "
-        "or timm:NAME, with --weights.",
+        help="The production model: an ONNX file; a .pt2 or TorchScript file; torchvision:NAME or "
+        "timm:NAME, with --weights; or package.module:function or file.py:function, which gives "
+        "your torch module.",
+    ),
+]
+GuardModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The production model: an ONNX file, or what the guard was fitted to, as fit takes "
+        "it. [default: what fit exported and put beside the guard, GUARD.onnx]",
     ),
 ]
 Weights = Annotated[
@@ -62,7 +71,6 @@ InputShape = Annotated[
         "model, its library or the images say]",
     ),
 ]
-Model = Annotated[Path, typer.Option("--model", help="The production model, an ONNX file.")]
 GuardFolder = Annotated[Path, typer.Option("--guard", help="The guard's folder.")]
 Data = Annotated[
     str,
@@ -193,11 +201,19 @@ def looks_given(text: str | None) -> "Looks | None":
     return None if text is None else looks_named(text)
 
 
-def onnx_file(model: str, guard: Path, weights: Path | None) -> Path:
-    """Return the ONNX file of a guard's model, however the model is given."""
-    from reluguard.training.models.given import guard_model
+def onnx_file(model: str | None, guard: Path, weights: Path | None = None) -> Path:
+    """Return the ONNX file of a guard's model, however the model is given.
 
-    return guard_model(model, guard, weights=weights)
+    Where that is another file than was named, or none was, a line on standard error names it.
+    """
+    from reluguard.training.models.of_guard import guard_model
+
+    file = guard_model(model, guard, weights=weights)
+    if model is None:
+        typer.echo(f"model: {file}, which lies beside the guard", err=True)
+    elif str(file) != str(Path(model)):
+        typer.echo(f"model: {file}, the export of {model}; both answer alike", err=True)
+    return file
 
 
 def shape_given(text: str | None) -> tuple[int, ...] | None:

@@ -11,10 +11,10 @@ import typer
 
 from reluguard.commands.console import fail, show_progress
 from reluguard.commands.options import (
-    AnyModel,
     Classes,
     Data,
     GuardFolder,
+    GuardModel,
     Json,
     LooksWanted,
     SecondModel,
@@ -41,7 +41,7 @@ __all__ = ["redteam"]
 
 def redteam(
     *,
-    model: AnyModel,
+    model: GuardModel = None,
     guard: GuardFolder,
     data: Data,
     out: Annotated[

@@ -11,12 +11,14 @@ from reluguard.commands.console import show_progress
 from reluguard.commands.options import (
     Classes,
     GuardFolder,
+    GuardModel,
     Json,
-    Model,
     SecondModel,
     Seed,
     Threads,
+    Weights,
     looks_given,
+    onnx_file,
 )
 
 __all__ = ["retrain"]
@@ -25,7 +27,7 @@ __all__ = ["retrain"]
 def retrain(
     *,
     guard: GuardFolder,
-    model: Model,
+    model: GuardModel = None,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the new guard to.")],
     new: Annotated[
         list[Path] | None,
@@ -54,6 +56,7 @@ def retrain(
         str | None, typer.Option("--data", help="The images of the first fit, if they moved.")
     ] = None,
     classes: Classes = None,
+    weights: Weights = None,
     share: Annotated[
         float,
         typer.Option(
@@ -110,10 +113,11 @@ def retrain(
     from reluguard.training.pages.gate_text import print_gate
     from reluguard.training.retrain import retrain as run_retrain
 
+    file = onnx_file(model, guard, weights)
     with show_progress() as progress:
         found = run_retrain(
             guard,
-            model,
+            file,
             new or [],
             out,
             attacks=attack or [],

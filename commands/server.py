@@ -15,7 +15,12 @@ __all__ = ["health", "serve"]
 def serve(
     *,
     model: Annotated[
-        Path | None, typer.Option("--model", help="The production model, an ONNX file.")
+        Path | None,
+        typer.Option(
+            "--model",
+            help="The production model, an ONNX file. [default: what fit exported and put beside "
+            "the guard, GUARD.onnx]",
+        ),
     ] = None,
     guard: Annotated[
         Path | None,

@@ -6,19 +6,14 @@ from typing import Annotated
 import typer
 
 from reluguard.commands.console import fail, show_progress
-from reluguard.commands.options import Classes, Threads, Twin
+from reluguard.commands.options import Classes, GuardModel, Threads, Twin, Weights, onnx_file
 
 __all__ = ["try_"]
 
 
 def try_(
     *,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model", help="The production model, an ONNX file. [default: that of the demo]"
-        ),
-    ] = None,
+    model: GuardModel = None,
     guard: Annotated[
         Path | None, typer.Option("--guard", help="The guard's folder. [default: that of the demo]")
     ] = None,
@@ -30,6 +25,7 @@ def try_(
     ] = None,
     classes: Classes = None,
     twin: Twin = "auto",
+    weights: Weights = None,
     host: Annotated[
         str,
         typer.Option(
@@ -41,7 +37,7 @@ def try_(
         typer.Option("--port", min=0, max=65535, help="The port of the page; 0 takes a free one."),
     ] = 8400,
     out: Annotated[
-        Path, typer.Option("--out", help="Without a model: where the demo's guard is, or is made.")
+        Path, typer.Option("--out", help="Without a guard: where the demo's guard is, or is made.")
     ] = Path("out/demo"),
     threads: Threads = None,
 ) -> None:
@@ -50,15 +46,17 @@ def try_(
     from reluguard.training.trial.server import TrialPage
     from reluguard.training.trial.trial import open_trial
 
-    if (model is None) != (guard is None):
-        fail("expected --model and --guard together, or neither for the guard of the demo")
-    title = "" if guard is None else f"guard {guard}"
-    if model is None or guard is None:
+    if guard is None:
+        if model is not None:
+            fail("expected --guard beside --model, or neither for the guard of the demo")
         title = "the guard of the demo"
         with show_progress() as progress:
             made = made_guard(out, progress=progress)
-        model, guard, data = made.model, made.guard, data or str(made.held_out)
-    trial = open_trial(model, guard, data=data, classes=classes, twin=twin, threads=threads)
+        file, guard, data = made.model, made.guard, data or str(made.held_out)
+    else:
+        title = f"guard {guard}"
+        file = onnx_file(model, guard, weights)
+    trial = open_trial(file, guard, data=data, classes=classes, twin=twin, threads=threads)
     if trial.without_gradients is not None:
         typer.echo(f"without gradients: {trial.without_gradients}", err=True)
     with TrialPage(trial, title=title, host=host, port=port) as page:

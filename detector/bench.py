@@ -32,6 +32,7 @@ from reluguard.detector.images import InputSpec
 from reluguard.detector.looks.again import LookAgain
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import Production, load_production
+from reluguard.detector.onnx_file.beside import model_file
 from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from reluguard.detector.taps import Tap
@@ -57,7 +58,7 @@ class ReadingTime:
 
 
 def bench_guard(
-    model: Path | str,
+    model: Path | str | None,
     guard: Path | str,
     *,
     batches: Sequence[int],
@@ -75,7 +76,7 @@ def bench_guard(
     a drift of the machine's speed cancels.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file; None for the export that `fit` put beside the guard.
         guard: the guard's folder.
         batches: batch sizes; a model of fixed batch is timed at that one alone.
         rounds: pairs per batch size.
@@ -91,11 +92,12 @@ def bench_guard(
     Raises:
         SettingsError: a provider is not available.
     """
+    file = model_file(model, guard)
     guarded = Guard.open(
-        model, guard, threads=threads, providers=providers, looks=looks, second_model=second_model
+        file, guard, threads=threads, providers=providers, looks=looks, second_model=second_model
     )
     artifact = guarded.artifact
-    production = load_production(model, output=artifact.manifest.answer)
+    production = load_production(file, output=artifact.manifest.answer)
     sides = _sides(production, guarded.compiled, threads, providers)
     if guarded.again is not None:  # which reads what the first look gives out for it
         sides = (sides[0], (sides[1][0], [*sides[1][1], RATES, LOGITS]))

@@ -32,7 +32,7 @@ class GuardedSession:
     threads. IO binding is not offered: it has no place for what the guard says.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file; None for the export that `fit` put beside the guard.
         guard: the guard's folder.
         on_verdicts: called after each run, in its thread.
         options: as `Guard.open`.
@@ -49,7 +49,7 @@ class GuardedSession:
 
     def __init__(
         self,
-        model: Path | str,
+        model: Path | str | None,
         guard: Path | str,
         *,
         on_verdicts: Callable[[Verdicts], None] | None = None,

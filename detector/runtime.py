@@ -30,6 +30,7 @@ from reluguard.detector.looks.export import export_twice
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.looks.thresholds import Thresholds, thresholds_of
 from reluguard.detector.model import Production, TensorInfo, load_production
+from reluguard.detector.onnx_file.beside import model_file
 from reluguard.detector.onnx_file.weights import read_model
 from reluguard.detector.probe import SCORE_TOLERANCE, check_golden
 from reluguard.detector.session import in_batches, open_session
@@ -142,7 +143,7 @@ class Guard:
     @classmethod
     def open(
         cls,
-        model: Path | str,
+        model: Path | str | None,
         guard: Path | str,
         *,
         providers: Sequence[str] | None = None,
@@ -157,7 +158,7 @@ class Guard:
         """Return the guarded model, verified: hashes, model binding and golden replay.
 
         Args:
-            model: the production ONNX file.
+            model: the production ONNX file; None for the export that `fit` put beside the guard.
             guard: the guard's folder.
             providers: ONNX Runtime's execution providers; CPU by default.
             threads: per run; the cores of the CPU affinity by default.
@@ -182,10 +183,11 @@ class Guard:
         """
         artifact = _read_signed(guard, public_key)
         other = None if challenger is None else _read_signed(challenger, public_key)
-        production = model_of(artifact, model)
+        file = model_file(model, guard)
+        production = model_of(artifact, file)
         second = None
         if artifact.second and looks_of(artifact.second, looks, artifact.path) != "first":
-            second = find_network(artifact.second.look, artifact.path, Path(model), second_model)
+            second = find_network(artifact.second.look, artifact.path, file, second_model)
         return cls(
             production,
             artifact,

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from reluguard.detector.errors import DetectorError
+from reluguard.detector.errors import DetectorError, ModelError
+from reluguard.detector.onnx_file.beside import model_file
 from reluguard.service.errors import StartError
 from reluguard.service.listening import certificates
 from reluguard.service.models.models import Source, check_name, sources_in
@@ -24,7 +25,7 @@ def problems(settings: Settings) -> list[str]:
             Tokens(settings.tokens)
         certificates(settings)
         sources = _sources(settings)
-    except StartError as error:
+    except (StartError, ModelError) as error:
         return [str(error)]
     if not sources:
         found.append("expected at least one model to serve, got none")
@@ -51,12 +52,13 @@ def _sources(settings: Settings) -> list[Source]:
             public_key=settings.public_key,
         )
         return list(folder.values())
-    if settings.model is None or settings.guard is None:
+    if settings.guard is None:
         return []
+    model = model_file(settings.model, settings.guard)
     return [
         Source(
-            name=settings.name or settings.model.stem,
-            model=settings.model,
+            name=settings.name or model.stem,
+            model=model,
             guard=settings.guard,
             challenger=settings.challenger,
             public_key=settings.public_key,

@@ -32,7 +32,7 @@ class Settings:
     """Every field can come from the environment: RELUGUARD_PORT, RELUGUARD_DRAIN_S, ...
 
     Attributes:
-        model: ONNX file to serve; goes with `guard`.
+        model: ONNX file to serve; goes with `guard`. None for the export beside that.
         guard: guard folder, a link to one, or a folder whose `CURRENT` file names one inside it.
         challenger: folder of a second guard that scores in the same pass and is only counted; None
             for what `guard`'s own CHALLENGER file names, if anything.
@@ -241,8 +241,8 @@ class Settings:
             raise SettingsError("expected either models, or model and guard: got both")
         if self.challenger is not None and self.guard is None:
             raise SettingsError("expected challenger beside a guard: got it alone")
-        if (self.model is None) != (self.guard is None):
-            raise SettingsError("expected model and guard together: got only one of them")
+        if self.model is not None and self.guard is None:
+            raise SettingsError("expected a guard beside the model: got the model alone")
 
     def _check_places(self) -> None:
         places = [self.place, self.metrics_place, self.http_place, self.health_place]

@@ -42,12 +42,12 @@ from reluguard.training.data.classes import Classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.dataset import check_labels as check_label_range
 from reluguard.training.data.given import Data
-from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
 from reluguard.training.errors import AnalysisError
 from reluguard.training.harden import harden_images
 from reluguard.training.hardening.settings import consistent_loss
-from reluguard.training.models.given import Model, guard_model, ready_model
+from reluguard.training.models.network import network_given
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.pages.analysis.report import report_pages, summary
 from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.twin.twin import Twin, load_twin
@@ -62,7 +62,7 @@ _Study = TypeVar("_Study")
 
 
 def analyze(
-    model: Model,
+    model: ModelOrNone,
     data: Data,
     *,
     out: Path | str,
@@ -90,7 +90,7 @@ def analyze(
 
     Args:
         model: the production ONNX file, or another model as `fit` takes it: with a guard the file
-            beside that is used, without one it is exported to `out/model.onnx`.
+            beside that is used, as with None; without one it is exported to `out/model.onnx`.
         data: labelled images it was not trained on, as `fit` takes them.
         out: a folder. Each file is written aside and then renamed.
         guard: a guard fitted to this model, to see its scores and evidence on the same images. How
@@ -132,31 +132,21 @@ def analyze(
     other = None if other is None else Path(other)
     progress = progress_of(progress)
     started = time.perf_counter()
-    if guard is None:
-        ready = ready_model(
-            model,
-            data,
-            folder=out,
-            output=output,
-            preprocessing=preprocessing,
-            weights=weights,
-            input_shape=input_shape,
-        )
-        file, data, preprocessing = ready.file, ready.data, ready.preprocessing
-        for word in ready.words:
-            progress.say(word)
-    else:
-        file = guard_model(model, guard, weights=weights)
-    network = open_network(
-        file,
+    ready, network = network_given(
+        model,
         data,
-        guard=None if guard is None else Path(guard),
+        folder=out,
+        guard=guard,
         output=output,
         preprocessing=preprocessing,
         classes=classes,
+        weights=weights,
+        input_shape=input_shape,
         threads=threads,
     )
-    production, spec = network.production, network.spec
+    for word in ready.words:
+        progress.say(word)
+    file, production, spec = ready.file, network.production, network.spec
     dataset = _sample(network.dataset, limit, seed)
     taps = find_taps(production, spec)
     rows = choose_rows(dataset.labels, pairwise, seed=seed)

@@ -54,7 +54,8 @@ from reluguard.training.harvest.orders import (
 from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
 from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second
-from reluguard.training.models.given import Model, guard_model
+from reluguard.training.models.of_guard import guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import HowTold, progress_of
 from reluguard.training.provenance import Provenance, provenance_of
@@ -100,7 +101,7 @@ TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to
 
 
 def evaluate(
-    model: Model,
+    model: ModelOrNone,
     guard: Path | str,
     data: Data,
     *,
@@ -129,8 +130,8 @@ def evaluate(
     """Judge a guard; write `evaluation.json` and `evaluation.html`, and return what was found.
 
     Args:
-        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
-            used, once it is clear that both answer alike.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
             split is used.

@@ -16,6 +16,8 @@ from reluguard.training.analysis.similarity import hamming_counts
 from reluguard.training.data.classes import Classes, guard_data, known_classes
 from reluguard.training.data.given import Data
 from reluguard.training.errors import ShapeError
+from reluguard.training.models.of_guard import guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.pages.explanation import VOTERS, Explanation, draw_explanation
 
 __all__ = ["Explanation", "explain", "explain_image"]
@@ -24,7 +26,7 @@ _CHANNELS = 12
 
 
 def explain(
-    model: Path,
+    model: ModelOrNone,
     guard: Path,
     data: Data,
     image: Path,
@@ -34,12 +36,14 @@ def explain(
     neighbours: int = 5,
     class_names: Sequence[str] = (),
     classes: Classes | None = None,
+    weights: Path | str | None = None,
     threads: int | None = None,
 ) -> Explanation:
     """Write the picture that explains one verdict, and return what it shows.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: clean labelled images to look for neighbours in, as `given_data` takes them.
         image: a JPEG, PNG or WebP.
@@ -49,6 +53,7 @@ def explain(
         class_names: one per class; by default those that the guard knows.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
+        weights: of a network by name, as `fit` takes them.
         threads: of ONNX Runtime.
 
     Raises:
@@ -59,7 +64,8 @@ def explain(
     """
     if out.suffix not in {".png", ".svg", ".pdf"}:
         raise ImageError(f"expected a .png, .svg or .pdf to write to, got {out.name}")
-    guarded = Guard.open(model, guard, threads=threads, looks="first")
+    file = guard_model(model, guard, weights=weights)
+    guarded = Guard.open(file, guard, threads=threads, looks="first")
     try:
         pixels = decode_image(image.read_bytes(), guarded.spec)
     except OSError as error:
@@ -67,7 +73,7 @@ def explain(
     references = guard_data(data, guarded, classes)
     class_names = class_names or known_classes(guarded.artifact.manifest).names
     found = explain_image(
-        model,
+        file,
         guarded,
         pixels,
         references.images[:limit],

@@ -20,6 +20,7 @@ from reluguard.detector.lock import hold
 from reluguard.detector.looks.joint import Joint
 from reluguard.detector.looks.second import SecondLook
 from reluguard.detector.model import Production, load_production
+from reluguard.detector.onnx_file.beside import kept_beside
 from reluguard.detector.reference import reference_of
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.composed import composed_name
@@ -57,7 +58,8 @@ from reluguard.training.head.second import (
 )
 from reluguard.training.looks.both import AtBoth
 from reluguard.training.looks.choice import Second, check_second, choose_second
-from reluguard.training.models.given import Model, kept_beside, ready_model
+from reluguard.training.models.given import ready_model
+from reluguard.training.models.opened import Model
 from reluguard.training.pages.report_card import report_page
 from reluguard.training.progress import HowTold, Planned, Progress, progress_of
 from reluguard.training.provenance import ExportedFrom, FittedOn, FittedWith, Provenance
@@ -263,7 +265,7 @@ def fit(
             resumed=resumed,
             words=case.words,
         )
-        with kept_beside(ready, out):
+        with kept_beside(ready.file if ready.exported else None, out):
             written = write_guard(
                 out,
                 manifest=replace(draft.manifest, metrics=card.to_json()),

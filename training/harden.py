@@ -1,45 +1,58 @@
-"""Adversarial fine-tuning: ONNX in, ONNX out. N images, K classes.
+"""Adversarial fine-tuning: a model in, ONNX out. N images, K classes.
 
 Every step attacks the batch with one step of FGSM from a random start, and the network learns to
 say of the attacked image what the production model says of the clean one; see `HardenSettings`.
-Weights go back into the same graph under the same names, so the hardened file differs from the
-production file in numbers only, and can be its second look.
+Of an ONNX file weights go back into the same graph under the same names, so the hardened file
+differs from the production file in numbers only. A network of torch's is trained itself, in a copy,
+and exported as `fit` does it. Either can be the production model's second look.
 """
 
+import io
 import json
+import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
+from reluguard.detector.onnx_file.kinds import is_onnx
 from reluguard.training.analysis.hardening import HardenReport
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data
-from reluguard.training.data.network import open_network
 from reluguard.training.data.preprocessing import HowPixels
 from reluguard.training.data.splits import split_sources
 from reluguard.training.hardening.forecast import expected_steps
+from reluguard.training.hardening.halves import Joined
 from reluguard.training.hardening.judging import judged
+from reluguard.training.hardening.own import Own
 from reluguard.training.hardening.settings import HardenSettings
-from reluguard.training.hardening.tuning import fine_tune
+from reluguard.training.hardening.tuning import SAMPLE, Networks, fine_tune
+from reluguard.training.models.given import CHECKED
+from reluguard.training.models.network import network_given
+from reluguard.training.models.opened import ModelOrNone, opened_model
+from reluguard.training.models.torch_model import TorchModel
 from reluguard.training.progress import Progress
 from reluguard.training.statistics.intervals import bootstrap, mean_of
 from reluguard.training.statistics.metrics import Interval, rate_interval
+from reluguard.training.twin.onnx_torch import OnnxModule
 
-__all__ = ["HardenReport", "HardenSettings", "harden", "harden_images"]
+__all__ = ["HardenReport", "HardenSettings", "Hardened", "harden", "harden_images"]
 
 MUCH = 0.1  # of clean images, that a copy is wrong on and the model is not
 
 
 def harden(
-    model: Path | str,
+    model: ModelOrNone,
     data: Data,
     *,
     out: Path | str,
@@ -50,12 +63,18 @@ def harden(
     preprocessing: HowPixels | None = None,
     output: str | None = None,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
+    input_shape: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> HardenReport:
     """Write `out/model.onnx` and `out/report.json`, and return the report.
 
+    Of a network of torch's also `out/weights.pt`, its `state_dict` after training.
+
     Args:
-        model: the production ONNX file; it stays as it is.
+        model: the production model, as `fit` takes it; it stays as it is. An ONNX file is trained
+            as converted to torch; a network of torch's is trained itself, in evaluation mode:
+            Dropout rests and BatchNorm keeps its averages. None for the export beside the guard.
         data: labelled images to train on, as `fit` takes them. Those the model was trained on
             are right here.
         out: a folder.
@@ -68,6 +87,8 @@ def harden(
         output: which output holds the class scores, without a guard.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
+        weights: of a network by name, as `fit` takes them.
+        input_shape: of one image in a torch model's input, without a guard.
         progress: told of stages and steps.
 
     Raises:
@@ -75,19 +96,26 @@ def harden(
         DataError: the images can't be read.
         ModelError: the model can't be read or run, or images of this size don't fit it.
         GuardError: the guard can't be read or is not the model's.
-        TwinError: the graph can't be run in torch, or has no weight that can be trained.
+        TwinError: the model can't be run in torch, or has no weight that can be trained.
     """
     settings, progress = settings or HardenSettings(), progress or Progress()
     out = Path(out)
-    network = open_network(
-        Path(model),
-        data,
-        guard=None if guard is None else Path(guard),
-        output=output,
-        preprocessing=preprocessing,
-        classes=classes,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        ready, network = network_given(
+            model,
+            data,
+            folder=Path(folder),
+            guard=guard,
+            output=output,
+            preprocessing=preprocessing,
+            classes=classes,
+            weights=weights,
+            input_shape=input_shape,
+        )
+    for word in ready.words:
+        progress.say(word)
     production, spec, dataset = network.production, network.spec, network.dataset
+    own = None if model is None or is_onnx(model) else opened_model(model, weights)
     if held_out is None:
         parts = split_sources(dataset.labels, {"train": 0.8, "test": 0.2}, settings.seed)
         train, test = dataset.take(parts["train"]), dataset.take(parts["test"])
@@ -96,7 +124,7 @@ def harden(
     train = _some(train, limit or len(train), settings.seed)
     test = _some(test, settings.evaluate, settings.seed)
     hardened, report = harden_images(
-        production, spec, train, test, settings=settings, progress=progress
+        production, spec, train, test, own=own, settings=settings, progress=progress
     )
     lost = report.clean_before.value - report.clean_after.value
     if lost > MUCH:
@@ -105,10 +133,22 @@ def harden(
             "or epochs, or a smaller budget"
         )
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "model.onnx", hardened.SerializeToString())
+    _write(out / "model.onnx", hardened.proto.SerializeToString())
+    if hardened.state is not None:
+        stream = io.BytesIO()
+        torch.save(hardened.state, stream)
+        _write(out / "weights.pt", stream.getvalue())
     text = json.dumps({"settings": asdict(settings), "report": report.to_json()}, indent=2)
     _write(out / "report.json", text.encode())
     return report
+
+
+@dataclass(frozen=True, slots=True)
+class Hardened:
+    """The fine-tuned model, and what torch keeps of it where torch's own network was trained."""
+
+    proto: onnx.ModelProto
+    state: Mapping[str, torch.Tensor] | None = None
 
 
 def harden_images(
@@ -118,19 +158,30 @@ def harden_images(
     test: Dataset,
     *,
     settings: HardenSettings,
+    own: TorchModel | None = None,
     progress: Progress | None = None,
-) -> tuple[onnx.ModelProto, HardenReport]:
+) -> tuple[Hardened, HardenReport]:
     """Return the fine-tuned model and the report; see `harden`."""
     progress = progress or Progress()
     start = time.perf_counter()
-    progress.plan("harden", expected_steps(production, spec, train, test, settings))
+    student: Joined | Own
+    teacher: nn.Module
+    if own is None:
+        student = Joined(production, spec)
+        teacher = OnnxModule(production.proto, production.logits)
+    else:
+        student, teacher = Own(own, production, spec), Own(own, production, spec)
+    progress.plan("harden", expected_steps(teacher, spec, train, test, settings))
     progress.stage("harden", settings.epochs * -(-len(train) // settings.batch))
-    hardened = fine_tune(production, spec, train, settings, lambda: progress.advance(1))
+    networks = Networks.of(student, teacher, spec, train.images[:SAMPLE])
+    weights = fine_tune(networks, train, settings, lambda: progress.advance(1))
+    proto, made = student.finished(weights, train.images[:CHECKED])
     seconds = time.perf_counter() - start
     progress.stage("robust accuracy", 2)
-    before = judged(production.proto, production, spec, test, settings)
+    before = judged(production, teacher, spec, test, settings)
     progress.advance(1)
-    after = judged(hardened, production, spec, test, settings)
+    learned = student if isinstance(student, Own) else OnnxModule(proto, made.logits)
+    after = judged(made, learned, spec, test, settings)
     progress.advance(1)
     n = len(test)
     report = HardenReport(
@@ -150,7 +201,7 @@ def harden_images(
         attack=before.attack,
         seconds=seconds,
     )
-    return hardened, report
+    return Hardened(proto, student.state() if isinstance(student, Own) else None), report
 
 
 def _some(data: Dataset, most: int, seed: int) -> Dataset:

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from reluguard.detector.errors import DetectorError, near_path
 
-__all__ = ["Lent"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Lent", "lent_module"]
 
 _LIBRARIES = tuple(
     sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -151,6 +155,23 @@ class Lent:
             if module == package or not file.startswith((*_LIBRARIES, "<")):
                 own = last
         return own or last
+
+
+def lent_module(lent: Lent) -> "nn.Module":
+    """Return the torch module that is lent: itself, or what a function of no arguments makes.
+
+    Raises:
+        DetectorError: of the lent thing's class. It can't be found, fails, or is something else.
+    """
+    from torch import nn
+
+    found = lent.find()
+    module = lent.make(found) if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(module, nn.Module):
+        raise lent.refusal(
+            f"expected {lent.text} to return a torch module, got {type(module).__name__}"
+        )
+    return module
 
 
 def _is_ours(file: str) -> bool:

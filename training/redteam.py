@@ -24,7 +24,8 @@ from reluguard.training.attacks.budget import Norm
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.given import Data
 from reluguard.training.errors import AttackError
-from reluguard.training.models.given import Model, guard_model
+from reluguard.training.models.of_guard import guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.pages.publication import publish as write_into
 from reluguard.training.pages.red_team import red_team_page
 from reluguard.training.progress import HowTold, Planned, Progress, progress_of
@@ -96,7 +97,7 @@ STANDARD = Effort(steps=1000, restarts=5, everyone=False)
 
 
 def redteam(
-    model: Model,
+    model: ModelOrNone,
     guard: Path | str,
     data: Data,
     *,
@@ -129,8 +130,8 @@ def redteam(
     Every finished batch of images is kept in `out/work`: the same command goes on from there.
 
     Args:
-        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
-            used, once it is clear that both answer alike.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer alike.
         guard: the guard's folder; only read, unless figures are published.
         data: labelled images, as `fit` takes them; of those the guard was fitted on, only its test
             split is used.

@@ -22,6 +22,7 @@ from reluguard.detector.artifact import (
 from reluguard.detector.captures import INDEX
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.metrics import GateLimits, GateResult
+from reluguard.detector.onnx_file.beside import kept_beside
 from reluguard.detector.runtime import Reader, model_of
 from reluguard.detector.shelf.shelf import current
 from reluguard.detector.taps import Tap
@@ -35,6 +36,8 @@ from reluguard.training.harvest.readings import CLEAN, Readings, clean_readings
 from reluguard.training.head.second import BothReadings
 from reluguard.training.head.unit import Unit, without_accidents
 from reluguard.training.looks.choice import Second
+from reluguard.training.models.of_guard import export_of, guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Added, Step, origin_of, provenance_of
 from reluguard.training.retraining.additions import (
@@ -89,7 +92,7 @@ class Retrained:
 
 def retrain(
     guard: Path,
-    model: Path,
+    model: ModelOrNone,
     new: Sequence[Path],
     out: Path,
     *,
@@ -97,6 +100,7 @@ def retrain(
     work: Path | None = None,
     data: str | None = None,
     classes: Classes | None = None,
+    weights: Path | str | None = None,
     share: float = 0.2,
     sources: int = 400,
     most_per_source: int = MOST_PER_SOURCE,
@@ -120,7 +124,9 @@ def retrain(
 
     Args:
         guard: the champion's folder, or a shelf whose current version is the champion.
-        model: its production ONNX file.
+        model: its production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer
+            alike. An export is put beside the new guard too.
         new: each an npz of attacked images, a folder of such, a folder of attacked images per true
             class, a folder of attacked pictures or a pattern, or a folder of labelled captures.
         out: the challenger's folder.
@@ -129,6 +135,7 @@ def retrain(
         data: where the original data set lies now, if it moved.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
+        weights: of a network by name, as `fit` takes them.
         share: of the weight of all attacks that the new ones get in a head fitted anew, at most.
         sources: images per named attack, at most.
         most_per_source: captures of one caller under one label, at most.
@@ -159,11 +166,13 @@ def retrain(
         raise DataError("expected something new: images, labelled captures or an attack to run")
     progress = progress or Progress()
     champion = current(guard) or read_guard(guard)
+    file = guard_model(model, guard, weights=weights)
+    export = export_of(champion, file, out)
     if looks == "first":
         champion = told_of_looks(champion, progress)
     manifest = champion.manifest
-    production = model_of(champion, model)
-    looking = None if looks == "first" else _looking(champion, model, second_model, threads)
+    production = model_of(champion, file)
+    looking = None if looks == "first" else _looking(champion, file, second_model, threads)
     with hold_kept(champion, work):
         reader = Reader(production, manifest.input, manifest.taps, threads=threads)
         kept = open_kept(champion, work)
@@ -188,7 +197,7 @@ def retrain(
         first = len(kept.added)
         kept = _with(found, kept, weight, judging=bool(of_attacks))
         for name in attacks:
-            orders = _orders(champion, model, original.dataset, kept, threads, looking)
+            orders = _orders(champion, file, original.dataset, kept, threads, looking)
             splits = _attackable(original, reader, sources, seed)
             kept = kept.with_added(
                 [run_attack(name, kept, orders, splits, weight=weight, progress=progress)]
@@ -239,7 +248,8 @@ def retrain(
             limits=limits,
             seed=seed,
         )
-        artifact = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
+        with kept_beside(export, out):
+            artifact = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
         return Retrained(guard=artifact, added=kept.added[first:], gate=judged, units=learned.units)
 

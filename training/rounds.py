@@ -21,6 +21,7 @@ from reluguard.detector.artifact import (
 from reluguard.detector.images import Images
 from reluguard.detector.metrics import GateLimits, GateResult
 from reluguard.detector.model import Production
+from reluguard.detector.onnx_file.beside import kept_beside
 from reluguard.detector.runtime import Reader, model_of
 from reluguard.training.attacks import Victim
 from reluguard.training.data.case import predict
@@ -29,6 +30,8 @@ from reluguard.training.data.given import Data
 from reluguard.training.errors import DataError
 from reluguard.training.harvest.readings import Readings, clean_readings
 from reluguard.training.harvest.workspace import ADDED
+from reluguard.training.models.of_guard import export_of, guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Added, Refits, Step
 from reluguard.training.red_team.aware import Aware
@@ -63,7 +66,7 @@ class Refitted:
 
 
 def refit_in_rounds(
-    model: Path | str,
+    model: ModelOrNone,
     guard: Path | str,
     data: Data | None,
     *,
@@ -73,6 +76,7 @@ def refit_in_rounds(
     sizes: Sequence[float] = SIZES,
     steps: int = 30,
     fit_work: Path | str | None = None,
+    weights: Path | str | None = None,
     limits: GateLimits | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -81,7 +85,8 @@ def refit_in_rounds(
     """Write a refitted guard to `out`, judged against the one it came from, which stays as it is.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given. An export is put beside the new guard too.
         guard: the guard's folder.
         data: the images the guard was fitted on, None if they lie where they lay.
         out: the folder of the new guard.
@@ -90,6 +95,7 @@ def refit_in_rounds(
         sizes: Linf budgets of the attacks, in 8-bit steps; each has its share of the images.
         steps: of each attack.
         fit_work: the guard's harvest; by default the one it names, or GUARD.work.
+        weights: of a network by name, as `fit` takes them.
         limits: of the gate.
         seed: of every random choice.
         threads: of ONNX Runtime.
@@ -102,7 +108,7 @@ def refit_in_rounds(
         GuardError: the guard can't be read or is not the model's, or `out` holds something else.
         HeldError: another process works in the harvest.
     """
-    model, guard, out = Path(model), Path(guard), Path(out)
+    guard, out = Path(guard), Path(out)
     fit_work = None if fit_work is None else Path(fit_work)
     check_place(out)
     if min(rounds, images, steps) < 1:
@@ -111,12 +117,14 @@ def refit_in_rounds(
         )
     progress = progress or Progress()
     champion = told_of_looks(read_guard(guard), progress)
+    file = guard_model(model, guard, weights=weights)
+    export = export_of(champion, file, out)
     manifest = champion.manifest
     original = Original(champion, data)
     dataset, splits = original.dataset, original.splits
-    production = model_of(champion, model)
+    production = model_of(champion, file)
     reader = Reader(production, manifest.input, manifest.taps, threads=threads)
-    twin = load_twin(model, manifest.input, images=dataset.images, output=manifest.answer)
+    twin = load_twin(file, manifest.input, images=dataset.images, output=manifest.answer)
     victim = Victim(predict=lambda x: predict(reader, x), twin=twin)
     calibration = clean_readings(reader, dataset, splits["calibrate"])
     with hold_kept(champion, fit_work):
@@ -148,7 +156,8 @@ def refit_in_rounds(
         old = [group for group in kept.groups("fit") if group.name not in names]
         control, _ = refit(champion, old, kept.head, calibration, seed=seed + 1)
         judged = gate(production, champion, draft, kept, control=control, limits=limits, seed=seed)
-        written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
+        with kept_beside(export, out):
+            written = write_challenger(draft, production, kept, judged, seed=seed, threads=threads)
         progress.advance(1)
     return Refitted(guard=written, added=added, gate=judged)
 

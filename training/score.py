@@ -19,7 +19,8 @@ from reluguard.training.data.folder import Folder, text_of
 from reluguard.training.data.given import Data
 from reluguard.training.data.pictures import Pictures, find_pictures
 from reluguard.training.data.reading import Reading
-from reluguard.training.models.given import Model, guard_model
+from reluguard.training.models.of_guard import guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.tables import as_bytes, format_of
 
@@ -27,7 +28,7 @@ __all__ = ["score", "score_data", "summary_of"]
 
 
 def score(
-    model: Model,
+    model: ModelOrNone,
     guard: Path | str,
     data: Data,
     *,
@@ -47,8 +48,8 @@ def score(
     `first_p_value` float64, (N,).
 
     Args:
-        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
-            used, once it is clear that both answer alike.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: labelled images, as `fit` takes them; or pictures without labels: a file of an image,
             a pattern like `photos/**/*.jpg`, or a folder that holds images itself.
@@ -93,7 +94,7 @@ def score(
 
 
 def score_data(
-    model: Model,
+    model: ModelOrNone,
     guard: Path,
     data: Data,
     out: Path,
@@ -108,8 +109,8 @@ def score_data(
     """Write verdicts on every image to a file and return how many were flagged.
 
     Args:
-        model: the production ONNX file, or what `fit` was given: then the file beside the guard is
-            used, once it is clear that both answer alike.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: as `score` takes it.
         out: the file: .npz, .csv, .jsonl or .parquet; what stands in it is what `score` returns.

@@ -18,6 +18,8 @@ from reluguard.detector.artifact import GuardArtifact, open_files, read_files, r
 from reluguard.detector.errors import HeldError
 from reluguard.detector.lock import hold
 from reluguard.detector.metrics import gate_of
+from reluguard.detector.onnx_file.beside import beside, kept_beside
+from reluguard.detector.onnx_file.weights import read_model
 from reluguard.detector.shelf.history import Change, ShelfError, append, earlier, history
 from reluguard.detector.shelf.versions import (
     CHALLENGER,
@@ -71,7 +73,8 @@ def promote(
 ) -> Change:
     """Place a guard on the shelf, make it current and return the line of history.
 
-    A challenger that is promoted is no challenger any more; another one stays.
+    A challenger that is promoted is no challenger any more; another one stays. The export of the
+    model, where one lies beside the guard, is put beside the shelf too: `SHELF.onnx`.
 
     Args:
         shelf: the folder; made if it isn't there.
@@ -104,8 +107,10 @@ def promote(
         if key is not None:
             sign(placed, key)
         before = None if live is None else live.digest
-        change = _record(shelf, "promote", placed.digest, before, who, why, clock, bool(problem))
-        point(shelf, CURRENT, placed)
+        digest, was_forced = placed.digest, bool(problem)
+        with kept_beside(_export(artifact, guard, shelf), shelf):
+            change = _record(shelf, "promote", digest, before, who, why, clock, was_forced)
+            point(shelf, CURRENT, placed)
         rival = pointed(shelf, CHALLENGER)
         if rival is not None and rival.name in {artifact.digest[:NAME], placed.digest[:NAME]}:
             unpoint(shelf, CHALLENGER)
@@ -206,6 +211,17 @@ def clear(
         change = _record(shelf, "clear", digest, digest, who, why, clock)
         unpoint(shelf, CHALLENGER)
         return change
+
+
+def _export(artifact: GuardArtifact, guard: Path, shelf: Path) -> Path | None:
+    """Return the export beside a guard, to be put beside its shelf; None where there is nothing to.
+
+    All versions on a shelf have one model, so what lies there stays.
+    """
+    file = beside(guard)
+    if not file.is_file() or beside(shelf).exists():
+        return None
+    return file if read_model(file)[1] == artifact.manifest.model_sha256 else None
 
 
 def _problem(artifact: GuardArtifact, live: GuardArtifact) -> str | None:

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 
+from reluguard.detector.errors import ModelError
+from reluguard.detector.onnx_file.beside import model_file
 from reluguard.detector.runtime import Guard
 from reluguard.service.errors import NotFoundError, ReloadError, StartError
 from reluguard.service.models.batching import Batcher
@@ -155,12 +157,18 @@ class Catalogue:
                 public_key=settings.public_key,
                 looks=settings.looks,
             )
-        if settings.model is None or settings.guard is None:
+        if settings.guard is None:
             return {}
-        name = settings.name or settings.model.stem
+        try:
+            model = model_file(settings.model, settings.guard)
+        except ModelError as error:
+            raise StartError(str(error)) from error
+        if settings.model is None and model.is_file():
+            _log.info("model %s, which lies beside the guard", model)
+        name = settings.name or model.stem
         source = Source(
             name=name,
-            model=settings.model,
+            model=model,
             guard=settings.guard,
             challenger=settings.challenger,
             public_key=settings.public_key,

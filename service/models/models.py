@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from reluguard.detector.errors import DetectorError
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.looks.thresholds import Thresholds, thresholds_at
+from reluguard.detector.onnx_file.beside import beside
 from reluguard.detector.runtime import Guard
 from reluguard.detector.shelf.history import earlier, history
 from reluguard.detector.shelf.versions import CHALLENGER, CURRENT, NAME, pointed
@@ -415,7 +416,8 @@ def sources_in(
 ) -> dict[str, Source]:
     """Return what a model folder holds: one `NAME/model.onnx` with `NAME/guard` per model.
 
-    A folder `NAME/challenger` is that guard's challenger.
+    Where there is no such file, the export beside the guard is the model: `NAME/guard.onnx`. A
+    folder `NAME/challenger` is that guard's challenger.
 
     Raises:
         StartError: the folder can't be read.
@@ -424,10 +426,11 @@ def sources_in(
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise StartError(f"the model folder {folder} can't be read: {error}") from error
+    models = {name: _model_in(folder / name) for name in names}
     return {
         name: Source(
             name=name,
-            model=folder / name / "model.onnx",
+            model=model,
             guard=folder / name / "guard",
             challenger=_folder(folder / name / "challenger"),
             public_key=public_key,
@@ -436,9 +439,15 @@ def sources_in(
             readings=readings,
             looks=looks,
         )
-        for name in names
-        if (folder / name / "model.onnx").is_file()
+        for name, model in models.items()
+        if model is not None
     }
+
+
+def _model_in(folder: Path) -> Path | None:
+    """Return the ONNX file in a folder of one model, None where there is none."""
+    places = (folder / "model.onnx", beside(folder / "guard"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _folder(path: Path) -> Path | None:

@@ -58,7 +58,7 @@ def test_an_override_wins_unless_it_is_none() -> None:
         ({"RELUGUARD_MAX_ROWS": "0"}, "expected max_rows of 1 or more, got 0"),
         ({"RELUGUARD_MAX_QUEUE_ROWS": "9"}, "expected max_queue_rows of at least max_rows, 256"),
         ({"RELUGUARD_MAX_WAIT_S": "0"}, "expected max_wait_s of more than 0, got 0.0"),
-        ({"RELUGUARD_MODEL": "m"}, "expected model and guard together"),
+        ({"RELUGUARD_MODEL": "m"}, "expected a guard beside the model"),
         ({"RELUGUARD_MODELS": "d", "RELUGUARD_NAME": "n"}, "either models, or model and guard"),
         ({"RELUGUARD_TLS_KEY": "k"}, "expected tls_certificate and tls_key together"),
         ({"RELUGUARD_TLS_CLIENT_CA": "c"}, "tls_client_ca needs tls_certificate"),

@@ -16,6 +16,7 @@ from reluguard.detector.images import Images
 from reluguard.detector.model import infer_spec, load_production
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.harden import HardenSettings, harden, harden_images
+from reluguard.training.hardening.halves import Joined
 from reluguard.training.hardening.tuning import Networks
 from reluguard.training.progress import Step, progress_of
 from reluguard.training.twin.onnx_torch import OnnxModule
@@ -82,7 +83,7 @@ def test_a_seed_repeats_the_weights(tiny_model: Path, labelled: Dataset) -> None
     made = [
         harden_images(
             production, spec, labelled, labelled, settings=HardenSettings(epochs=1, seed=seed)
-        )[0].SerializeToString()
+        )[0].proto.SerializeToString()
         for seed in (0, 0, 1)
     ]
     assert made[0] == made[1] != made[2]
@@ -93,7 +94,8 @@ def test_attacks_of_a_step_keep_within_the_budget(tiny_model: Path, labelled: Da
     """No pixel moves by more than the budget or out of its range, and weights can learn again."""
     production = load_production(tiny_model)
     spec = infer_spec(production, (8, 8, 1))
-    networks = Networks.of(production, spec, labelled.images[:8])
+    whole = OnnxModule(production.proto, production.logits)
+    networks = Networks.of(Joined(production, spec), whole, spec, labelled.images[:8])
     x = to_pixels(labelled.images[:20])
     target = networks.target(x, labelled.labels[:20], 0.8)
     assert_allclose(target.sum(1).numpy(), 1, rtol=1e-5)
@@ -131,7 +133,7 @@ def test_the_average_of_the_steps_is_written(tiny_model: Path, labelled: Dataset
                 harden_images(
                     production, spec, labelled, labelled,
                     settings=HardenSettings(epochs=2, average=average, rate=0.05),
-                )[0]
+                )[0].proto
             ).items()
         )
         for average in (0.0, 0.998)

@@ -1,13 +1,13 @@
 """How long hardening will take: a few steps of an attack are timed, the rest counted in them."""
 
+from torch import nn
+
 from reluguard.detector.images import InputSpec
-from reluguard.detector.model import Production
 from reluguard.training.attacks import PGD, Victim
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.expected.speed import busy_seconds
 from reluguard.training.hardening.settings import HardenSettings
 from reluguard.training.progress import Planned
-from reluguard.training.twin.onnx_torch import OnnxModule
 from reluguard.training.twin.twin import Twin
 
 __all__ = ["expected_steps"]
@@ -20,7 +20,7 @@ LOOKED = 6.0  # likewise: an image judged but for the attack on it
 
 
 def expected_steps(
-    production: Production,
+    module: nn.Module,
     spec: InputSpec,
     train: Dataset,
     test: Dataset,
@@ -29,17 +29,14 @@ def expected_steps(
     """Return what is to come, and how long each takes on free cores.
 
     Args:
-        production: the model.
+        module: the model in torch; returns its class scores.
         spec: how images go into it.
         train: to train on.
         test: to judge by, before and after.
         settings: of the training.
-
-    Raises:
-        TwinError: the graph can't be run in torch.
     """
     images, labels = train.images[:IMAGES], train.labels[:IMAGES]
-    twin = Twin(OnnxModule(production.proto, production.logits), spec, device="cpu")
+    twin = Twin(module, spec, device="cpu")
     victim = Victim(predict=twin.predict, twin=twin)
     attack = PGD(size=settings.budget, steps=STEPS)
     attack(images, labels, victim, seed=0)  # warms up

@@ -1,12 +1,15 @@
 """A network in two halves, so that a loss sees what the last gate says; weights, written back."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from reluguard.detector.images import InputSpec
+from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production
 from reluguard.detector.taps import find_taps
 from reluguard.training.errors import TwinError
@@ -74,20 +77,49 @@ def _below(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 class Joined(torch.nn.Module):
-    """Both halves as one module; keeps the last phi, which the loss needs beside the logits."""
+    """Both halves as one module; keeps what the last gate says, which the loss needs beside."""
 
-    def __init__(self, halves: Halves) -> None:
+    def __init__(self, production: Production, spec: InputSpec) -> None:
         super().__init__()
-        self._halves = halves
-        self.phi: Tensor = torch.empty(0)
+        self._production = production
+        self._halves = Halves(production, spec)
+        self._phi: list[Tensor] = []
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, by the names in the ONNX file."""
+        return self._halves.weights
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Return the logits."""
-        self.phi, logits = self._halves(tensor)
+        phi, logits = self._halves(tensor)
+        self._phi.append(phi)
         return logits
 
+    def forget(self) -> None:
+        """Drop what the last gate said so far."""
+        self._phi.clear()
 
-def with_weights(proto: onnx.ModelProto, weights: dict[str, Tensor]) -> onnx.ModelProto:
+    @property
+    def phi(self) -> Tensor:
+        """What the last gate said since `forget`, (N, ...); a model may take few images a time."""
+        return torch.cat(self._phi)
+
+    def finished(
+        self, weights: Mapping[str, Tensor], sample: Images
+    ) -> tuple[onnx.ModelProto, Production]:
+        """Return the model with these weights in the same graph.
+
+        Args:
+            weights: by name.
+            sample: not needed: nothing is exported here.
+        """
+        del sample
+        proto = with_weights(self._production.proto, weights)
+        return proto, replace(self._production, proto=proto)
+
+
+def with_weights(proto: onnx.ModelProto, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
     """Return the graph with these weights under their names, in the types they had."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)

@@ -1,13 +1,13 @@
 """What hardening did to a network, on images that no step of it saw."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
@@ -20,7 +20,6 @@ from reluguard.training.attacks.victim import Victim
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.hardening.settings import HardenSettings
 from reluguard.training.statistics.metrics import Interval, auroc_interval
-from reluguard.training.twin.onnx_torch import OnnxModule
 from reluguard.training.twin.twin import Twin
 
 __all__ = ["Outcome", "judged"]
@@ -38,16 +37,23 @@ class Outcome:
 
 
 def judged(
-    proto: onnx.ModelProto,
     production: Production,
+    module: nn.Module,
     spec: InputSpec,
     test: Dataset,
     settings: HardenSettings,
 ) -> Outcome:
-    """Return how a network does on clean images, and on those that are attacked on it."""
-    own = replace(production, proto=proto)
-    recorder = Recorder(own, spec, find_taps(own, spec))
-    twin = Twin(OnnxModule(proto, production.logits), spec, device="cpu")
+    """Return how a network does on clean images, and on those that are attacked on it.
+
+    Args:
+        production: the network, which answers.
+        module: the same in torch, for gradients; returns the logits.
+        spec: how images go into both.
+        test: the images.
+        settings: of the attack.
+    """
+    recorder = Recorder(production, spec, find_taps(production, spec))
+    twin = Twin(module, spec, device="cpu")
     victim = Victim(predict=lambda images: recorder.record(images).logits, twin=twin)
     attack = PGD(size=settings.budget, steps=settings.steps)
     result = attack(test.images, test.labels, victim, seed=settings.seed)

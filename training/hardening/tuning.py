@@ -1,29 +1,50 @@
 """Fine-tuning against attacks that are made anew at every step. N images, K classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, softmax
 
 from reluguard.detector.images import Images, InputSpec
-from reluguard.detector.model import Production
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import AnalysisError
-from reluguard.training.hardening.halves import Halves, Joined, with_weights
+from reluguard.training.hardening.halves import Joined
+from reluguard.training.hardening.own import Own
 from reluguard.training.hardening.settings import HardenSettings
-from reluguard.training.twin.onnx_torch import OnnxModule
 from reluguard.training.twin.twin import Twin, half_serves, to_pixels
 
-__all__ = ["Networks", "fine_tune"]
+__all__ = ["SAMPLE", "Networks", "Student", "fine_tune"]
 
 _STEEPEST = 5.0  # longest gradient of all weights together
 _STRIDE = 1.25  # of the one step of an attack, by its budget (Wong et al. 2020, arXiv 2001.03994)
-_SAMPLE = 8
+SAMPLE = 8  # images that tell whether bfloat16 will do
+
+
+class Student(Protocol):
+    """A module that learns: it returns the logits, and keeps what its last gate says beside.
+
+    Attributes:
+        weights: what is trained, by name.
+        phi: what the last gate said since `forget`, (N, ...).
+    """
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is trained, by name."""
+        ...
+
+    @property
+    def phi(self) -> Tensor:
+        """What the last gate said since `forget`, (N, ...)."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what the last gate said so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +52,29 @@ class Networks:
     """The network that learns and the one that it learns from, preprocessing in front of both."""
 
     learner: Twin
-    joined: Joined
+    student: Student
     teacher: Twin
-    weights: dict[str, Tensor]
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is trained, by name."""
+        return self.student.weights
 
     @classmethod
-    def of(cls, production: Production, spec: InputSpec, sample: Images) -> "Networks":
+    def of(
+        cls, student: Joined | Own, teacher: nn.Module, spec: InputSpec, sample: Images
+    ) -> "Networks":
         """Return both, as the production model is now.
 
         Args:
-            production: the model.
-            spec: how images go into it.
+            student: what learns.
+            teacher: returns the production model's logits.
+            spec: how images go into both.
             sample: uint8, (N, H, W, C), a few, to see whether bfloat16 will do.
-
-        Raises:
-            TwinError: the graph can't be run in torch, or has no weight that can be trained.
         """
-        halves = Halves(production, spec)
-        joined = Joined(halves)
-        whole = OnnxModule(production.proto, production.logits)
-        teacher = Twin(whole, spec, device="cpu")
-        teacher.half = half_serves(teacher, sample)
-        learner = Twin(joined, spec, device="cpu", half=teacher.half)
-        return cls(learner, joined, teacher, halves.weights)
+        told = Twin(teacher, spec, device="cpu")
+        told.half = half_serves(told, sample)
+        return cls(Twin(student, spec, device="cpu", half=told.half), student, told)
 
     def target(self, x: Tensor, labels: NDArray[np.int64], share: float) -> Tensor:
         """Return what is to be said of images: (N, K), each row adds up to 1.
@@ -88,19 +109,13 @@ class Networks:
 
 
 def fine_tune(
-    production: Production,
-    spec: InputSpec,
-    train: Dataset,
-    settings: HardenSettings,
-    step_done: Callable[[], None],
-) -> onnx.ModelProto:
-    """Return the model with other weights in the same graph.
+    networks: Networks, train: Dataset, settings: HardenSettings, step_done: Callable[[], None]
+) -> dict[str, Tensor]:
+    """Train the network that learns, and return the weights that it is to have, by name.
 
     Raises:
-        TwinError: the graph can't be run in torch, or has no weight that can be trained.
         AnalysisError: the loss grew beyond all numbers.
     """
-    networks = Networks.of(production, spec, train.images[:_SAMPLE])
     weights = list(networks.weights.values())
     generator = np.random.default_rng(settings.seed)
     steps = settings.epochs * -(-len(train) // settings.batch)
@@ -129,7 +144,7 @@ def fine_tune(
             for name, weight in networks.weights.items():
                 average[name].lerp_(weight.detach(), 1 - kept)
             step_done()
-    return with_weights(production.proto, average)
+    return average
 
 
 def _decayed(weights: list[Tensor], decay: float) -> list[dict[str, object]]:
@@ -149,6 +164,7 @@ def _loss(
 ) -> Tensor:
     target = networks.target(x, labels, settings.teacher)
     attacked = networks.attacked(x, target, settings, generator)
+    networks.student.forget()
     both = networks.learner.rough_logits(torch.cat([x, attacked]))
     clean_logits, logits = both.split(len(x))
     loss = cross_entropy(clean_logits, target)
@@ -158,7 +174,7 @@ def _loss(
         apart = kl_div(log_softmax(logits, 1), softmax(clean_logits, 1), reduction="batchmean")
         loss = loss + settings.apart * apart
     if settings.weight:
-        clean_phi, phi = networks.joined.phi.float().flatten(1).split(len(x))
+        clean_phi, phi = networks.student.phi.float().flatten(1).split(len(x))
         # by the codes' own length: plain distance is smallest where the network says nothing at all
         length = (clean_phi.norm(dim=1) + phi.norm(dim=1)) / 2
         loss = (

@@ -24,6 +24,7 @@ __all__ = [
     "exported",
     "quiet",
     "run_program",
+    "scores_in",
     "weights_of",
 ]
 
@@ -74,13 +75,13 @@ def exported(
 def run_program(program: Program, tensor: NDArray[Any]) -> NDArray[np.float32]:
     """Return what a network gives for a batch of its own input: class scores, float32 (N, K).
 
-    Of several values that it returns it is the first.
-
     Raises:
         ModelError: it fails, or returns no tensor.
     """
     called = program.module() if isinstance(program, torch.export.ExportedProgram) else program
-    given = torch.from_numpy(np.array(tensor)).to(_device(program))
+    # in the order that its owner gives it, or a view of it may fail
+    given = torch.from_numpy(np.array(tensor)).clone(memory_format=torch.contiguous_format)
+    given = given.to(_device(program))
     try:
         with torch.no_grad(), quiet():
             found = called(given)
@@ -88,11 +89,20 @@ def run_program(program: Program, tensor: NDArray[Any]) -> NDArray[np.float32]:
         raise ModelError(
             f"the model fails on an input of {tuple(given.shape)}: {cause_of(error)}"
         ) from error
+    return np.asarray(scores_in(found).detach().float().cpu().numpy(), np.float32)
+
+
+def scores_in(found: Any) -> torch.Tensor:
+    """Return class scores in what a network returned: of several values the first.
+
+    Raises:
+        ModelError: it is no tensor.
+    """
     while isinstance(found, (tuple, list, Mapping)) and found:
         found = next(iter(found.values())) if isinstance(found, Mapping) else found[0]
     if not isinstance(found, torch.Tensor):
         raise ModelError(f"expected a model that returns class scores, got {type(found).__name__}")
-    return np.asarray(found.detach().float().cpu().numpy(), np.float32)
+    return found
 
 
 def weights_of(program: Program) -> Mapping[str, torch.Tensor]:

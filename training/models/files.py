@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from reluguard.detector.errors import ModelError
+from reluguard.detector.onnx_file.kinds import Kind
 from reluguard.training.models.export import cause_of, quiet
-from reluguard.training.models.kinds import Kind
 from reluguard.training.models.torch_model import TorchModel, check_evaluation
 
 __all__ = ["open_file", "opened_program"]

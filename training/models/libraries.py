@@ -3,17 +3,16 @@
 Nothing is downloaded: weights are a file that is given, or one that the library keeps already.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reluguard.detector.errors import ModelError
+from reluguard.detector.errors import ModelError, did_you_mean
+from reluguard.detector.onnx_file.kinds import kind_of
 from reluguard.training.data.preprocessing import Preprocessing, given_preprocessing
 from reluguard.training.models.export import quiet
-from reluguard.training.models.kinds import kind_of
 from reluguard.training.models.torch_model import TorchModel
 
 __all__ = ["open_named"]
@@ -204,6 +203,4 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _unknown(where: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f": did you mean {' or '.join(near)}?" if near else ""
-    return f"expected a name among {where}, got {name!r}{hint}"
+    return f"expected a name among {where}, got {name!r}{did_you_mean(name, known)}"

@@ -44,13 +44,17 @@ class TorchModel:
         return content.hexdigest()
 
 
-def model_of(module: torch.nn.Module) -> TorchModel:
+def model_of(module: torch.nn.Module, source: str = "") -> TorchModel:
     """Return a module as it is.
+
+    Args:
+        module: the network.
+        source: what it is called; by default its class.
 
     Raises:
         ModelError: it, or a part of it, is in training mode.
     """
-    source = f"module {type(module).__name__}"
+    source = source or f"module {type(module).__name__}"
     check_evaluation(module, source)
     return TorchModel(program=module, source=source)
 

@@ -19,6 +19,8 @@ from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import unseen_rows
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import AttackError, DataError, TwinError
+from reluguard.training.models.of_guard import guard_model
+from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.trial.tools import ATTACK_TOOLS, CHANGE_TOOLS
 from reluguard.training.twin.twin import load_twin
 
@@ -187,12 +189,13 @@ class Trial:
 
 
 def open_trial(
-    model: Path | str,
+    model: ModelOrNone,
     guard: Path | str,
     *,
     data: Data | None = None,
     classes: Classes | None = None,
     twin: str = "auto",
+    weights: Path | str | None = None,
     threads: int | None = None,
 ) -> Trial:
     """Return a guard to play with.
@@ -200,13 +203,15 @@ def open_trial(
     Without gradients, attacks that only ask the model are left, and `without_gradients` says why.
 
     Args:
-        model: the production ONNX file.
+        model: the production ONNX file; None for the export that `fit` put beside the guard; or
+            what `fit` was given: then that export is used, once it is clear that both answer alike.
         guard: the guard's folder.
         data: labelled images to begin with, as `fit` takes them; by default the guard's own golden
             inputs.
         classes: which class each folder is, and what classes are called; by default what the
             guard knows.
         twin: where gradients come from, as `load_twin` takes it.
+        weights: of a network by name, as `fit` takes them.
         threads: of ONNX Runtime.
 
     Raises:
@@ -214,7 +219,8 @@ def open_trial(
         GuardError: the guard can't be read, or is not the model's.
         DataError: the images or the names can't be read.
     """
-    opened = Guard.open(model, guard, threads=threads)
+    file = guard_model(model, guard, weights=weights)
+    opened = Guard.open(file, guard, threads=threads)
     manifest = opened.artifact.manifest
     samples = [Sample(image=image, label=None) for image in opened.artifact.golden.images]
     if data is not None:
@@ -232,12 +238,12 @@ def open_trial(
     try:
         # a few pictures and their mirror images: golden inputs may be few
         some = np.concatenate([sample, sample[:, :, ::-1]])[:_TWIN_IMAGES]
-        made = load_twin(model, opened.spec, twin, images=some, output=manifest.answer)
+        made = load_twin(file, opened.spec, twin, images=some, output=manifest.answer)
     except TwinError as error:
         why = str(error)
     return Trial(
         opened,
-        open_victim(model, opened.spec, twin=made, output=manifest.answer, threads=threads),
+        open_victim(file, opened.spec, twin=made, output=manifest.answer, threads=threads),
         names=_names(opened, classes),
         samples=samples[:_SAMPLES],
         without_gradients=None if made is not None else why,

@@ -19,11 +19,11 @@ from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import in_batches
 from reluguard.detector.session import open_session
 from reluguard.training.errors import TwinError
-from reluguard.training.lent import Lent
+from reluguard.training.lent import Lent, lent_module
 from reluguard.training.twin.agreement import difference, unit_of
 from reluguard.training.twin.direction import Scorer, lead_slope, no_gradient
 
-__all__ = ["Twin", "check_twin", "from_pixels", "load_twin", "to_pixels"]
+__all__ = ["Twin", "check_twin", "from_pixels", "in_order", "load_twin", "to_pixels"]
 
 _SAMPLE = 32
 _HALF_SAMPLE = 8
@@ -159,11 +159,46 @@ def load_twin(
 
         module: nn.Module = OnnxModule(production.proto, production.logits)
     else:
-        module = _lent(Lent(how, "twin", TwinError))
+        module = in_order(lent_module(_lent(how)), spec)
     twin = Twin(module, spec, device=device)
     _check(twin, production, how, images[:_SAMPLE], tolerance)
     twin.half = half_serves(twin, images[:_HALF_SAMPLE])
     return twin
+
+
+def in_order(module: nn.Module, spec: InputSpec) -> nn.Module:
+    """Return a module that takes what `Twin` gives it: channels last in memory, for speed.
+
+    That is itself, unless it fails there, as one does whose code takes a view of its input or of
+    what a convolution makes of it: then one that first brings it into the usual order.
+
+    Args:
+        module: takes the model's own input tensor.
+        spec: how images go in.
+    """
+    if spec.layout != "NCHW":
+        return module
+    given = torch.zeros(spec.batch or 2, *spec.tensor_shape)
+    first = next(module.parameters(), given)
+    given = given.to(first.device).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            module(given)
+    except RuntimeError:
+        return _InOrder(module)
+    return module
+
+
+class _InOrder(nn.Module):
+    """A module that gets its input in the usual order in memory."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = module
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Return what the module returns."""
+        return cast("Tensor", self._module(tensor.clone(memory_format=torch.contiguous_format)))
 
 
 def half_serves(twin: Twin, images: Images) -> bool:
@@ -198,26 +233,16 @@ def _half_will_do(twin: Twin, images: Images) -> bool:
 def check_twin(how: str) -> None:
     """Raise TwinError unless `load_twin` knows what is meant, and finds what is lent."""
     if how not in {"auto", "none"}:
-        _found(Lent(how, "twin", TwinError))
+        _lent(how).find()
 
 
-def _found(lent: Lent) -> object:
-    if ":" not in lent.text:
+def _lent(how: str) -> Lent:
+    if ":" not in how:
         raise TwinError(
-            f"expected a twin of auto, none or package.module:function, got {lent.text!r}"
-            f"{did_you_mean(lent.text, ('auto', 'none'))}"
+            f"expected a twin of auto, none or package.module:function, got {how!r}"
+            f"{did_you_mean(how, ('auto', 'none'))}"
         )
-    return lent.find()
-
-
-def _lent(lent: Lent) -> nn.Module:
-    found = _found(lent)
-    module = lent.make(found) if callable(found) and not isinstance(found, nn.Module) else found
-    if not isinstance(module, nn.Module):
-        raise TwinError(
-            f"expected {lent.text} to return a torch module, got {type(module).__name__}"
-        )
-    return module
+    return Lent(how, "twin", TwinError)
 
 
 def _check(twin: Twin, production: Production, how: str, images: Images, tolerance: float) -> None:

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 import reluguard
 from reluguard.commands.app import app
 from reluguard.detector.errors import ModelError
+from reluguard.detector.onnx_file.beside import beside
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.preprocessing import Preprocessing
-from reluguard.training.models.given import beside, ready_model
+from reluguard.training.models.given import ready_model
 from reluguard.training.provenance import provenance_of
 from reluguard.training.recipes import Recipe
 from tests.training.conftest import trained

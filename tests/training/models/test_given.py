@@ -14,9 +14,11 @@ from torch import nn
 from reluguard.detector.errors import GuardError, ModelError, SettingsError
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import load_production
+from reluguard.detector.onnx_file.beside import beside
 from reluguard.detector.session import in_batches, open_session
 from reluguard.training.data.given import Data
-from reluguard.training.models.given import Ready, beside, guard_model, ready_model
+from reluguard.training.models.given import Ready, ready_model
+from reluguard.training.models.of_guard import guard_model
 
 SIZE = 8
 SPEC = InputSpec(name="image", height=SIZE, width=SIZE, channels=1)
@@ -178,7 +180,7 @@ def test_what_lies_where_the_export_goes_is_left_alone(pixels: Data, tmp_path: P
         (network(), {"weights": "w.pt"}, SettingsError, "weights beside a network's name alone"),
         (network(), {"input_shape": (8, 8)}, SettingsError, r"like 3,224,224, got \(8, 8\)"),
         (3, {}, ModelError, "expected an ONNX file, a torch module, .* got int"),
-        ("torchvision:resnet81", {}, ModelError, r"did you mean resnet18"),
+        ("torchvision:resnet81", {}, ModelError, r"; did you mean 'resnet18' or"),
         (
             "torchvision:resnet18:V9",
             {},
