@@ -211,3 +211,5 @@ def harden(
         before, after = report[f"{what}_before"]["value"], report[f"{what}_after"]["value"]
         typer.echo(f"{words}: {before:.3f}, now {after:.3f}")
     typer.echo(f"model: {out / 'model.onnx'}")
+    if (out / "weights.pt").is_file():
+        typer.echo(f"weights for torch: {out / 'weights.pt'}")

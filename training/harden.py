@@ -134,7 +134,9 @@ def harden(
         )
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "model.onnx", hardened.proto.SerializeToString())
-    if hardened.state is not None:
+    if hardened.state is None:
+        (out / "weights.pt").unlink(missing_ok=True)  # those of a run before
+    else:
         stream = io.BytesIO()
         torch.save(hardened.state, stream)
         _write(out / "weights.pt", stream.getvalue())

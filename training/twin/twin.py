@@ -180,7 +180,7 @@ def in_order(module: nn.Module, spec: InputSpec) -> nn.Module:
         return module
     given = torch.zeros(spec.batch or 2, *spec.tensor_shape)
     first = next(module.parameters(), given)
-    given = given.to(first.device).contiguous(memory_format=torch.channels_last)
+    given = given.to(first.device).clone(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
             module(given)
