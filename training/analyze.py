@@ -44,6 +44,8 @@ from reluguard.training.data.dataset import check_labels as check_label_range
 from reluguard.training.data.given import Data
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
 from reluguard.training.errors import AnalysisError
+from reluguard.training.expected.speed import busy_seconds
+from reluguard.training.forecasts import analyze_steps
 from reluguard.training.harden import harden_images
 from reluguard.training.hardening.settings import consistent_loss
 from reluguard.training.models.network import network_given
@@ -58,6 +60,8 @@ ATTACKS = ("pgd-linf-8", "pgd-linf-2", "fgsm-linf-8", "fgsm-linf-2")
 
 _STUDIES = 7
 _NETWORKS = 5
+_SEED_STEPS = 400
+FEW = 64  # images that are timed
 _Study = TypeVar("_Study")
 
 
@@ -170,6 +174,7 @@ def analyze(
             work=Path(work),
             seed=seed,
             threads=threads,
+            papers=papers,
             progress=progress,
         )
         findings = _study(material, other, network.guard, threads, progress)
@@ -189,8 +194,10 @@ def analyze(
             "attacks": list(attacks),
             "seconds": round(time.perf_counter() - started, 1),
         }
+        progress.stage("pages", 1)
         found = summary(about, material, findings, tables, seeds, hardening)
         _write(out, found, material, findings, tables, seeds, hardening)
+        progress.advance(1)
     return found
 
 
@@ -235,10 +242,22 @@ def _material(
     work: Path,
     seed: int,
     threads: int | None,
+    papers: bool,
     progress: Progress,
 ) -> Material:
     """Return what all studies read; `twins` gives the network's own first."""
     recorder = Recorder(production, spec, taps, threads=threads)
+    few = data.images[:FEW]
+    steps = analyze_steps(
+        {slug: attack_named(slug).passes for slug in attacks},
+        busy_seconds(lambda: recorder.record(few), threads) / len(few),
+        taps=len(taps),
+        images=len(data),
+        pairwise=len(rows),
+        seed_steps=_NETWORKS * _SEED_STEPS,
+        hardening=consistent_loss(seed) if papers else None,
+    )
+    progress.plan("analyze", steps)
     progress.stage("read bits", len(data))
     clean = recorder.record(data.images, folder=work / "clean", progress=progress.advance)
     check_label_range(data, clean.logits.shape[1])
@@ -388,11 +407,12 @@ def _papers(
     order = np.random.default_rng(seed).permutation(len(material.rows))
     compared = material.rows[order[:500]]
     images, labels = material.images[compared], material.labels[compared]
-    progress.stage("seeds", _NETWORKS * 400)
+    progress.stage("seeds", _NETWORKS * _SEED_STEPS)
     seeds = study_seeds(
         (source.images, source.labels),
         (images, labels),
         networks=_NETWORKS,
+        steps=_SEED_STEPS,
         seed=seed,
         progress=progress.advance,
     )

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from reluguard.detector.artifact import GuardArtifact, Manifest
 from reluguard.detector.bench import plain_seconds
 from reluguard.detector.looks.joint import Joint
+from reluguard.training.attacks import Passes
 from reluguard.training.data.case import Case
 from reluguard.training.evaluation.leave_out import LeftOut, family, shards_of
 from reluguard.training.expected.speed import here
+from reluguard.training.hardening.forecast import steps_of
+from reluguard.training.hardening.settings import HardenSettings
 from reluguard.training.harvest.orders import SHARD_IMAGES, Job
 from reluguard.training.harvest.workspace import Workspace
 from reluguard.training.head.economy import choice_seconds
@@ -22,6 +25,7 @@ from reluguard.training.provenance import provenance_of
 from reluguard.training.retraining.kept import Kept
 
 __all__ = [
+    "analyze_steps",
     "choosing_seconds",
     "evaluate_steps",
     "fit_steps",
@@ -31,10 +35,18 @@ __all__ = [
 ]
 
 SUCCESSES = 0.7  # of attacked images, before anybody knows
-_KIND_S = 0.08  # of one core of the reference machine: what a report card says of one change
-_PAGE_S = 3.0  # likewise: its page, and the guard
+_KIND_S = 0.085  # of one core of the reference machine: what a report card says of one change
+_PAGE_S = 1.0  # likewise: its page, and the guard
 _BASELINES = 12.0  # passes of the model, which all baselines of an image come to
 _FEW_CLASSES = 10  # of many a head reads fewer rates
+# of an analysis, likewise: what does not depend on how much is analysed, what a pair of images at a
+# tap takes, a step of a network of the papers' own, and what a step of an attack takes, in passes
+_STUDIES_S = 7.0
+_PAIR_S = 4.5e-6
+_DISTANCE_S = 5e-7
+_PAGES_S = 7.0
+_SEED_STEP_S = 0.075
+_CLIMB = 1.5
 _UNITS_S = 2.0  # likewise: the hidden units of new attacks
 _GATE_S = 6.0  # likewise: the gate, its timed runs and the challenger's page
 
@@ -58,7 +70,15 @@ def choosing_seconds(case: Case, rows: int, settings: HeadSettings) -> float:
         settings: of the head.
     """
     plain = plain_seconds(case.production, case.spec, batch=case.spec.batch or 1, rounds=3)
-    return choice_seconds(plain, len(case.taps), rows, _rates(case), _classes(case), settings)
+    return choice_seconds(
+        plain,
+        len(case.taps),
+        len(case.splits["fit"]),
+        rows,
+        _rates(case),
+        _classes(case),
+        settings,
+    )
 
 
 def fit_steps(
@@ -158,6 +178,41 @@ def evaluate_steps(
         one = head_seconds(rows, rates, _FEW_CLASSES, HeadSettings(**recipe.head))
         steps.append(Planned(f"leave one {leave_out} out", (1 + len(kinds)) * one))
     return steps
+
+
+def analyze_steps(
+    passes: Mapping[str, Passes],
+    asked_s: float,
+    *,
+    taps: int,
+    images: int,
+    pairwise: int,
+    seed_steps: int,
+    hardening: HardenSettings | None,
+) -> list[Planned]:
+    """Return the steps of an analysis.
+
+    Args:
+        passes: that each attack takes, by name, in their order.
+        asked_s: what it takes to record an image.
+        taps: of the network.
+        images: all that are read.
+        pairwise: those that are attacked and compared pair by pair.
+        seed_steps: of training the papers' networks.
+        hardening: the papers' hardening, None where it is not to come.
+    """
+    pairs = taps * pairwise**2
+    steps = [Planned("read bits", images * asked_s)]
+    for name, one in passes.items():
+        each = 2 + one.asked + _CLIMB * (one.climbed + one.exact)
+        steps.append(Planned(name, pairwise * each * asked_s))
+    steps.append(Planned("distances", here(_DISTANCE_S * pairs)))
+    steps.append(Planned("studies", here(_STUDIES_S + _PAIR_S * pairs)))
+    if hardening is not None:
+        steps.append(Planned("seeds", here(_SEED_STEP_S * seed_steps)))
+        learned, judged = steps_of(hardening, images - pairwise, pairwise)
+        steps.append(Planned("harden", (learned + judged) * _CLIMB * asked_s))
+    return [*steps, Planned("pages", here(_PAGES_S))]
 
 
 def _rates(case: Case) -> int:

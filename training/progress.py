@@ -98,15 +98,20 @@ class _Followed(Progress):
         self._foretold = False
 
     def plan(self, command: str, steps: Sequence[Planned]) -> None:
-        """Keep the plan; what was over before it is another command's."""
+        """Keep the plan."""
         with self._lock:
-            if self._course.is_planned and self._course.is_over:
-                self._course, self._foretold = Course(self._clock()), False
+            self._go_on()
             self._course.plan(command, steps)
+
+    def _go_on(self) -> None:
+        """Leave a command that is over: what comes then is another one's."""
+        if self._course.is_planned and self._course.is_over:
+            self._course, self._foretold = Course(self._clock()), False
 
     def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
         """Start counting."""
         with self._lock:
+            self._go_on()
             self._course.begin(title, total, expected_s, self._clock())
 
     def advance(self, units: int) -> None:

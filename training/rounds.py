@@ -28,11 +28,12 @@ from reluguard.training.data.case import predict
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data
 from reluguard.training.errors import DataError
+from reluguard.training.expected.speed import here
 from reluguard.training.harvest.readings import Readings, clean_readings
 from reluguard.training.harvest.workspace import ADDED
 from reluguard.training.models.of_guard import export_of, guard_model
 from reluguard.training.models.opened import ModelOrNone
-from reluguard.training.progress import Progress
+from reluguard.training.progress import Planned, Progress
 from reluguard.training.provenance import Added, Refits, Step
 from reluguard.training.red_team.aware import Aware
 from reluguard.training.red_team.aware_attacks import Orthogonal, Selective
@@ -53,6 +54,7 @@ __all__ = ["SIZES", "Refitted", "refit_in_rounds"]
 
 SIZES = (1.0, 2.0, 4.0, 8.0)
 NAME = "aware"
+GATE_S = 8.0  # of one core of the reference machine: a control, the gate and the guard's page
 WEIGHT = 4.0  # of a round's examples, where an attack of the recipe counts 1
 
 
@@ -129,6 +131,7 @@ def refit_in_rounds(
     calibration = clean_readings(reader, dataset, splits["calibrate"])
     with hold_kept(champion, fit_work):
         kept = open_kept(champion, fit_work)
+        progress.plan("refit", [Planned("rounds", None), Planned("gate", here(GATE_S))])
         progress.stage("rounds", rounds)
         draft, first = champion, len(kept.added)
         for turn in range(rounds):

@@ -254,9 +254,14 @@ def test_another_command_with_the_same_progress_begins_anew() -> None:
         lines.advance(1)
         lines.beat()
         lines.advance(1)
+    lines.stage("alone", 2)
+    clock.now += 60
+    lines.advance(1)
+    lines.beat()
     assert [line for line in stream.getvalue().splitlines() if "so far" in line] == [
         "reluguard: head: 50% (fit 51% done), 1 min so far, about 1 min left",
         "reluguard: baselines: 50% (evaluate 51% done), 1 min so far, about 1 min left",
+        "reluguard: alone: 50%, 1 min so far, about 1 min left",
     ]
 
 

@@ -36,8 +36,8 @@ METRICS = ("grpc_server_handled_total", "reluguard_verdicts_total", "reluguard_g
 
 # of one core of the reference machine
 TRAIN_S = 13.0
-FIT_S = 24.0
-SERVE_S = 4.0
+FIT_S = 22.0
+SERVE_S = 1.5
 
 Ask = Callable[[Guard, Sequence[Images]], tuple[list[Verdicts], str]]
 

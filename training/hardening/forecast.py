@@ -10,13 +10,25 @@ from reluguard.training.hardening.settings import HardenSettings
 from reluguard.training.progress import Planned
 from reluguard.training.twin.twin import Twin
 
-__all__ = ["expected_steps"]
+__all__ = ["expected_steps", "steps_of"]
 
 IMAGES = 32
 STEPS = 3
 # in steps of PGD on an image: what the teacher says, one step of FGSM, and both images learned from
 LEARNED = 4.0
 LOOKED = 6.0  # likewise: an image judged but for the attack on it
+
+
+def steps_of(settings: HardenSettings, train: int, test: int) -> tuple[float, float]:
+    """Return what training and judging take, in steps of an attack on an image.
+
+    Args:
+        settings: of the training.
+        train: images.
+        test: images, looked at before and after.
+    """
+    learned = LEARNED * settings.epochs * train
+    return learned, 2 * test * (settings.steps + LOOKED)
 
 
 def expected_steps(
@@ -42,6 +54,5 @@ def expected_steps(
     attack(images, labels, victim, seed=0)  # warms up
     taken = busy_seconds(lambda: attack(images, labels, victim, seed=0))
     step = taken / len(images) / STEPS
-    learned = LEARNED * settings.epochs * len(train)
-    judged = 2 * len(test) * (settings.steps + LOOKED)
+    learned, judged = steps_of(settings, len(train), len(test))
     return [Planned("harden", step * learned), Planned("robust accuracy", step * judged)]

@@ -31,6 +31,7 @@ from reluguard.training.head.fit import HeadSettings, held_out_auroc
 from reluguard.training.head.forecast import small_head_seconds
 from reluguard.training.head.probes import (
     CODE,
+    FOLDS,
     MAX_CLASSES,
     RUNS,
     column_taps,
@@ -62,7 +63,8 @@ LEAST_PLAIN_S = 0.0004
 LEAST_PIECES = 3
 # for a forecast: choices that are timed and judged in the end, and what opening a session takes of
 # each tap, on one core of the reference machine
-_USUALLY_TIMED = 6
+_USUALLY_TIMED = 5
+_TIMED_OF_FEW = 2
 _USUALLY_JUDGED = 3
 _OPEN_S = 0.02
 # clean images kept from the small heads: one of fewer can move an AUROC by more than all these say
@@ -283,13 +285,20 @@ def choose_taps(
 
 
 def choice_seconds(
-    plain_s: float, taps: int, rows: int, rates: int, classes: int, settings: HeadSettings
+    plain_s: float,
+    taps: int,
+    clean: int,
+    rows: int,
+    rates: int,
+    classes: int,
+    settings: HeadSettings,
 ) -> float:
     """Return about how long `choose_taps` takes, without a limit that somebody asked for.
 
     Args:
         plain_s: of the plain model at the smallest batch.
         taps: L.
+        clean: images as they came among the rows, a fold of which small heads are judged on.
         rows: of all groups.
         rates: F.
         classes: of the model.
@@ -304,6 +313,8 @@ def choice_seconds(
         rounds = float(np.clip(SECONDS / (2 * takes), *ROUNDS))
         sessions = 1 if takes > SLOW_S else SESSIONS
         timed += sessions * (2 * rounds * takes + here(_OPEN_S * taps))
+    if clean < FOLDS * LEAST_TOLD:
+        return _TIMED_OF_FEW * timed
     judged = small_head_seconds(rows, rates, classes, settings)
     return _USUALLY_TIMED * timed + _USUALLY_JUDGED * judged
 

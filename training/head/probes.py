@@ -24,6 +24,7 @@ from reluguard.training.head.moments import Moments, row_blocks
 
 __all__ = [
     "CODE",
+    "FOLDS",
     "MAX_CLASSES",
     "RUNS",
     "Probes",

@@ -16,7 +16,8 @@ from reluguard.training.analysis.result import Analysis
 from reluguard.training.analyze import analyze
 from reluguard.training.data.dataset import Dataset, load_data, save_dataset
 from reluguard.training.errors import AnalysisError, LabelError, OutOfMemoryError, TwinError
-from reluguard.training.progress import Progress
+from reluguard.training.progress import Step
+from tests.training.following import assert_told_to_the_end
 
 LITTLE: dict[str, Any] = {
     "limit": 180,
@@ -26,26 +27,10 @@ LITTLE: dict[str, Any] = {
 }
 
 
-class Counting(Progress):
-    """Counts units per stage."""
-
-    def __init__(self) -> None:
-        self.stages: list[list[int]] = []
-
-    def stage(self, title: str, total: int, *, expected_s: float | None = None) -> None:
-        """A stage begins."""
-        del title, expected_s
-        self.stages.append([total, 0])
-
-    def advance(self, units: int) -> None:
-        """Units are done."""
-        self.stages[-1][1] += units
-
-
 @pytest.fixture(scope="module")
-def progress() -> Counting:
-    """What the analysis told of itself."""
-    return Counting()
+def told() -> list[Step]:
+    """What a callback is told of the analysis."""
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +38,7 @@ def folder(
     lively_model: Path,
     lively_data: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    progress: Counting,
+    told: list[Step],
 ) -> Path:
     """The outcome of one analysis of the tiny network, against itself as the other."""
     out = tmp_path_factory.mktemp("analysis")
@@ -62,7 +47,7 @@ def folder(
         lively_data,
         out=out,
         other=lively_model,
-        progress=progress,
+        progress=told.append,
         **LITTLE,
     )
     return out
@@ -174,11 +159,12 @@ def test_arrays_obey_their_laws(folder: Path) -> None:
         assert np.nanmin(flips) >= 0
 
 
-def test_every_stage_is_done_to_its_end(folder: Path, progress: Counting) -> None:
-    """Progress counts exactly what it announced."""
+def test_every_step_is_done_to_its_end(folder: Path, told: list[Step]) -> None:
+    """Each announced step comes, counts exactly what it announced, and the last ends the whole."""
     assert folder.is_dir()
-    assert progress.stages
-    assert all(total == done for total, done in progress.stages)
+    titles = ("read bits", *LITTLE["attacks"], "distances", "studies", "pages")
+    assert_told_to_the_end(told, *titles)
+    assert {step.title for step in told if step.share == 1} == set(titles)
 
 
 @pytest.mark.slow
