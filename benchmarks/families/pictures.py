@@ -89,7 +89,8 @@ def digits(side: int) -> Dataset:
 
 def digits_in_parts(folder: Path, side: int, counts: Mapping[str, int]) -> Parts:
     """Return so many digits of each part, in files of a folder."""
-    places = {part: folder / f"{part}-{counts[part]}-{side}.npz" for part in PARTS}
+    folder = folder / f"{_counted(counts)}-{side}"
+    places = {part: folder / f"{part}.npz" for part in PARTS}
     if not all(place.exists() for place in places.values()):
         folder.mkdir(parents=True, exist_ok=True)
         data, start = digits(side), 0
@@ -99,6 +100,11 @@ def digits_in_parts(folder: Path, side: int, counts: Mapping[str, int]) -> Parts
     return Parts(places=places, side=side)
 
 
+def _counted(counts: Mapping[str, int]) -> str:
+    """Return a name of parts: what one holds goes by how many the others took."""
+    return "-".join(str(counts[part]) for part in PARTS)
+
+
 def photographs_in_parts(
     source: Path, folder: Path, side: int, counts: Mapping[str, int], preprocessing: str | None
 ) -> Parts:
@@ -106,7 +112,8 @@ def photographs_in_parts(
 
     Each class has about as many of a part as another.
     """
-    places = {part: folder / f"{part}-{counts[part]}" for part in PARTS}
+    folder = folder / _counted(counts)
+    places = {part: folder / part for part in PARTS}
     if not all(place.exists() for place in places.values()):
         by_class: dict[int, list[Path]] = {}
         for file, label in Folder(source).files:

@@ -106,7 +106,7 @@ def _command(folder: Path, name: str, *more: str) -> tuple[dict[str, Any], dict[
         raise RuntimeError(lines[-1] if lines else f"exit code {seen.exit}")
     odd = [line for line in lines if any(word in line for word in ODD)]
     document: dict[str, Any] = json.loads(printed.read_text())
-    return document, {"peak_mb": seen.peak_mb, "odd": odd}
+    return document, {"peak_mb": seen.peak_mb, "while": seen.at, "odd": odd}
 
 
 def _fit(way: Way, folder: Path) -> dict[str, Any]:
