@@ -144,6 +144,11 @@ def serve(
 ) -> None:
     """Serve the guarded model by gRPC: our own protocol and the Open Inference Protocol."""
     import os
+    import signal
+
+    if not check_config:
+        # libraries take seconds to load, and whoever asks for a reload meanwhile means no end
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     from reluguard.service.process import serve as run_server
     from reluguard.service.settings import PREFIX, Settings

@@ -1,12 +1,13 @@
 """Whether a server with these settings could start, said without starting one."""
 
+import os
 from pathlib import Path
 
-from reluguard.detector.errors import DetectorError, ModelError
-from reluguard.detector.onnx_file.beside import model_file
+from reluguard.detector.errors import DetectorError
 from reluguard.service.errors import StartError
 from reluguard.service.listening import certificates
-from reluguard.service.models.models import Source, check_name, sources_in
+from reluguard.service.models.catalogue import sources_of
+from reluguard.service.models.models import check_name
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
 
@@ -24,12 +25,12 @@ def problems(settings: Settings) -> list[str]:
         if settings.tokens is not None:
             Tokens(settings.tokens)
         certificates(settings)
-        sources = _sources(settings)
-    except (StartError, ModelError) as error:
+        sources = sources_of(settings)
+    except StartError as error:
         return [str(error)]
     if not sources:
         found.append("expected at least one model to serve, got none")
-    for source in sources:
+    for source in sources.values():
         try:
             check_name(source.name)
             version = source.open()
@@ -38,35 +39,15 @@ def problems(settings: Settings) -> list[str]:
         else:
             found += [f"{source.name}: challenger: {version.refused}"] if version.refused else []
     for place in (settings.capture, settings.decision_log and settings.decision_log.parent):
-        if place is not None and not _may_be_folder(place):
-            found.append(f"expected a folder at {place}, there is something else")
+        if place is not None and not _writable(place):
+            found.append(f"expected a folder at {place} that can be written, it can't")
+    if settings.decision_log is not None and settings.decision_log.is_dir():
+        found.append(f"expected a file as decision log, {settings.decision_log} is a folder")
     return found
 
 
-def _sources(settings: Settings) -> list[Source]:
-    if settings.models is not None:
-        folder = sources_in(
-            settings.models,
-            providers=settings.providers,
-            threads=settings.threads,
-            public_key=settings.public_key,
-        )
-        return list(folder.values())
-    if settings.guard is None:
-        return []
-    model = model_file(settings.model, settings.guard)
-    return [
-        Source(
-            name=settings.name or model.stem,
-            model=model,
-            guard=settings.guard,
-            challenger=settings.challenger,
-            public_key=settings.public_key,
-            providers=settings.providers,
-            threads=settings.threads,
-        )
-    ]
-
-
-def _may_be_folder(place: Path) -> bool:
-    return place.is_dir() or not place.exists()
+def _writable(folder: Path) -> bool:
+    """Whether a folder is there and can be written, or can be made."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

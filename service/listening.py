@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _PROBE_BYTES = 4096
+_LONGEST_MS = 2**31 - 1
 _HANDSHAKE_MS = 10_000  # gRPC's own two minutes let strangers hold connections
 
 SERVICES = (servicers.SERVICE, open_inference.SERVICE)
@@ -55,20 +56,25 @@ def server_options(
         "grpc.max_concurrent_streams": settings.max_streams,
         "grpc.max_allowed_incoming_connections": settings.max_connections,
         "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
-        "grpc.http2.min_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
-        "grpc.http2.min_recv_ping_interval_without_data_ms": int(settings.min_ping_s * 1000),
+        "grpc.http2.min_ping_interval_without_data_ms": _ms(settings.min_ping_s),
+        "grpc.http2.min_recv_ping_interval_without_data_ms": _ms(settings.min_ping_s),
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.max_metadata_size": 16 * 1024,
         "grpc.absolute_max_metadata_size": 32 * 1024,
     }
     if settings.max_connection_idle_s is not None:
-        options["grpc.max_connection_idle_ms"] = int(settings.max_connection_idle_s * 1000)
+        options["grpc.max_connection_idle_ms"] = _ms(settings.max_connection_idle_s)
     if settings.keepalive_s is not None:
-        options["grpc.keepalive_time_ms"] = int(settings.keepalive_s * 1000)
+        options["grpc.keepalive_time_ms"] = _ms(settings.keepalive_s)
     if settings.max_connection_age_s is not None:
-        options["grpc.max_connection_age_ms"] = int(settings.max_connection_age_s * 1000)
-        options["grpc.max_connection_age_grace_ms"] = int(settings.drain_s * 1000)
+        options["grpc.max_connection_age_ms"] = _ms(settings.max_connection_age_s)
+        options["grpc.max_connection_age_grace_ms"] = _ms(settings.drain_s)
     return list(options.items())
+
+
+def _ms(seconds: float) -> int:
+    """Return milliseconds as gRPC takes them: 25 days at most, which is as good as for ever."""
+    return min(int(seconds * 1000), _LONGEST_MS)
 
 
 def probe_options(*, shared: bool) -> list[tuple[str, int]]:

@@ -41,3 +41,4 @@ def set_up(level: str, process: int | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)  # libraries warn of what callers send

@@ -112,6 +112,7 @@ class Place:
         if not stat.S_ISSOCK(mode):
             raise StartError(f"can't listen on {self.address}: there is another file")
         with socket.socket(socket.AF_UNIX) as other:
+            other.setblocking(False)  # who hangs with a full backlog is there all the same
             found = other.connect_ex(self.path)
         if found != errno.ECONNREFUSED:
             raise StartError(f"can't listen on {self.address}: somebody else does")

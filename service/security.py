@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -107,6 +108,7 @@ class Tokens:
     path: Path
     _entries: tuple[_Entry, ...] = field(default=(), init=False)
     _seen: tuple[int, ...] = field(default=(), init=False)
+    _trouble: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -150,8 +152,11 @@ class Tokens:
             self._seen = seen
             self._entries = _read_tokens(self.path)
         except (OSError, ValueError) as error:
-            _log.error("the token file can't be read, the last good one stays: %s", error)
+            if str(error) != self._trouble:  # once: whoever calls would fill the log
+                _log.error("the token file can't be read, the last good one stays: %s", error)
+            self._trouble = str(error)
         else:
+            self._trouble = ""
             _log.info("read %d tokens", len(self._entries))
 
 
@@ -177,7 +182,7 @@ def token_entry(
 
 
 def _read_tokens(path: Path) -> tuple[_Entry, ...]:
-    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a mark
     unknown = sorted(set(document) - {"token"})
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}")
@@ -248,6 +253,7 @@ class Certificates:
     key: Path
     client_ca: Path | None = None
     _seen: tuple[int, ...] = field(default=(), init=False)
+    _trouble: str = field(default="", init=False)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return credentials that follow the files."""
@@ -279,7 +285,7 @@ class Certificates:
                     self._read()
                     latest[1] = self._context()
             except (OSError, ValueError) as error:
-                _log.error("the TLS files can't be used, the last good ones stay: %s", error)
+                self._tell(error)
             connection.context = latest[1]
 
         first: ssl.SSLContext = latest[1]
@@ -311,18 +317,30 @@ class Certificates:
             self._seen = seen
             configuration = self._read()
         except (OSError, ValueError) as error:
-            _log.error("the TLS files can't be used, the last good ones stay: %s", error)
+            self._tell(error)
             return None
+        self._trouble = ""
         _log.info("read new TLS files")
         return configuration
+
+    def _tell(self, error: Exception) -> None:
+        if str(error) != self._trouble:  # once: whoever shakes hands would fill the log
+            _log.error("the TLS files can't be used, the last good ones stay: %s", error)
+        self._trouble = str(error)
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         chain = self.certificate.read_bytes()
         key = self.key.read_bytes()
         roots = None if self.client_ca is None else self.client_ca.read_bytes()
-        if _public(x509.load_pem_x509_certificates(chain)[0].public_key()) != _public(
-            load_pem_private_key(key, password=None).public_key()
-        ):
+        own = _public(x509.load_pem_x509_certificates(chain)[0].public_key())
+        try:
+            theirs = _public(load_pem_private_key(key, password=None).public_key())
+        except (TypeError, UnsupportedAlgorithm) as error:
+            raise ValueError(
+                "expected a private key without a password, of a kind that certificates have: "
+                f"{error}"
+            ) from error
+        if own != theirs:
             raise ValueError("the key does not belong to the certificate")
         if roots is not None:
             x509.load_pem_x509_certificates(roots)

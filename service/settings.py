@@ -24,6 +24,7 @@ WatchMode = Literal["off", "count", "refuse"]
 _WANTED = {
     str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false"
 }  # fmt: skip
+_MOST, _MOST_BYTES = 2**31 - 1, 2**62
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -236,6 +237,17 @@ class Settings:
                 f"got {self.max_queue_rows}"
             )
 
+        self._check_largest()
+
+    def _check_largest(self) -> None:
+        """Raise SettingsError for a number that what takes it can't hold."""
+        for field in fields(self):
+            name, number = field.name, getattr(self, field.name)
+            in_bytes = "bytes" in name and name != "max_message_bytes"  # which gRPC counts shorter
+            most = _MOST_BYTES if in_bytes else _MOST
+            if isinstance(number, int | float) and number > most:
+                raise SettingsError(f"expected {name} of at most {most}, got {number}")
+
     def _check_sources(self) -> None:
         if self.models is not None and (self.model or self.guard or self.name or self.challenger):
             raise SettingsError("expected either models, or model and guard: got both")
@@ -392,7 +404,7 @@ class Settings:
 def _read_config(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a TOML file. Paths in it are relative to the file."""
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors mark it
     except (OSError, ValueError) as error:
         raise SettingsError(f"the configuration {file} can't be read: {error}") from error
     unknown = sorted(set(document) - set(hints))

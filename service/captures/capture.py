@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.captures import (
+    INDEX,
     Entry,
     Raw,
     add,
@@ -196,11 +197,9 @@ class Capture:
         self._closing = threading.Event()
         self._told: set[str] = set()
         self._last = 0
-        self._held = ExitStack()
+        self._held, self._alone = ExitStack(), alone
         try:
-            if alone:
-                self._held.enter_context(claimed(folder))
-            self._key = prepare(folder)
+            self._open()
             names = [name.partition("-")[0] for name in shards(folder)]
             self._last = max((int(name) for name in names if name.isdigit()), default=0)
         except (sqlite3.Error, OSError) as error:
@@ -351,11 +350,34 @@ class Capture:
             kind=offer.kind,
         )
 
+    def _open(self) -> None:
+        if self._alone:
+            self._held.enter_context(claimed(self.folder))
+        self._key = prepare(self.folder)
+
+    def _reopen(self) -> None:
+        """Begin anew where somebody took the folder or its index away; nothing that is there goes.
+
+        Raises:
+            sqlite3.Error: the index can't be made.
+            OSError: the folder can't be.
+        """
+        with suppress(FileNotFoundError):
+            if (self.folder / INDEX).stat().st_size:
+                return
+        _log.error("the captures in %s are gone: somebody took them away", self.folder)
+        self._held.close()
+        try:
+            self._open()
+        except StartError as error:
+            raise OSError(str(error)) from error
+
     def _write(self, parts: Sequence[_Sampled]) -> None:
         entries = [entry for part in parts for entry in part.entries]
         self._last = max(self._last + 1, time.time_ns())  # later shards sort later, come what may
         reason: DropReason = "full"
         try:
+            self._reopen()
             if self._make_room():
                 name = f"{self._last}-{os.getpid()}.npz"
                 kept = add(self.folder, name, _arrays(parts), entries)

@@ -22,7 +22,7 @@ from reluguard.service.models.slots import Slots
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.settings import Settings
 
-__all__ = ["Catalogue"]
+__all__ = ["Catalogue", "sources_of"]
 
 _log = logging.getLogger(__name__)
 _INLINE_S = 0.0003  # about what a thread and back costs
@@ -148,37 +148,7 @@ class Catalogue:
     def _sources(self) -> dict[str, Source]:
         settings = self._settings
         threads = settings.threads or max(1, self._cores // settings.workers)
-        if settings.models is not None:
-            return sources_in(
-                settings.models,
-                providers=settings.providers,
-                threads=threads,
-                readings=settings.has_readings,
-                public_key=settings.public_key,
-                looks=settings.looks,
-            )
-        if settings.guard is None:
-            return {}
-        try:
-            model = model_file(settings.model, settings.guard)
-        except ModelError as error:
-            raise StartError(str(error)) from error
-        if settings.model is None and model.is_file():
-            _log.info("model %s, which lies beside the guard", model)
-        name = settings.name or model.stem
-        source = Source(
-            name=name,
-            model=model,
-            guard=settings.guard,
-            challenger=settings.challenger,
-            public_key=settings.public_key,
-            providers=settings.providers,
-            threads=threads,
-            readings=settings.has_readings,
-            looks=settings.looks,
-            second_model=settings.second_model,
-        )
-        return {name: source}
+        return sources_of(settings, threads)
 
     def _model(self, name: str, source: Source | None) -> Model:
         check_name(name)
@@ -197,3 +167,47 @@ class Catalogue:
         batcher.start()
         self._batchers.append(batcher)
         return Model(name=name, source=source, batcher=batcher, metrics=metrics)
+
+
+def sources_of(settings: Settings, threads: int | None = None) -> dict[str, Source]:
+    """Return what settings name to be served, by name.
+
+    Args:
+        settings: of a server.
+        threads: of one run of a model; those of the settings by default.
+
+    Raises:
+        StartError: the folder of models can't be read, or there is no model for the guard.
+    """
+    threads = settings.threads if threads is None else threads
+    if settings.models is not None:
+        return sources_in(
+            settings.models,
+            providers=settings.providers,
+            threads=threads,
+            readings=settings.has_readings,
+            public_key=settings.public_key,
+            looks=settings.looks,
+        )
+    if settings.guard is None:
+        return {}
+    try:
+        model = model_file(settings.model, settings.guard)
+    except ModelError as error:
+        raise StartError(str(error)) from error
+    if settings.model is None and model.is_file():
+        _log.info("model %s, which lies beside the guard", model)
+    name = settings.name or model.stem
+    source = Source(
+        name=name,
+        model=model,
+        guard=settings.guard,
+        challenger=settings.challenger,
+        public_key=settings.public_key,
+        providers=settings.providers,
+        threads=threads,
+        readings=settings.has_readings,
+        looks=settings.looks,
+        second_model=settings.second_model,
+    )
+    return {name: source}

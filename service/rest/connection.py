@@ -212,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange = Exchange(head, self._peer, lambda: self._body(head))
         reply = await self._serve(exchange)
         whole = self._is_whole()
-        await self._send(reply, last=self._closing or not whole)
+        await self._send(reply, last=self._closing or not whole, bodiless=head.method == "HEAD")
         if not whole:
             await self._linger()
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -234,7 +234,8 @@ class Connection(asyncio.BufferedProtocol):
     async def _linger(self) -> None:
         """Let a caller who still sends read the answer: closing at once would take it away."""
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # who has hung up reads no answer
+                self._transport.write_eof()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 self._unread.clear()
@@ -290,8 +291,8 @@ class Connection(asyncio.BufferedProtocol):
             f"expected a body of at most {self._max_body} bytes, got {size} or more"
         )
 
-    async def _send(self, reply: Reply, *, last: bool) -> None:
-        """Send an answer, and wait until most of it is gone."""
+    async def _send(self, reply: Reply, *, last: bool, bodiless: bool = False) -> None:
+        """Send an answer, or its head alone, and wait until most of it is gone."""
         if self._http.our_state is not h11.IDLE and self._http.our_state is not h11.SEND_RESPONSE:
             return
         size = sum(map(len, reply.body))
@@ -302,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
             status_code=reply.status, reason=reply.status.phrase.encode(), headers=headers
         )
         parts = [self._http.send(response)]
-        for part in reply.body:
+        for part in () if bodiless else reply.body:
             parts += self._http.send_with_data_passthrough(h11.Data(data=part)) or []
         parts.append(self._http.send(h11.EndOfMessage()))
         self._transport.writelines([part for part in parts if part])

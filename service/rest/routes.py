@@ -99,7 +99,9 @@ class Routes:
         if target is None:
             return _error(HTTPStatus.NOT_FOUND, f"expected a path of {_SHOWN}, got another")
         route = self._routes[target.name]
-        if exchange.head.method != route.verb:
+        # HEAD is GET without the body, which the connection leaves out
+        verb = "GET" if exchange.head.method == "HEAD" else exchange.head.method
+        if verb != route.verb:
             message = f"expected {route.verb}, got {exchange.head.method[:16]}"
             return _error(HTTPStatus.METHOD_NOT_ALLOWED, message, [("Allow", route.verb)])
         try:

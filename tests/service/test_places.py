@@ -1,5 +1,6 @@
 """Servers on IPv6 and on unix sockets: every port, the client, the probe, the status command."""
 
+import contextlib
 import json
 import os
 import resource
@@ -170,6 +171,24 @@ def test_what_lies_where_a_socket_should(guard: Guard, tmp_path: Path) -> None:
     assert file.read_text() == "mine"
     with pytest.raises(StartError), running(guard, host=f"unix:{tmp_path / 'no' / 'folder'}"):
         pass
+
+
+def test_a_server_that_hangs_keeps_its_socket(guard: Guard, tmp_path: Path) -> None:
+    """One with a full backlog is there all the same: nobody waits, nobody takes its file."""
+    path = tmp_path / "hung"
+    with contextlib.ExitStack() as held:
+        hung = held.enter_context(socket.socket(socket.AF_UNIX))
+        hung.bind(str(path))
+        hung.listen(0)
+        while True:
+            waiting = held.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            if waiting.connect_ex(str(path)):
+                break
+        for settings in ({"host": f"unix:{path}"}, {"metrics_host": f"unix:{path}"}):
+            with pytest.raises(StartError, match="somebody else does"), running(guard, **settings):
+                pass
+    assert path.exists()
 
 
 def test_the_status_command_knows_who_answers(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from reluguard.detector.images import Images
 from reluguard.service.client.client import Client
 from reluguard.service.client.probe import is_healthy
 from reluguard.service.errors import CallError
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 MAIN = """
@@ -104,6 +105,33 @@ def test_a_caller_of_the_only_server_is_told_it_is_unavailable(pair: Any, mixed:
         with pytest.raises(CallError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
             list(answers)
         assert server.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_a_reload_that_is_asked_for_too_early_ends_nothing(pair: Any) -> None:
+    """While libraries are loaded SIGHUP is ignored: whoever starts a server may ask at once."""
+    given = ["--model", pair.model, "--guard", pair.guard, "--port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "reluguard", "serve", *map(str, given)],
+        cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as server:  # fmt: skip
+        try:
+            status = Path(f"/proc/{server.pid}/status")
+            until(lambda: is_ignored(status.read_text(), signal.SIGHUP))
+            assert "onnxruntime" not in Path(f"/proc/{server.pid}/maps").read_text()
+            server.send_signal(signal.SIGHUP)
+            assert server.stderr is not None
+            assert any("serving on" in line for line in server.stderr)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+
+
+def is_ignored(status: str, number: int) -> bool:
+    """Read from /proc whether a process ignores a signal."""
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def scan_bomb(side: int = 8000, scans: int = 50) -> bytes:

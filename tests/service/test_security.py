@@ -16,6 +16,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from reluguard.detector.images import Images
@@ -216,6 +222,16 @@ def test_a_key_of_another_certificate_stops_the_start(
         pass
 
 
+def test_a_key_with_a_password_stops_the_start(guard: Guard, tls: dict[str, Any]) -> None:
+    """In words: nobody is there to be asked for it."""
+    key = load_pem_private_key(tls["tls_key"].read_bytes(), password=None)
+    secret = BestAvailableEncryption(b"secret")
+    tls["tls_key"].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret))
+    message = "can't be used: expected a private key without a password"
+    with pytest.raises(StartError, match=message), running(guard, **tls):
+        pass
+
+
 INFER, PRIVILEGED, ADMIN = "infer-token", "privileged-token", "admin-token"
 
 
@@ -369,9 +385,20 @@ def test_tokens_rotate_without_a_restart(
     token_file.write_text("[[")
     assert tokens.caller("Bearer new").name == "new"
     assert "the last good one stays" in caplog.text
+    caplog.clear()
     token_file.unlink()
-    assert tokens.caller("Bearer new").name == "new"
+    for _ in range(3):
+        assert tokens.caller("Bearer new").name == "new"
+    assert caplog.text.count("the last good one stays") == 1  # callers can't fill the log
     assert os.fspath(token_file) not in caplog.text or "No such file" in caplog.text
+
+
+def test_token_files_of_any_editor_are_read(tmp_path: Path) -> None:
+    """A byte order mark, lines ended as Windows does and blank ones say nothing."""
+    path = tmp_path / "tokens.toml"
+    text = token_entry("mine", name="mine", scopes=[Scope.INFER])
+    path.write_bytes(b"\xef\xbb\xbf\r\n\r\n" + text.replace("\n", "\r\n").encode() + b"\r\n \r\n")
+    assert Tokens(path).caller("Bearer mine").name == "mine"
 
 
 def test_a_revoked_token_ends_an_open_stream(guard: Guard, token_file: Path) -> None:

@@ -1,14 +1,20 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
 
 from reluguard.commands.app import app
 from reluguard.detector.errors import SettingsError
+from reluguard.detector.runtime import Guard
+from reluguard.service.background import running
 from reluguard.service.checking import problems
+from reluguard.service.client.probe import is_healthy
+from reluguard.service.errors import StartError
 from reluguard.service.settings import Settings
+from tests.looking import looking_twice
 
 
 def test_every_field_comes_from_the_environment() -> None:
@@ -118,6 +124,41 @@ def test_a_wrong_configuration_file_says_where(tmp_path: Path, text: str, messag
         Settings.from_env({}, config=tmp_path / "none.toml")
 
 
+def test_a_configuration_is_checked_with_the_network_that_looks_again(
+    pair: Any, pairs: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its file is a setting: the check opens what the server would."""
+    other = pairs(tmp_path / "other", seed=4)
+    twice = looking_twice(pair.model, pair.guard, tmp_path / "guard", other=other.model)
+    away = tmp_path / "away"
+    away.mkdir()
+    network = other.model.rename(away / "another.onnx")
+    settings = Settings(model=pair.model, guard=twice, metrics_port=None)
+    (found,) = problems(settings)  # by the name it had, beside the model lies another
+    assert "the second look was fitted with a network of SHA-256" in found
+    assert problems(replace(settings, second_model=network)) == []
+    assert problems(replace(settings, looks="first")) == []
+
+
+def test_no_number_is_too_large_for_what_takes_it(guard: Guard) -> None:
+    """Each that is taken lets the server start; each that would not is told by its name."""
+    largest: dict[str, Any] = {}
+    for name, hint in get_type_hints(Settings).items():
+        kinds = {hint, *get_args(hint)} & {int, float}
+        if not kinds:
+            continue
+        huge: dict[str, Any] = {name: 10**30 if int in kinds else 1e30}
+        if name == "max_rows":
+            huge["max_queue_rows"] = 10**30  # of which they are at most all
+        with pytest.raises(SettingsError, match=f"expected {name} "):
+            Settings(**huge)
+        if name.endswith("_s") and "calls" not in name and "rows" not in name:
+            largest[name] = 2**31 - 1
+    quick = {"drain_delay_s": 0.0, "max_delay_s": 0.0}
+    with running(guard, **(largest | quick)) as server:
+        assert is_healthy(server.address)
+
+
 def test_a_configuration_is_checked_without_a_start(pair: Any, tmp_path: Path) -> None:
     """Models are opened and replayed, token files read; each problem is a sentence."""
     good = Settings(model=pair.model, guard=pair.guard, metrics_port=None)
@@ -128,8 +169,20 @@ def test_a_configuration_is_checked_without_a_start(pair: Any, tmp_path: Path) -
     assert "the token file" in found
     (found,) = problems(replace(good, guard=tmp_path))
     assert "expected a guard in" in found
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for changes, message in (
+        ({"capture": tmp_path / "nowhere"}, "that can be written"),
+        ({"capture": tmp_path / "tokens.toml" / "inside"}, "that can be written"),
+        ({"decision_log": tmp_path}, "is a folder"),
+        ({"looks": "always"}, "expected a guard with a second look"),
+        ({"second_model": pair.model, "looks": "always"}, "expected a guard with a second look"),
+    ):
+        (found,) = problems(replace(good, **changes))
+        assert message in found
+        with pytest.raises(StartError), running(replace(good, port=0, **changes)):
+            pass  # what is told is what would be
     file = tmp_path / "serve.toml"
-    file.write_text(f'model = "{pair.model}"\nguard = "{pair.guard}"\n')
+    file.write_text(f'model = "{pair.model}"\nguard = "{pair.guard}"\n', encoding="utf-8-sig")
     done = CliRunner().invoke(app, ["serve", "--config", str(file), "--check-config"])
     assert (done.exit_code, done.stdout) == (0, "the settings are right\n")
     done = CliRunner().invoke(

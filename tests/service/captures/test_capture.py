@@ -1,5 +1,6 @@
 import errno
 import io
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -314,6 +315,42 @@ def test_a_disk_that_fails_for_a_moment_costs_that_moment(
     capture.close()
     assert dropped == [("disk", 2)]
     assert {row[0] for row in rows_of(capture.folder, "id")} == {"kept:0", "kept:1"}
+
+
+@pytest.mark.parametrize("what", ["folder", "index", "emptied index"])
+def test_a_folder_that_was_taken_away_begins_anew(
+    tmp_path: Path, reading: Guard, clean: Images, what: str
+) -> None:
+    """Who tidied too much lost what was there, and nothing that comes after it."""
+    lost: list[DropReason] = []
+    folder = tmp_path / "captures"
+    capture = Capture(
+        folder, share=1.0, max_bytes=10**8, ttl_s=3600.0, with_images=True,
+        dropped=lambda why, _: lost.append(why),
+    )  # fmt: skip
+    offer(capture, reading, clean[:2], "before")
+    until(lambda: (folder / "shards").is_dir() and len(rows_of(folder, "id")) == 2)
+    if what == "folder":
+        shutil.rmtree(folder)
+    else:
+        for file in folder.glob(f"{INDEX}*"):
+            file.unlink()
+        if what == "emptied index":
+            (folder / INDEX).touch()
+    offer(capture, reading, clean[2:5], "after")
+    until(lambda: (folder / INDEX).is_file() and has_rows(folder, 3), 8)
+    with pytest.raises(StartError, match="can't be used"):
+        Capture(folder, share=1.0, max_bytes=1, ttl_s=1, with_images=False, dropped=lambda *_: None)
+    capture.close()
+    assert [row[0] for row in rows_of(folder, "id")] == ["after:0", "after:1", "after:2"]
+    assert lost == []
+
+
+def has_rows(folder: Path, count: int) -> bool:
+    try:
+        return len(rows_of(folder, "id")) == count
+    except sqlite3.OperationalError:  # made, and not filled yet
+        return False
 
 
 def test_what_nobody_foresaw_ends_nothing(

@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 import threading
 import time
@@ -15,8 +16,9 @@ from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, on_loop, running
 from reluguard.service.client.client import Client
 from reluguard.service.client.probe import is_healthy
-from reluguard.service.errors import CallError, StartError
+from reluguard.service.errors import CallError, ReloadError, StartError
 from reluguard.service.settings import Settings
+from tests.waiting import until
 
 IMAGE = np.zeros((1, 12, 12, 3), np.uint8)
 
@@ -215,6 +217,35 @@ def test_several_models_from_a_folder(
             pytest.raises(CallError, match="the name of one of 3 models, got none"),
         ):
             client.inspect(IMAGE)
+
+
+def test_a_model_that_comes_later_disturbs_no_other(
+    tmp_path: Path, pairs: Callable[..., Any]
+) -> None:
+    """It may come while the others are gone through; one that is refused leaves nothing running."""
+    for seed, name in enumerate(("cats", "dogs")):
+        pairs(tmp_path / name, seed=seed)
+    options: dict[str, Any] = {"models": tmp_path, "port": 0, "metrics_port": None, "threads": 1}
+
+    async def tasks() -> int:
+        return len(asyncio.all_tasks())
+
+    with running(Settings(**options)) as server:
+        pairs(tmp_path / "fish", seed=2)
+        pairs(tmp_path / "bad", seed=3)
+        (tmp_path / "bad" / "guard" / "manifest.json").write_text("{}")
+        before = on_loop(tasks())
+        for _ in range(3):
+            with pytest.raises(ReloadError, match="the files of 'bad' were refused"):
+                on_loop(server.server.change("load", "bad"))
+        until(lambda: on_loop(tasks()) <= before)
+        seen: list[str] = []
+        for model in server.server.catalogue:
+            if not seen:
+                on_loop(server.server.change("load", "fish"))
+            seen.append(model.name)
+        assert seen == ["cats", "dogs"]
+        assert [model.name for model in server.server.catalogue] == ["cats", "dogs", "fish"]
 
 
 def test_an_empty_or_absent_model_folder_is_an_error(tmp_path: Path) -> None:

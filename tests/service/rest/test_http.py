@@ -116,6 +116,19 @@ def test_json_by_hand(address: str, guard: Guard, tensor: NDArray[np.float32]) -
     assert (status, headers["x-request-id"]) == (200, "mine")
 
 
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/models/tiny", "/x"])
+def test_head_is_get_without_its_body(address: str, path: str) -> None:
+    """As balancers ask: the same status and length, and the connection serves on."""
+    asked = f"{path} HTTP/1.1\r\nHost: x\r\n".encode()
+    last = asked + b"Connection: close\r\n\r\n"
+    whole, _, body = talk(address, b"GET ", last).partition(b"\r\n\r\n")
+    twice = talk(address, b"HEAD ", asked, b"\r\n", b"HEAD ", last)
+    first, second, rest = twice.split(b"\r\n\r\n")
+    assert rest == b""
+    assert first.split(b"\r\n")[0] == second.split(b"\r\n")[0] == whole.split(b"\r\n")[0]
+    assert b"Content-Length: %d" % len(body) in first
+
+
 def test_several_requests_on_one_connection(address: str) -> None:
     """One behind the other, sent at once, are answered in order."""
     one = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
