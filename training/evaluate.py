@@ -7,7 +7,8 @@ from clean calibration images alone.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,7 +35,7 @@ from reluguard.training.data.reading import Reading
 from reluguard.training.errors import AttackError, DataError
 from reluguard.training.evaluation.baselines import BASELINES, Baseline
 from reluguard.training.evaluation.comparison import Group, compare
-from reluguard.training.evaluation.leave_out import LeftOut, leave_one_out, open_fit
+from reluguard.training.evaluation.leave_out import LeftOut, Matrix, leave_one_out, open_fit
 from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
 from reluguard.training.evaluation.threats import threat_of
@@ -152,7 +153,8 @@ def evaluate(
         surrogates: ONNX files of other models of the same task, whose attacks are tried on this;
             the first is the other network that a baseline asks.
         second_model: the network that looks again, of a guard fitted with one, as `Guard.open` has
-            it. Of a guard that looks again both looks are judged, and attacks on both at once.
+            it. Of a guard that looks again both looks are judged, attacks on both at once, and
+            heads of both looks fitted without some attacks.
         trained_on: images the model was trained on, to make sure that none of them is judged.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
             knows.
@@ -234,6 +236,7 @@ def evaluate(
             baseline_rows=baseline_rows,
             matrix_rows=matrix_rows,
             leave_out=None if fit is None or matrix_rows == 0 else leave_out,
+            second=opened.artifact.second,
         ),
     )
     orders.workspace.mkdir(parents=True, exist_ok=True)
@@ -265,17 +268,15 @@ def evaluate(
             open_victim(other, opened.spec, threads=threads).predict for other in orders.surrogates
         ],
     )
-    matrix = None
-    if fit is not None and matrix_rows != 0:
-        matrix = leave_one_out(
-            fit, manifest, by=leave_out, rows=matrix_rows, seed=seed, progress=progress
-        )
+    judge = partial(leave_one_out, by=leave_out, rows=matrix_rows, seed=seed, progress=progress)
+    matrix, matrix_both = (None, None) if matrix_rows == 0 else _matrices(judge, fit, opened)
     found = Evaluation.of(
         scored,
         about=_about(opened, provenance, dataset, rows, seed),
         left_out=missing,
         baselines=figures,
         matrix=matrix,
+        matrix_both=matrix_both,
         looks=looks,
         red_team=red_team_of(manifest),
         seconds=perf_counter() - started,
@@ -285,6 +286,17 @@ def evaluate(
     page = evaluation_page(found, alone, manifest.thresholds)
     write_file(out / "evaluation.html", page.encode())
     return found
+
+
+def _matrices(
+    judge: Callable[..., Matrix], fit: Workspace | None, opened: Guard
+) -> tuple[Matrix | None, Matrix | None]:
+    """Return seen and unseen by the first look and by both; None of what there isn't."""
+    if fit is None:
+        return None, None
+    manifest, second = opened.artifact.manifest, opened.artifact.second
+    once = judge(fit, manifest)
+    return once, None if second is None else judge(fit, manifest, second=second)
 
 
 def _attacks(

@@ -9,8 +9,9 @@ from reluguard.detector.artifact import GuardArtifact, Manifest
 from reluguard.detector.bench import plain_seconds
 from reluguard.detector.looks.joint import Joint
 from reluguard.training.attacks import Passes
+from reluguard.detector.looks.second import SecondLook
 from reluguard.training.data.case import Case
-from reluguard.training.evaluation.leave_out import LeftOut, family, shards_of
+from reluguard.training.evaluation.leave_out import LeftOut, family, matrix_step, shards_of
 from reluguard.training.expected.speed import here
 from reluguard.training.hardening.forecast import steps_of
 from reluguard.training.hardening.settings import HardenSettings
@@ -19,6 +20,7 @@ from reluguard.training.harvest.workspace import Workspace
 from reluguard.training.head.economy import choice_seconds
 from reluguard.training.head.fit import HeadSettings
 from reluguard.training.head.forecast import head_seconds
+from reluguard.training.head.probes import Read
 from reluguard.training.looks.choice import Second
 from reluguard.training.progress import Planned
 from reluguard.training.provenance import provenance_of
@@ -152,6 +154,7 @@ def evaluate_steps(
     baseline_rows: int,
     matrix_rows: int | None,
     leave_out: LeftOut | None,
+    second: SecondLook | None = None,
 ) -> list[Planned]:
     """Return the steps of an evaluation.
 
@@ -163,6 +166,7 @@ def evaluate_steps(
         baseline_rows: rows of each group that baselines are fitted on at most.
         matrix_rows: the same for the heads of the matrix, None for all.
         leave_out: what the matrix leaves out at a time, None where there is none.
+        second: the guard's second look.
     """
     judged = rows_expected((job for made in jobs.values() for job in made), "test")
     fitted = {} if fit is None else shards_of(fit, manifest, "fit")
@@ -174,9 +178,13 @@ def evaluate_steps(
         slugs = {one.slug for one in recipe.attacks}
         kinds = {family(slug) if leave_out == "family" else slug for slug in slugs}
         rows = sum(count if matrix_rows is None else min(count, matrix_rows) for count in counts)
-        rates = sum(tap.rates for tap in manifest.taps)
-        one = head_seconds(rows, rates, _FEW_CLASSES, HeadSettings(**recipe.head))
-        steps.append(Planned(f"leave one {leave_out} out", (1 + len(kinds)) * one))
+        taps = manifest.taps
+        runs: list[Sequence[Read]] = [taps, *([second.joint(taps).runs] if second else [])]
+        for read in runs:
+            rates = sum(one.rates for one in read)
+            one = head_seconds(rows, rates, _FEW_CLASSES, HeadSettings(**recipe.head))
+            step = matrix_step(leave_out, both=read is not taps)
+            steps.append(Planned(step, (1 + len(kinds)) * one))
     return steps
 
 

@@ -23,6 +23,7 @@ from reluguard.training.evaluation.baselines import (
 )
 from reluguard.training.evaluation.leave_out import family, leave_one_out, open_fit
 from reluguard.training.evaluation.result import Evaluation
+from reluguard.training.pages.evaluation import matrix_sections
 from reluguard.training.pages.evaluation_text import print_evaluation
 from reluguard.training.progress import Step
 from tests.training.fitting import Order
@@ -189,6 +190,20 @@ def test_page_and_json_hold_the_card(evaluated: tuple[dict[str, Any], Path]) -> 
     assert card["answered_right"].keys() >= card["benign"].keys()
     print_evaluation(Evaluation.from_json(card))
     assert Evaluation.from_json(card).to_json() == card
+
+
+def test_seen_and_unseen_by_both_looks_stand_beside_the_first(
+    evaluated: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a guard that looks again, on the page and on a terminal."""
+    card = Evaluation.from_json(evaluated[0])
+    both = replace(card, matrix_both=card.matrix)
+    assert Evaluation.from_json(both.to_json()) == both
+    titles = [section.title for section in matrix_sections(both)]
+    assert titles == ["Seen and unseen", "Seen and unseen, both looks"]
+    print_evaluation(both)
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert "one family left out of the fit, both looks, AUROC on what was left out" in told
 
 
 def test_nothing_is_attacked_twice(

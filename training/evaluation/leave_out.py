@@ -3,7 +3,7 @@
 All from the shards of a fit: heads on its fitting split, figures on its test split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 
 from reluguard.detector.artifact import Manifest
+from reluguard.detector.head import Head
+from reluguard.detector.looks.second import SecondLook
 from reluguard.detector.metrics import Interval
 from reluguard.detector.plain import UNSAID, Plain
 from reluguard.training.composed import attack_of, is_composed
@@ -18,7 +20,9 @@ from reluguard.training.errors import DataError
 from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Readings
 from reluguard.training.harvest.workspace import PLAN, Workspace, read_plan
+from reluguard.training.head.alarms import scores_of
 from reluguard.training.head.fit import HeadSettings, fit_head
+from reluguard.training.head.second import fit_second, joint_readings
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import FittedWith, provenance_of
 from reluguard.training.statistics.bootstrap import Drawn, Resampling, interval
@@ -30,6 +34,7 @@ __all__ = [
     "family",
     "leave_one_out",
     "left_out_named",
+    "matrix_step",
     "open_fit",
     "shards_of",
 ]
@@ -156,6 +161,7 @@ def leave_one_out(
     *,
     by: LeftOut = "family",
     rows: int | None = 1500,
+    second: SecondLook | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Matrix:
@@ -166,22 +172,25 @@ def leave_one_out(
         manifest: of the guard.
         by: what is left out at a time: a family of attacks, or a single attack while its like stay.
         rows: of each group at most are fitted on, None for all: fewer are faster, a little worse.
+        second: the guard's second look, for heads that read both looks at every image; without it
+            heads read the first look alone.
         seed: of the rows, the heads and the intervals.
         progress: told of each head.
     """
     progress = progress or Progress()
     recipe = _recipe(manifest)
+    looking = _Looking(workspace, manifest, second)
     fitted = [
         replace(_some(group, rows, seed), weight=recipe.weights.get(group.name, 1.0))
-        for group in _groups(workspace, manifest, "fit")
+        for group in looking.groups("fit")
     ]
-    judged = _groups(workspace, manifest, "test")
+    judged = looking.groups("test")
     clean = next(group for group in judged if group.kind == "clean")
     attacks = [group for group in judged if group.kind == "attack" and len(group)]
     kin = {g.name: family(g.name) if by == "family" else g.name for g in (*fitted, *attacks)}
     settings = HeadSettings(**recipe.head)
     families = list(dict.fromkeys(kin[group.name] for group in attacks))
-    progress.stage(f"leave one {by} out", len(families) + 1)
+    progress.stage(matrix_step(by, both=second is not None), len(families) + 1)
     drawn = Resampling(np.concatenate([g.sources for g in (clean, *attacks)]), seed=seed)
     table: dict[str, dict[str, float]] = {}
     unseen: dict[str, tuple[float, Drawn, int]] = {}
@@ -190,13 +199,13 @@ def leave_one_out(
         progress.advance(1)
         if not any(g.kind == "attack" and len(g) for g in kept):
             continue
-        head = fit_head(kept, taps=manifest.taps, settings=settings, seed=seed)
-        base = head.score(clean.rates, clean.logits).score
+        head = looking.head(kept, settings, seed)
+        base = scores_of(head, clean)
         table[left or "nothing"] = {}
         for g in attacks:
             if is_composed(g.name) and kin[g.name] != left:
                 continue
-            scores = head.score(g.rates, g.logits).score
+            scores = scores_of(head, g)
             area = auroc(base, scores)
             if not is_composed(g.name):
                 table[left or "nothing"][g.name] = area
@@ -240,9 +249,37 @@ def _mean_and_worst(
     )
 
 
-def _groups(workspace: Workspace, manifest: Manifest, split: str) -> list[Readings]:
-    found = shards_of(workspace, manifest, split)
-    return [group for jobs in found.values() if len(group := workspace.readings(jobs))]
+def matrix_step(by: LeftOut, *, both: bool) -> str:
+    """Return what progress calls the fitting of these heads, of one look or of both."""
+    return f"leave one {by} out" + (", both looks" if both else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Looking:
+    """How often heads look: once, or twice at every image."""
+
+    workspace: Workspace
+    manifest: Manifest
+    second: SecondLook | None
+
+    def groups(self, split: str) -> list[Readings]:
+        """Return what a split's images read; of attacks, the successes."""
+        found = shards_of(self.workspace, self.manifest, split)
+        return [group for jobs in found.values() if len(group := self._readings(jobs))]
+
+    def _readings(self, jobs: Sequence[Job]) -> Readings:
+        if self.second is None:
+            return self.workspace.readings(jobs)
+        columns = None if self.second.look.is_other else self.workspace.columns
+        joint = self.second.joint(self.manifest.taps)
+        return joint_readings(self.workspace, jobs, joint, columns)
+
+    def head(self, groups: Sequence[Readings], settings: HeadSettings, seed: int) -> Head:
+        """Return a head fitted on these groups."""
+        if self.second is None:
+            return fit_head(groups, taps=self.manifest.taps, settings=settings, seed=seed)
+        joint = self.second.joint(self.manifest.taps)
+        return fit_second(groups, joint, settings=settings, seed=seed).head
 
 
 def _some(group: Readings, rows: int | None, seed: int) -> Readings:

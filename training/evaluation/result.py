@@ -39,7 +39,8 @@ class Evaluation(Scorecard):
         about: what was judged, and on what.
         left_out: what could not be judged, and why.
         baselines: the guard and other detectors on the same images.
-        matrix: seen against unseen.
+        matrix: seen against unseen, by the first look.
+        matrix_both: the same by both looks at every image, of a guard that looks again.
         looks: both looks side by side, of a guard that looks again.
         red_team: what the red team published with the guard.
         seconds: it took.
@@ -49,6 +50,7 @@ class Evaluation(Scorecard):
     left_out: str | None = field(default=None, metadata=UNSAID)
     baselines: Mapping[str, DetectorFigures]
     matrix: Matrix | None = field(default=None, metadata=UNSAID)
+    matrix_both: Matrix | None = field(default=None, metadata=UNSAID)
     looks: TwoLooks | None = field(default=None, metadata=UNSAID)
     red_team: RedTeamSummary | None = None
     seconds: float
@@ -73,6 +75,7 @@ class Evaluation(Scorecard):
         left_out: str | None,
         baselines: Mapping[str, DetectorFigures],
         matrix: Matrix | None,
+        matrix_both: Matrix | None = None,
         looks: TwoLooks | None = None,
         red_team: RedTeamSummary | None,
         seconds: float,
@@ -84,6 +87,7 @@ class Evaluation(Scorecard):
             left_out=left_out,
             baselines=baselines,
             matrix=matrix,
+            matrix_both=matrix_both,
             looks=looks,
             red_team=red_team,
             seconds=seconds,

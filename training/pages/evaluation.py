@@ -12,7 +12,13 @@ from reluguard.training.pages.page import Section, bullet_list, page, paragraph,
 from reluguard.training.pages.two_looks import looks_section
 from reluguard.training.pages.words import answered_right, few_note, in_order, number, promise_note
 
-__all__ = ["answer_table", "evaluation_page", "precision_table", "red_team_table"]
+__all__ = [
+    "answer_table",
+    "evaluation_page",
+    "matrix_sections",
+    "precision_table",
+    "red_team_table",
+]
 
 
 GUARANTEE = (
@@ -77,12 +83,20 @@ def evaluation_page(
     if card.looks is not None:
         sections.insert(1, Section(title="Two looks", body=looks_section(card.looks, rate)))
     sections = [section for section in sections if section.body]
-    if card.matrix is not None and card.matrix.auroc:
-        at = [section.title for section in sections].index("Baselines")
-        matrix = Section(title="Seen and unseen", body=plots.matrix(card.matrix))
-        sections.insert(at, matrix)
+    at = [section.title for section in sections].index("Baselines")
+    sections[at:at] = matrix_sections(card)
     subtitle = f"model {about.model[:16]}, guard {about.guard[:16]}, seed {about.seed}"
     return page("reluguard evaluation", subtitle, lead, sections)
+
+
+def matrix_sections(card: Evaluation) -> list[Section]:
+    """Return what heads find of attacks that they were fitted without, by one look and by both."""
+    of_looks = {"Seen and unseen": card.matrix, "Seen and unseen, both looks": card.matrix_both}
+    return [
+        Section(title=title, body=plots.matrix(matrix))
+        for title, matrix in of_looks.items()
+        if matrix is not None and matrix.auroc
+    ]
 
 
 def _threat_table(card: Evaluation) -> str:

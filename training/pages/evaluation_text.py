@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reluguard.training.evaluation.conclusion import conclude
+from reluguard.training.evaluation.leave_out import Matrix
 from reluguard.training.evaluation.result import Evaluation
 from reluguard.training.pages.report_card_text import print_precision
 from reluguard.training.pages.two_looks import look_lines
@@ -35,17 +36,22 @@ def print_evaluation(card: Evaluation) -> None:
     _print_peers(console, card)
     if card.left_out:
         console.print(f"left out: {card.left_out}")
-    if card.matrix is not None and card.matrix.unseen:
-        console.print(
-            f"one {card.matrix.by} left out of the fit, AUROC on what was left out: mean "
-            f"{card.matrix.mean_interval}, worst {card.matrix.worst_interval}"
-        )
-        if card.matrix.composed_mean is not None:
-            console.print(
-                f"the same, then changed: mean {card.matrix.composed_mean}, worst "
-                f"{card.matrix.composed_worst}"
-            )
+    _print_matrix(console, card.matrix, "")
+    _print_matrix(console, card.matrix_both, ", both looks")
     print_precision(console, card.precision)
+
+
+def _print_matrix(console: Console, matrix: Matrix | None, looks: str) -> None:
+    if matrix is None or not matrix.unseen:
+        return
+    console.print(
+        f"one {matrix.by} left out of the fit{looks}, AUROC on what was left out: mean "
+        f"{matrix.mean_interval}, worst {matrix.worst_interval}"
+    )
+    if matrix.composed_mean is not None:
+        console.print(
+            f"the same, then changed: mean {matrix.composed_mean}, worst {matrix.composed_worst}"
+        )
 
 
 def _print_attacks(console: Console, card: Evaluation, rate: str) -> None:

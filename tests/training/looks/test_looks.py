@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from reluguard.training.attacks import FGSM, Square, Victim
 from reluguard.training.data.case import Case, open_case
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import DataError
-from reluguard.training.evaluation.leave_out import family
+from reluguard.training.evaluation.leave_out import family, leave_one_out, open_fit
+from reluguard.training.harvest.workspace import work_folder
 from reluguard.training.looks.both import AtBoth, both_twin
 from reluguard.training.looks.choice import Second, choose_second
 from reluguard.training.recipes import Recipe, recipe_named
@@ -170,3 +172,8 @@ def test_a_fit_learns_a_second_look(
         np.testing.assert_array_equal(again.second.to_arrays()[name], value)  # type: ignore[union-attr]  # it has one as before
     opened = Guard.open(order.model, made.path, second_model=sibling, looks="always")
     assert (opened.inspect(made.golden.images).look == 2).all()
+    judge = partial(leave_one_out, open_fit(work_folder(made.path), made.manifest), made.manifest)
+    once, both = judge(rows=60), judge(rows=60, second=made.second)
+    assert once.families == both.families
+    assert "both-fgsm-linf-48" in both.unseen  # an attack like any other, of its attack's family
+    assert both.auroc["nothing"] != once.auroc["nothing"]
