@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from reluguard.detector.artifact import GuardArtifact, Manifest
 from reluguard.detector.bench import plain_seconds
 from reluguard.detector.looks.joint import Joint
-from reluguard.training.attacks import Passes
 from reluguard.detector.looks.second import SecondLook
+from reluguard.training.attacks import Passes
 from reluguard.training.data.case import Case
 from reluguard.training.evaluation.leave_out import LeftOut, family, matrix_step, shards_of
 from reluguard.training.expected.speed import here
