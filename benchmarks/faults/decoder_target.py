@@ -15,11 +15,9 @@ with atheris.instrument_imports(include=["reluguard", "PIL"]):
     from reluguard.service.edge import parse
     from reluguard.service.errors import RequestError
     from reluguard.service.payload import Fields, lift
+    from reluguard.service.protocols.infer_input import read_input as read_infer
     from reluguard.service.protocols.inspection import Encoded, Input, Limits
     from reluguard.service.protocols.open_inference import _LARGE as LARGE_INFER
-    from reluguard.service.protocols.open_inference import (
-        _read_input as read_infer,
-    )  # what ModelInfer decodes with
     from reluguard.service.protocols.pb import open_inference as oip
     from reluguard.service.protocols.pb import reluguard_v1 as pb
     from reluguard.service.protocols.servicers import _LARGE as LARGE_INSPECT

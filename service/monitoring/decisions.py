@@ -8,12 +8,13 @@ token was refused. The file is rotated by size; lines that nobody could write in
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,6 +167,8 @@ class DecisionLog:
 class DecisionFile(logging.handlers.RotatingFileHandler):
     """A rotated file that says when it can't be written. Safe to write from any thread.
 
+    Where somebody else moved or removed it, as logrotate does, the next line begins another.
+
     Args:
         path: of the newest file; older ones are PATH.1, PATH.2 and so on.
         max_bytes: of one file.
@@ -188,7 +191,21 @@ class DecisionFile(logging.handlers.RotatingFileHandler):
         Raises:
             OSError: the disk is full or can't be written.
         """
-        self.emit(logging.makeLogRecord({"msg": line}))
+        with self.lock or nullcontext():
+            self._follow()
+            self.emit(logging.makeLogRecord({"msg": line}))
+
+    def _follow(self) -> None:
+        if self.stream is None:  # the last line could not be written: the next one opens it
+            return
+        path, ours = Path(self.baseFilename), os.fstat(self.stream.fileno())
+        with suppress(FileNotFoundError):
+            there = path.stat()
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                return
+        self.stream.close()
+        self.stream = None  # emit opens it, as after a failure
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
         """Let the writer count it; the base class prints a trace for each."""

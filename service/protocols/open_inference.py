@@ -14,17 +14,13 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from reluguard import service
-from reluguard.detector.images import InputSpec, check_images
 from reluguard.service.edge import Call, Edge
 from reluguard.service.errors import (
     DisabledError,
@@ -35,57 +31,27 @@ from reluguard.service.errors import (
 )
 from reluguard.service.models.models import VERSION, Model, Repository
 from reluguard.service.protocols.health import Health
+from reluguard.service.protocols.infer_answer import Answer, answer_of, encoded
+from reluguard.service.protocols.infer_input import check_parameters, read_input
 from reluguard.service.protocols.inspection import (
-    Encoded,
-    Input,
-    Inspection,
     Inspector,
-    Limits,
-    PixelArray,
-    TensorArray,
-    check_rows,
 )
 from reluguard.service.protocols.pb import open_inference as pb
 from reluguard.service.protocols.policy import Detail, Rules
 from reluguard.service.protocols.wire import (
-    DATATYPES,
-    Data,
-    check_shape,
     datatype_of,
-    read_bytes_elements,
-    read_numbers,
-    read_tensor,
-    write_tensor,
 )
 from reluguard.service.security import Scope
 
 __all__ = [
     "SERVICE",
-    "Answer",
     "OpenInferenceServicer",
     "RepositoryControl",
-    "check_sizes",
 ]
 
 SERVICE = "inference.GRPCInferenceService"
 _PLATFORM = "onnx_onnxv1"
 _LARGE = {pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER: None}
-_MAX_INPUTS = 64
-_FRAMES = 256  # kinds of answer whose beginning is kept
-_TYPED = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 # what each detail allows to be asked for, with datatype and the shape after N
 _EXTRAS: dict[Detail, dict[str, tuple[str, tuple[int, ...]]]] = {
     Detail.NONE: {},
@@ -284,13 +250,13 @@ class OpenInferenceServicer:
     ) -> bytes:
         answer = await self.infer(call, request, payload)
         started = time.perf_counter()
-        response = _response(answer)
+        response = encoded(answer)
         answer.model.metrics.stage("encode", time.perf_counter() - started)
         return response
 
     async def infer(
         self, call: Call, request: pb.ModelInferRequest, payload: memoryview | None = None
-    ) -> "Answer":
+    ) -> Answer:
         """Return the answer to one request, whose data may lie beside it."""
         model = self.model(request.model_name, request.model_version)
         guard = model.version.guard
@@ -298,7 +264,7 @@ class OpenInferenceServicer:
         production = [info.name for info in guard.production_outputs]
         wanted = self._wanted(call, request.outputs, production, rules)
         raw = request.raw_input_contents if payload is None else [payload]
-        given = _read_input(request, raw, guard.spec, self._inspector.limits)
+        given = read_input(request, raw, guard.spec, self._inspector.limits)
         inspection = await self._inspector.inspect(
             model, _sooner(call, request.parameters), given, rules=rules
         )
@@ -308,7 +274,7 @@ class OpenInferenceServicer:
             some = ", ".join(map(str, rows[:8].tolist())) + (", ..." if len(rows) > 8 else "")
             raise RejectedError(f"{len(rows)} of {len(view.withheld)} images look adversarial:"
                                 f" rows {some}")  # fmt: skip
-        return _answer(request.id, model, inspection, wanted or production)
+        return answer_of(request.id, model, inspection, wanted or production)
 
     def _wanted(
         self, call: Call, outputs: Iterable[Any], production: list[str], rules: Rules
@@ -327,7 +293,7 @@ class OpenInferenceServicer:
                 )
             if output.name in names:
                 raise RequestError(f"the output {output.name!r} is asked for twice")
-            _refuse(output.parameters, f"output {output.name!r}")
+            check_parameters(output.parameters, f"output {output.name!r}")
             names.append(output.name)
         return names
 
@@ -357,196 +323,6 @@ def _sooner(call: Call, parameters: Mapping[str, Any]) -> Call:
         return call
     ends = asyncio.get_running_loop().time() + microseconds / 1e6
     return dataclasses.replace(call, deadline=min(ends, call.deadline or math.inf))
-
-
-def _read_input(
-    request: pb.ModelInferRequest, raw: Sequence[Data], spec: InputSpec, limits: Limits
-) -> Input:
-    name, datatype = spec.name, datatype_of(spec.dtype)
-    names = [tensor.name for tensor in request.inputs[:_MAX_INPUTS]]
-    if len(names) > 1 and len(set(names)) < len(names):
-        raise RequestError("the same input is given twice")
-    if names != [name]:
-        got = ", ".join(repr(other[:64]) for other in names[:4]) or "none"
-        raise RequestError(f"expected one input named {name!r}, got {got}")
-    (tensor,) = request.inputs
-    typed = tensor.HasField("contents") and tensor.contents.ByteSize() > 0
-    _refuse(tensor.parameters, f"input {name!r}")
-    if raw and typed:
-        raise RequestError(f"expected raw or typed contents for {name!r}, got both")
-    if raw and len(raw) != 1:
-        raise RequestError(f"expected one raw entry for one input, got {len(raw)}")
-    count = check_shape(tensor.shape, name=name)
-    shape = tuple(tensor.shape)
-    if tensor.datatype not in {datatype, "UINT8", "BYTES"}:
-        raise RequestError(
-            f"expected {datatype} for {name!r} (or UINT8 pixels, or BYTES of encoded images),"
-            f" got {tensor.datatype[:32]!r}"
-        )
-    if tensor.datatype == "BYTES":
-        if len(shape) not in {1, 2} or (len(shape) == 2 and shape[1] != 1):
-            raise RequestError(
-                f"expected shape [N] or [N, 1] for encoded images, got {list(shape)}"
-            )
-        check_rows(count, limits)
-        return Encoded(_elements(tensor, raw, name=name, count=count))
-    if raw:
-        array = read_tensor(raw[0], name=name, datatype=tensor.datatype, shape=shape)
-    elif typed:
-        check_sizes(shape, spec, tensor.datatype)
-        array = _read_typed(tensor.contents, name=name, datatype=tensor.datatype, shape=shape)
-    else:
-        raise RequestError(f"expected data for the input {name!r}, got none")
-    return TensorArray(array) if tensor.datatype == datatype else PixelArray(array)
-
-
-def check_sizes(shape: tuple[int, ...], spec: InputSpec, datatype: str) -> None:
-    """Raise ImageError unless numbers of this shape are worth reading one by one."""
-    claimed = np.broadcast_to(np.zeros((), DATATYPES[datatype]), shape)
-    if datatype == datatype_of(spec.dtype):
-        if shape[1:] != spec.tensor_shape:
-            spec.check_tensor(claimed)
-    elif shape[1:] != (spec.height, spec.width, spec.channels):
-        check_images(claimed, height=spec.height, width=spec.width, channels=spec.channels)
-
-
-def _elements(tensor: Any, raw: Sequence[Data], *, name: str, count: int) -> list[bytes]:
-    if raw:
-        return read_bytes_elements(raw[0], name=name, count=count)
-    elements = list(tensor.contents.bytes_contents)
-    if len(elements) != count:
-        raise RequestError(f"expected {count} elements for {name!r}, got {len(elements)}")
-    return elements
-
-
-def _read_typed(contents: Any, *, name: str, datatype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    field = _TYPED.get(datatype)
-    if field is None:
-        raise RequestError(f"expected raw contents for {datatype}, got typed")
-    filled = [descriptor.name for descriptor, _ in contents.ListFields()]
-    if filled != [field]:
-        raise RequestError(f"expected {field} for {name!r}, got {', '.join(filled)}")
-    count = check_shape(shape, name=name)
-    got = len(getattr(contents, field))
-    if got != count:
-        raise RequestError(f"expected {count} elements for {name!r}, got {got}")
-    dtype = np.dtype(_numpy_name(datatype))
-    packed = _packed(contents)
-    if dtype.kind == "f":
-        return np.frombuffer(packed, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
-    numbers = read_numbers(packed)
-    values = numbers if dtype.kind == "u" or dtype == np.bool_ else numbers.view(np.int64)
-    if dtype != np.bool_ and count:
-        limits = np.iinfo(dtype)
-        if values.min() < limits.min or values.max() > limits.max:
-            raise RequestError(f"expected values of {datatype} for {name!r}, got others")
-    return values.astype(dtype).reshape(shape)
-
-
-def _packed(contents: Any) -> bytes:
-    """Return the numbers of the one field that is filled, as they lie on the wire."""
-    contents.DiscardUnknownFields()
-    data: bytes = contents.SerializeToString()
-    at = 1  # of a tag below 16
-    while data[at] >= 0x80:
-        at += 1
-    return data[at + 1 :]
-
-
-def _numpy_name(datatype: str) -> str:
-    return {"FP32": "float32", "FP64": "float64"}.get(datatype, datatype.lower())
-
-
-def _refuse(parameters: Mapping[str, Any], what: str) -> None:
-    """Refuse what would change the answer's meaning if it were passed over."""
-    for key in parameters:
-        if key.startswith("shared_memory") or key == "classification":
-            raise RequestError(f"the parameter {key!r} of the {what} is not offered")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One answer, before it is written.
-
-    Attributes:
-        id: as the caller gave it.
-        model: who answered.
-        guard: the digest of the guard that judged.
-        parameters: of the answer, but for the guard's.
-        tensors: the outputs by name, in the order they were asked for.
-    """
-
-    id: str
-    model: Model
-    guard: str
-    parameters: Mapping[str, int | str]
-    tensors: Mapping[str, NDArray[Any]]
-
-
-def _answer(name: str, model: Model, inspection: Inspection, wanted: list[str]) -> Answer:
-    view = inspection.view
-    verdicts = view.verdicts
-    arrays: dict[str, NDArray[Any]] = {
-        **verdicts.outputs,
-        "reluguard_is_adversarial": verdicts.is_adversarial,
-        "reluguard_likelihood": verdicts.likelihood,
-        "reluguard_unscored": verdicts.unscored,
-        "reluguard_score": verdicts.score,
-        "reluguard_p_value": verdicts.p_value,
-        "reluguard_evidence": verdicts.evidence,
-        "reluguard_look": verdicts.look,
-    }
-    parameters: dict[str, int | str] = {}
-    if view.detail is not Detail.NONE:
-        parameters["reluguard_adversarial"] = int(np.count_nonzero(verdicts.is_adversarial))
-        parameters["reluguard_unscored"] = int(np.count_nonzero(verdicts.unscored))
-    if inspection.capture:
-        parameters["reluguard_capture"] = inspection.capture
-    return Answer(
-        id=name,
-        model=model,
-        guard=inspection.version.digest,
-        parameters=parameters,
-        tensors={output: arrays[output] for output in wanted},
-    )
-
-
-def _response(answer: Answer) -> bytes:
-    """Return the serialised answer.
-
-    Serialised messages put one behind the other are one message, so what one kind of request always
-    gets is serialised once.
-    """
-    tensors = tuple(
-        (name, datatype_of(array.dtype), array.shape) for name, array in answer.tensors.items()
-    )
-    own = pb.ModelInferResponse(
-        id=answer.id,
-        parameters={
-            name: pb.InferParameter(int64_param=value)
-            if isinstance(value, int)
-            else pb.InferParameter(string_param=value)
-            for name, value in answer.parameters.items()
-        },
-        raw_output_contents=[write_tensor(array) for array in answer.tensors.values()],
-    )
-    return _frame(answer.model.name, answer.guard, tensors) + own.SerializeToString()
-
-
-@lru_cache(maxsize=_FRAMES)
-def _frame(model: str, digest: str, tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
-    """Return what all answers with these tensors begin with: name, datatype and shape of each."""
-    message = pb.ModelInferResponse(
-        model_name=model,
-        model_version=VERSION,
-        parameters={"reluguard_guard": pb.InferParameter(string_param=digest)},
-        outputs=[
-            pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
-            for name, datatype, shape in tensors
-        ],
-    )
-    encoded: bytes = message.SerializeToString()
-    return encoded
 
 
 def _open(shape: tuple[int | None, ...]) -> list[int]:

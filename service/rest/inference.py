@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from reluguard.service.errors import RequestError
 from reluguard.service.models.models import VERSION
-from reluguard.service.protocols.open_inference import Answer
+from reluguard.service.protocols.infer_answer import Answer
 from reluguard.service.protocols.pb import open_inference as pb
 from reluguard.service.protocols.wire import DATATYPES, check_shape, datatype_of, write_tensor
 from reluguard.service.rest.documents import cut_numbers, read_document, read_numbers_text

@@ -14,8 +14,9 @@ import grpc
 
 from reluguard.service.edge import Call, Edge
 from reluguard.service.errors import RequestError
+from reluguard.service.protocols.infer_input import check_sizes
 from reluguard.service.protocols.inspection import Inspector, check_rows
-from reluguard.service.protocols.open_inference import OpenInferenceServicer, check_sizes
+from reluguard.service.protocols.open_inference import OpenInferenceServicer
 from reluguard.service.protocols.pb import open_inference as pb
 from reluguard.service.protocols.wire import datatype_of
 from reluguard.service.rest.documents import read_document

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,7 @@ __all__ = ["WebServer", "check_admin"]
 
 _REALM = "reluguard: any name, and an admin's token as the password"
 _TIMEOUT_S = 5.0
+_MOST = 64  # connections, each with a thread: scrapers and people are fewer
 # the library's own name of it moved between its versions
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _HEADERS = {
@@ -109,6 +111,25 @@ class _Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.server_name, self.server_port = "reluguard", 0
+        self._open: dict[Any, None] = {}  # oldest first
+        self._count = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread of its own; of too many the one that waited longest makes way."""
+        with self._count:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > _MOST else None
+            if oldest is not None:
+                del self._open[oldest]
+                with suppress(OSError):  # it may just have gone
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._count:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Pass over callers that went away; the base class prints a trace for each."""

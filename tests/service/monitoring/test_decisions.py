@@ -1,6 +1,7 @@
 """What was answered to whom stands in the log, line by line, and never a pixel."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,28 @@ def test_the_file_is_rotated(tmp_path: Path) -> None:
     assert all(file.stat().st_size <= 1000 for file in files)
     assert lines_of(path)[-1]["request"] == "r99"
     assert all(lines_of(file) for file in files)
+
+
+@pytest.mark.parametrize("done", ["moved", "removed", "folder removed", "replaced"])
+def test_a_file_that_somebody_else_rotates_is_begun_anew(tmp_path: Path, done: str) -> None:
+    """As logrotate does without `copytruncate`: no line after it goes where nobody looks."""
+    path = tmp_path / "log" / "decisions.jsonl"
+    file = DecisionFile(path, max_bytes=10_000, files=2)
+    file.write("one")
+    if done == "folder removed":
+        shutil.rmtree(path.parent)
+    elif done == "removed":
+        path.unlink()
+    else:
+        path.rename(path.with_suffix(".old"))
+        if done == "replaced":
+            path.touch()
+    file.write("two")
+    file.write("three")
+    file.close()
+    assert path.read_text() == "two\nthree\n"
+    if done in {"moved", "replaced"}:
+        assert path.with_suffix(".old").read_text() == "one\n"
 
 
 def test_a_disk_that_fails_costs_lines_and_nothing_else(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import socket
+import threading
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
@@ -18,6 +20,7 @@ from reluguard.service.errors import CallError
 from reluguard.service.monitoring.hour import Hour
 from reluguard.service.monitoring.live_guards import LiveGuard
 from reluguard.service.monitoring.metrics import Metrics
+from tests.waiting import until
 
 
 def scrape(server: Running) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -126,6 +129,26 @@ def test_a_slow_scraper_does_not_block_others(fresh: Running) -> None:
     with socket.create_connection((host, int(port)), timeout=5) as slow:
         slow.sendall(b"GET /metrics HT")
         assert scrape(fresh)
+
+
+def test_many_slow_scrapers_take_neither_threads_nor_the_port(fresh: Running) -> None:
+    """Of those that only wait the oldest makes way: threads are bounded, others are served."""
+    assert fresh.metrics_address is not None
+    host, _, port = fresh.metrics_address.rpartition(":")
+    before = threading.active_count()
+    with ExitStack() as held:
+        slow = [
+            held.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            for _ in range(200)
+        ]
+        for one in slow:
+            with suppress(OSError):  # made way already
+                one.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        assert scrape(fresh)
+        until(lambda: threading.active_count() <= before + 80)
+        for one in slow[:100]:
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""  # the first made way
 
 
 def test_the_hour_forgets() -> None:
