@@ -1,19 +1,22 @@
 """How far a whole command is, and how long it will still take, by a clock that is moved by hand."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter, thread_time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reluguard.training.expected.course import FORECAST_SHARE, Course, Planned
-from reluguard.training.expected.speed import here
+from reluguard.training.expected.speed import busy_seconds, here
 
 SECONDS = st.floats(1, 1e5)
 PACE = st.floats(0.1, 10)
 PLANS = st.lists(SECONDS, min_size=1, max_size=6)
-UNITS = 50
+UNITS = 20
 
 
 @dataclass(frozen=True)
@@ -162,3 +165,23 @@ def test_this_machine_is_as_fast_as_it_is() -> None:
     assert here(2.0) == pytest.approx(2 * here(1.0))
     assert here(1.0) > 0
     assert here(0.0) == 0
+
+
+def test_what_others_do_is_no_work_of_ours() -> None:
+    """A forecast is of free cores: waiting for another process counts for next to nothing."""
+    code = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    started = perf_counter()
+    busy = busy_seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+    assert busy < (perf_counter() - started) / 2
+
+
+def test_work_is_counted_as_its_thread_or_all_together_do_it() -> None:
+    """A thread that is busy for a while counts so long, however many threads are allowed."""
+
+    def work() -> None:
+        end = thread_time() + 0.02
+        while thread_time() < end:
+            pass
+
+    assert busy_seconds(work, 1) >= 0.02
+    assert busy_seconds(work, 64) >= 0.02
