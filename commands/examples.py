@@ -23,6 +23,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
             "      --preprocessing torchvision --classes classes.txt"
         ),
         "reluguard fit --model model.onnx --data images.npz --out guards/mine --twin net:build",
+        "reluguard fit --model net.py:build --data images.npz --out guards/mine",
         (
             "reluguard fit --model torchvision:resnet18 --weights resnet18.pth \\\n"
             "      --data photographs --out guards/mine"
@@ -57,6 +58,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "export": ("reluguard export --model model.onnx --guard guards/mine --out guarded.onnx",),
     "serve": (
         "reluguard serve --model model.onnx --guard guards/mine",
+        "reluguard serve --guard guards/mine",
         (
             "reluguard serve --model model.onnx --guard guards/shelf --host 0.0.0.0 \\\n"
             "      --tls-certificate tls.crt --tls-key tls.key --tokens tokens.toml"
@@ -79,7 +81,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
             "      --data images.npz --out explanation.png"
         ),
     ),
-    "harden": ("reluguard harden --model model.onnx --data train.npz --out hardened",),
+    "harden": (
+        "reluguard harden --model model.onnx --data train.npz --out hardened",
+        "reluguard harden --model net.py:build --data train.npz --out hardened",
+    ),
     "retrain": (
         (
             "reluguard retrain --guard guards/mine --model model.onnx --new captured \\\n"

@@ -11,6 +11,7 @@ from reluguard.commands.options import (
     Bgr,
     Classes,
     Data,
+    EitherModel,
     GuardFolder,
     GuardModel,
     InputShape,
@@ -34,7 +35,7 @@ __all__ = ["analyze", "explain", "harden"]
 
 def analyze(
     *,
-    model: GuardModel = None,
+    model: EitherModel = None,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the report to.")],
     guard: Annotated[
@@ -139,7 +140,7 @@ def explain(
 
 def harden(
     *,
-    model: GuardModel = None,
+    model: EitherModel = None,
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="The folder to write the hardened model to.")],
     held_out: Annotated[

@@ -14,6 +14,7 @@ __all__ = [
     "Bgr",
     "Classes",
     "Data",
+    "EitherModel",
     "GuardFolder",
     "GuardModel",
     "InputShape",
@@ -38,13 +39,17 @@ __all__ = [
     "shape_given",
 ]
 
-AnyModel = Annotated[
-    str,
+_ANY = (
+    "The production model: an ONNX file; a .pt2 or TorchScript file; torchvision:NAME or "
+    "timm:NAME, with --weights; or package.module:function or file.py:function, which gives "
+    "your torch module."
+)
+AnyModel = Annotated[str, typer.Option("--model", help=_ANY)]
+EitherModel = Annotated[
+    str | None,
     typer.Option(
         "--model",
-        help="The production model: an ONNX file; a .pt2 or TorchScript file; torchvision:NAME or "
-        "timm:NAME, with --weights; or package.module:function or file.py:function, which gives "
-        "your torch module.",
+        help=f"{_ANY} [default: with --guard, what fit exported and put beside it, GUARD.onnx]",
     ),
 ]
 GuardModel = Annotated[

@@ -21,7 +21,7 @@ from reluguard.training.models.given import MARK
 from reluguard.training.models.torch_model import TorchModel
 from reluguard.training.twin.twin import in_order
 
-__all__ = ["Own"]
+__all__ = ["Own", "scores_before"]
 
 _GATES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.ELU, nn.Mish,
@@ -67,7 +67,7 @@ class Own(nn.Module):
         """Return class scores before any softmax of the model's own input tensor."""
         self._gate = None
         raw = scores_in(self._held[2](tensor)).flatten(1)
-        scores = _before(raw, self._production.ending)
+        scores = scores_before(raw, self._production.ending)
         self._phi.append(scores if self._gate is None else self._gate)
         return scores
 
@@ -169,7 +169,7 @@ def _trained(module: nn.Module, source: str) -> dict[str, Tensor]:
     return {name: value.requires_grad_() for name, value in found.items()}
 
 
-def _before(raw: Tensor, ending: str) -> Tensor:
+def scores_before(raw: Tensor, ending: str) -> Tensor:
     """Return class scores before any softmax, a column per class, of what a network returns."""
     if ending == "softmax" and raw.shape[1] > 1:
         return raw.clamp_min(_TINY).log()

@@ -69,6 +69,21 @@ def test_a_module_is_fitted_and_served_from_its_export(
 
 
 @pytest.mark.slow
+def test_a_retrained_guard_has_the_export_beside_it(guard: Path, tmp_path: Path) -> None:
+    """It is put there when the guard is written; what is another's is left alone."""
+    out = tmp_path / "next"
+    beside(out).write_text("mine")
+    asked: dict[str, Any] = {"attacks": ["deepfool-l2-o1"], "sources": 60, "threads": 1}
+    with pytest.raises(ModelError, match="something else is there; give the guard another name"):
+        reluguard.retrain(guard, None, [], out, **asked)
+    beside(out).unlink()
+    made = reluguard.retrain(guard, None, [], out, **asked)
+    assert beside(out).read_bytes() == beside(guard).read_bytes()
+    again = reluguard.Guard.open(None, out)
+    assert again.artifact.digest == made.guard.digest
+
+
+@pytest.mark.slow
 def test_files_of_torch_are_taken_by_the_commands(
     guard: Path, net: nn.Sequential, digits_file: Path, tmp_path: Path
 ) -> None:
@@ -93,7 +108,7 @@ def test_files_of_torch_are_taken_by_the_commands(
         done = CliRunner().invoke(app, ["export", *told, "--out", str(tmp_path / "whole.onnx")])
         assert done.exit_code == 0, done.output
     assert tables[0] == tables[1]
-    with pytest.raises(ModelError, match=r"ONNX export beside the guard, as GUARD\.onnx"):
+    with pytest.raises(ModelError, match=r"net\.pt2 is a program .*: give .*guard\.onnx, which"):
         reluguard.Guard.open(files[0], guard)
 
 
