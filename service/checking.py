@@ -6,8 +6,8 @@ from pathlib import Path
 from reluguard.detector.errors import DetectorError
 from reluguard.service.errors import StartError
 from reluguard.service.listening import certificates
-from reluguard.service.models.catalogue import sources_of
 from reluguard.service.models.models import check_name
+from reluguard.service.models.sources import sources_of
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
 

@@ -20,7 +20,7 @@ from reluguard.detector.images import Images
 from reluguard.detector.model import load_production
 from reluguard.detector.onnx_file.beside import beside
 from reluguard.detector.shelf.shelf import promote
-from reluguard.service.models.models import sources_in
+from reluguard.service.models.sources import sources_in
 from tests.commanding import Run, assert_one_line
 
 # What follows `--model` and `--guard`, and what a command says when it has found its model: of

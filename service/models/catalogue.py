@@ -5,24 +5,17 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 
-from reluguard.detector.errors import ModelError
-from reluguard.detector.onnx_file.beside import model_file
 from reluguard.detector.runtime import Guard
 from reluguard.service.errors import NotFoundError, ReloadError, StartError
 from reluguard.service.models.batching import Batcher
-from reluguard.service.models.models import (
-    Model,
-    Repository,
-    Source,
-    Version,
-    check_name,
-    sources_in,
-)
+from reluguard.service.models.models import Model, Repository, check_name
 from reluguard.service.models.slots import Slots
+from reluguard.service.models.sources import Source, sources_of
+from reluguard.service.models.version import Version
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.settings import Settings
 
-__all__ = ["Catalogue", "sources_of"]
+__all__ = ["Catalogue"]
 
 _log = logging.getLogger(__name__)
 _INLINE_S = 0.0003  # about what a thread and back costs
@@ -167,47 +160,3 @@ class Catalogue:
         batcher.start()
         self._batchers.append(batcher)
         return Model(name=name, source=source, batcher=batcher, metrics=metrics)
-
-
-def sources_of(settings: Settings, threads: int | None = None) -> dict[str, Source]:
-    """Return what settings name to be served, by name.
-
-    Args:
-        settings: of a server.
-        threads: of one run of a model; those of the settings by default.
-
-    Raises:
-        StartError: the folder of models can't be read, or there is no model for the guard.
-    """
-    threads = settings.threads if threads is None else threads
-    if settings.models is not None:
-        return sources_in(
-            settings.models,
-            providers=settings.providers,
-            threads=threads,
-            readings=settings.has_readings,
-            public_key=settings.public_key,
-            looks=settings.looks,
-        )
-    if settings.guard is None:
-        return {}
-    try:
-        model = model_file(settings.model, settings.guard)
-    except ModelError as error:
-        raise StartError(str(error)) from error
-    if settings.model is None and model.is_file():
-        _log.info("model %s, which lies beside the guard", model)
-    name = settings.name or model.stem
-    source = Source(
-        name=name,
-        model=model,
-        guard=settings.guard,
-        challenger=settings.challenger,
-        public_key=settings.public_key,
-        providers=settings.providers,
-        threads=threads,
-        readings=settings.has_readings,
-        looks=settings.looks,
-        second_model=settings.second_model,
-    )
-    return {name: source}

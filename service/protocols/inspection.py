@@ -21,7 +21,8 @@ from reluguard.service.decoding.weight import weigh
 from reluguard.service.edge import Call, request_id
 from reluguard.service.errors import OverloadedError, RequestError
 from reluguard.service.models.batching import Answer
-from reluguard.service.models.models import Model, Version
+from reluguard.service.models.models import Model
+from reluguard.service.models.version import Version
 from reluguard.service.monitoring.decisions import Decision, DecisionLog
 from reluguard.service.monitoring.flagged import Flagged
 from reluguard.service.monitoring.tracing import Tracing

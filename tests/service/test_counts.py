@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 from reluguard.detector.runtime import Guard
 from reluguard.service.background import Running, on_loop, running
 from reluguard.service.models.batching import Batcher
-from reluguard.service.models.models import Version
 from reluguard.service.models.slots import Slots
+from reluguard.service.models.version import Version
 from reluguard.service.monitoring.metrics import Metrics
 from reluguard.service.payload import AT_LEAST, lift
 from reluguard.service.protocols.pb import open_inference as oip

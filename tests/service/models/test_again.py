@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Readings
 from reluguard.service.models.batching import Answer, Batcher
-from reluguard.service.models.models import Version
 from reluguard.service.models.slots import Slots
+from reluguard.service.models.version import Version
 from reluguard.service.monitoring.metrics import Metrics
 from tests.conftest import images
 from tests.looking import looking_twice

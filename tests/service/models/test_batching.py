@@ -17,9 +17,9 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import ExpiredError, NotReadyError, OverloadedError
 from reluguard.service.models.batching import Batcher, Runner
-from reluguard.service.models.models import Version
 from reluguard.service.models.rows import join, take
 from reluguard.service.models.slots import Slots
+from reluguard.service.models.version import Version
 from reluguard.service.monitoring.metrics import Metrics
 
 
