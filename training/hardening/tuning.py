@@ -174,7 +174,7 @@ def _loss(
         apart = kl_div(log_softmax(logits, 1), softmax(clean_logits, 1), reduction="batchmean")
         loss = loss + settings.apart * apart
     if settings.weight:
-        clean_phi, phi = networks.student.phi.float().flatten(1).split(len(x))
+        clean_phi, phi = networks.student.phi[: len(both)].float().flatten(1).split(len(x))
         # by the codes' own length: plain distance is smallest where the network says nothing at all
         length = (clean_phi.norm(dim=1) + phi.norm(dim=1)) / 2
         loss = (

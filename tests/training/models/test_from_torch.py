@@ -15,7 +15,7 @@ import reluguard
 from reluguard.commands.app import app
 from reluguard.detector.errors import ModelError
 from reluguard.detector.onnx_file.beside import beside
-from reluguard.training.data.dataset import Dataset
+from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.data.preprocessing import Preprocessing
 from reluguard.training.models.given import ready_model
 from reluguard.training.provenance import provenance_of
@@ -69,11 +69,19 @@ def test_a_module_is_fitted_and_served_from_its_export(
 
 
 @pytest.mark.slow
-def test_a_retrained_guard_has_the_export_beside_it(guard: Path, tmp_path: Path) -> None:
+def test_a_retrained_guard_has_the_export_beside_it(
+    guard: Path, digits: Dataset, tmp_path: Path
+) -> None:
     """It is put there when the guard is written; what is another's is left alone."""
     out = tmp_path / "next"
     beside(out).write_text("mine")
-    asked: dict[str, Any] = {"attacks": ["deepfool-l2-o1"], "sources": 60, "threads": 1}
+    save_dataset(digits.take(np.arange(300)), tmp_path / "fitted.npz")
+    asked: dict[str, Any] = {
+        "attacks": ["deepfool-l2-o1"],
+        "sources": 60,
+        "threads": 1,
+        "data": str(tmp_path / "fitted.npz"),
+    }
     with pytest.raises(ModelError, match="something else is there; give the guard another name"):
         reluguard.retrain(guard, None, [], out, **asked)
     beside(out).unlink()
