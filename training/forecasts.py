@@ -15,7 +15,7 @@ from reluguard.training.evaluation.leave_out import LeftOut, family, matrix_step
 from reluguard.training.expected.speed import here
 from reluguard.training.hardening.forecast import steps_of
 from reluguard.training.hardening.settings import HardenSettings
-from reluguard.training.harvest.orders import SHARD_IMAGES, Job
+from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.workspace import Workspace
 from reluguard.training.head.economy import choice_seconds
 from reluguard.training.head.fit import HeadSettings
@@ -39,7 +39,7 @@ __all__ = [
 SUCCESSES = 0.7  # of attacked images, before anybody knows
 _KIND_S = 0.085  # of one core of the reference machine: what a report card says of one change
 _PAGE_S = 1.0  # likewise: its page, and the guard
-_BASELINES = 12.0  # passes of the model, which all baselines of an image come to
+_BASELINES = 9.0  # passes of the model, which all baselines of an image come to
 _FEW_CLASSES = 10  # of many a head reads fewer rates
 # of an analysis, likewise: what does not depend on how much is analysed, what a pair of images at a
 # tap takes, a step of a network of the papers' own, and what a step of an attack takes, in passes
@@ -169,8 +169,9 @@ def evaluate_steps(
         second: the guard's second look.
     """
     judged = rows_expected((job for made in jobs.values() for job in made), "test")
-    fitted = {} if fit is None else shards_of(fit, manifest, "fit")
-    counts = [len(made) * SHARD_IMAGES for made in fitted.values()]
+    counts: list[int] = []
+    if fit is not None:
+        counts = [len(fit.readings(made)) for made in shards_of(fit, manifest, "fit").values()]
     seen = judged + sum(min(count, baseline_rows) for count in counts)
     steps = [Planned("attack and read", None), Planned("baselines", seen * _BASELINES * asked_s)]
     recipe = provenance_of(manifest).recipe
