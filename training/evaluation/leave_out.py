@@ -196,8 +196,8 @@ def leave_one_out(
     unseen: dict[str, tuple[float, Drawn, int]] = {}
     for left in (None, *families):
         kept = [g for g in fitted if g.kind != "attack" or kin[g.name] != left]
-        progress.advance(1)
         if not any(g.kind == "attack" and len(g) for g in kept):
+            progress.advance(1)
             continue
         head = looking.head(kept, settings, seed)
         base = scores_of(head, clean)
@@ -212,6 +212,7 @@ def leave_one_out(
             if kin[g.name] == left:
                 these = drawn.auroc(base, clean.sources, scores, g.sources)
                 unseen[g.name] = (area, these, len(g))
+        progress.advance(1)
     found = {g.name: unseen[g.name] for g in attacks if g.name in unseen}
     plain = {name: one for name, one in found.items() if not is_composed(name)}
     changed = {name: one for name, one in found.items() if is_composed(name)}
