@@ -78,6 +78,10 @@ def open_session(
     except _FAILURES as error:
         raise ModelError(f"ONNX Runtime can't load the model: {_first_line(error)}") from error
     check_started(chosen, session.get_providers())
+    # It keeps the serialised model, to start anew on another provider where this one fails at a
+    # run: nobody asked for that one. Of ViT-B/16 this is 340 MB for each session.
+    session.disable_fallback()
+    session._model_bytes = None  # noqa: SLF001 # nothing public lets go of it
     return session
 
 
