@@ -68,6 +68,8 @@ class Reading:
             return value.decode(errors="replace")
         if isinstance(value, onnx.GraphProto):
             return self._body(self, value)
+        if isinstance(value, onnx.TensorProto):  # a part of a message keeps the whole in memory
+            return onnx.TensorProto.FromString(value.SerializeToString())
         return [self._plain(item) for item in value] if isinstance(value, list) else value
 
 

@@ -668,3 +668,23 @@ def test_padding_joins_the_convolution_behind_it(
     ]
     weights = {"pads": whole(*pads), "w": floats(5, 4 + pads[1], 3, 3), **constant}
     assert_same(graph_model(nodes, IMAGE, weights=weights), IMAGE)
+
+
+def test_nothing_of_the_file_stays_in_memory() -> None:
+    """Tensors among attributes are copies: a part of a message would keep all its weights."""
+    value = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [2.0])
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["twos"], value=value),
+        helper.make_node("Add", ["x", "twos"], ["y"]),
+    ]
+    shape: list[str | int | None] = ["N", 3]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    module = OnnxModule(model, "y")
+    held = model.graph.node[1].attribute[0].t
+    held.float_data[0] = 7.0
+    assert module(torch.zeros(1, 3)).tolist() == [[2.0, 2.0, 2.0]]
