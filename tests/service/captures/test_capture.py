@@ -1,6 +1,5 @@
 import errno
 import io
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -317,7 +316,7 @@ def test_a_disk_that_fails_for_a_moment_costs_that_moment(
     assert {row[0] for row in rows_of(capture.folder, "id")} == {"kept:0", "kept:1"}
 
 
-@pytest.mark.parametrize("what", ["folder", "index", "emptied index"])
+@pytest.mark.parametrize("what", ["folder", "emptied index"])
 def test_a_folder_that_was_taken_away_begins_anew(
     tmp_path: Path, reading: Guard, clean: Images, what: str
 ) -> None:
@@ -331,16 +330,18 @@ def test_a_folder_that_was_taken_away_begins_anew(
     offer(capture, reading, clean[:2], "before")
     until(lambda: (folder / "shards").is_dir() and len(rows_of(folder, "id")) == 2)
     if what == "folder":
-        shutil.rmtree(folder)
+        folder.rename(tmp_path / "away")
     else:
         for file in folder.glob(f"{INDEX}*"):
-            file.unlink()
-        if what == "emptied index":
-            (folder / INDEX).touch()
+            file.unlink(missing_ok=True)  # the writer may just have tidied up behind it
+        (folder / INDEX).touch()
     offer(capture, reading, clean[2:5], "after")
-    until(lambda: (folder / INDEX).is_file() and has_rows(folder, 3), 8)
-    with pytest.raises(StartError, match="can't be used"):
-        Capture(folder, share=1.0, max_bytes=1, ttl_s=1, with_images=False, dropped=lambda *_: None)
+    if what == "folder":  # the new one is held as the old one was
+        until(lambda: (folder / INDEX).is_file() and has_rows(folder, 3))
+        with pytest.raises(StartError, match="can't be used"):
+            Capture(
+                folder, share=1.0, max_bytes=1, ttl_s=1, with_images=False, dropped=lambda *_: None
+            )
     capture.close()
     assert [row[0] for row in rows_of(folder, "id")] == ["after:0", "after:1", "after:2"]
     assert lost == []
