@@ -91,13 +91,13 @@ class Retrained:
 
 
 def retrain(
-    guard: Path,
+    guard: Path | str,
     model: ModelOrNone,
-    new: Sequence[Path],
-    out: Path,
+    new: Sequence[Path | str],
+    out: Path | str,
     *,
     attacks: Sequence[str] = (),
-    work: Path | None = None,
+    work: Path | str | None = None,
     data: str | None = None,
     classes: Classes | None = None,
     weights: Path | str | None = None,
@@ -159,6 +159,8 @@ def retrain(
         HeldError: another process works on the harvest.
         OSError: the disk is full; nothing half-written is left.
     """
+    guard, out, places = Path(guard), Path(out), [Path(place) for place in new]
+    work = None if work is None else Path(work)
     check_place(out)
     if not 0 < share < 1:
         raise DataError(f"expected a share of the weight in (0, 1), got {share}")
@@ -181,7 +183,7 @@ def retrain(
         progress.plan("retrain", retrain_steps(champion, kept, joint, attacks, units=not refit))
         progress.stage("new images", len(new))
         clean = _calibration(kept, original, reader, manifest.taps)
-        found = _found(new, champion, reader, looking, classes, most_per_source, progress)
+        found = _found(places, champion, reader, looking, classes, most_per_source, progress)
         if looking is not None and not attacks and is_unseen(found):
             # its joint head would rank what it has not learned, and hide what the first look has
             champion, looking = told_of_looks(champion, progress), None

@@ -83,7 +83,7 @@ def test_a_retrained_guard_has_the_export_beside_it(
         "data": str(tmp_path / "fitted.npz"),
     }
     with pytest.raises(ModelError, match="something else is there; give the guard another name"):
-        reluguard.retrain(guard, None, [], out, **asked)
+        reluguard.retrain(str(guard), None, [], str(out), **asked)
     beside(out).unlink()
     made = reluguard.retrain(guard, None, [], out, **asked)
     assert beside(out).read_bytes() == beside(guard).read_bytes()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.session import open_session
 from reluguard.training.attacks import open_victim
 from reluguard.training.errors import TwinError
-from reluguard.training.twin.twin import Twin, from_pixels, load_twin, to_pixels
+from reluguard.training.twin.twin import Twin, from_pixels, in_order, load_twin, to_pixels
 
 SPECS = {
     "NCHW": InputSpec(name="image", height=4, width=5, channels=3),
@@ -171,6 +172,31 @@ def lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     yield model
     sys.modules.pop("lent_twins", None)
+
+
+class Viewing(torch.nn.Module):
+    """Takes a view of what a convolution gives, which fails where the channels lie last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(channels, 2, 1)
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return each image in a row."""
+        return self.first(tensor).view(tensor.size(0), -1)  # type: ignore[no-any-return] # torch's
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_lent_module_may_take_views(channels: int) -> None:
+    """A twin runs channels last in memory; a module that can't gets the usual order."""
+    spec = replace(SPECS["NCHW"], channels=channels)
+    given = torch.rand(3, 4, 5, channels).permute(0, 3, 1, 2)
+    module = Viewing(channels)
+    flat = torch.nn.Sequential(module.first, torch.nn.Flatten())
+    assert in_order(flat, spec) is flat
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        module(given)
+    torch.testing.assert_close(in_order(module, spec)(given), flat(given))
 
 
 def test_a_lent_module_is_used(lent: Path) -> None:
