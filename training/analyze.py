@@ -23,12 +23,12 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.taps import Tap, find_taps
 from reluguard.training.analysis.checks import Ints, check_labels, check_memory, check_varies
 from reluguard.training.analysis.findings import Findings, GuardView
-from reluguard.training.analysis.hardening import HardenReport
+from reluguard.training.analysis.hardening import ConsistentTraining
 from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
+from reluguard.training.analysis.networks.seeds import SeedStudy, study_seeds
 from reluguard.training.analysis.papers import Papers, paper_tables
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.analysis.result import Analysis
-from reluguard.training.analysis.seeds import SeedStudy, study_seeds
 from reluguard.training.analysis.studies.classifiers import study_classifiers
 from reluguard.training.analysis.studies.consistency import study_consistency
 from reluguard.training.analysis.studies.graphs import study_graphs
@@ -389,7 +389,7 @@ def _guard_view(material: Material, guarded: Guard) -> GuardView:
 
 def _papers(
     material: Material, train: Dataset | None, seed: int, progress: Progress
-) -> tuple[SeedStudy, HardenReport]:
+) -> tuple[SeedStudy, ConsistentTraining]:
     """Train on images no study attacks, compare on those that were attacked."""
     if train is not None:
         order = np.random.default_rng(seed).permutation(len(train))
@@ -416,15 +416,18 @@ def _papers(
         seed=seed,
         progress=progress.advance,
     )
-    _, hardening = harden_images(
-        material.production,
-        material.spec,
-        source,
-        Dataset(images=images, labels=labels, source="held out"),
-        settings=consistent_loss(seed),
-        progress=progress,
-    )
-    return seeds, hardening
+    reports = [
+        harden_images(
+            material.production,
+            material.spec,
+            source,
+            Dataset(images=images, labels=labels, source="held out"),
+            settings=consistent_loss(seed, plain=plain),
+            progress=progress,
+        )[1]
+        for plain in (True, False)
+    ]
+    return seeds, ConsistentTraining(published=reports[0], normalised=reports[1])
 
 
 def _write(
@@ -434,7 +437,7 @@ def _write(
     findings: Findings,
     tables: Papers,
     seeds: SeedStudy | None,
-    hardening: HardenReport | None,
+    hardening: ConsistentTraining | None,
 ) -> None:
     arrays: dict[str, NDArray[Any]] = {"rows": material.rows, "labels": material.labels}
     for name in ("similarity", "splits", "votes", "classifiers", "maps", "graphs", "consistency"):

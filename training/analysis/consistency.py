@@ -1,8 +1,8 @@
 """Do attacked images look inside like real ones? N images, C channels, K classes, B bits.
 
 Source: Dong et al. 2017, arXiv 1708.05493 (a reconstruction). The paper grades how alike the labels
-of a neuron's favourite images are by their distance in WordNet. Labels here have no hierarchy, so
-two labels are alike if they are equal and not otherwise.
+of a neuron's favourite images are by their distance in WordNet. Here a small tree of words grades
+them where it knows all classes; elsewhere two labels are alike if they are equal and not otherwise.
 """
 
 from typing import Any
@@ -23,16 +23,20 @@ __all__ = [
 ]
 
 
-def level_of_consistency(codes: NDArray[Any], labels: Ints, *, top: int = 10) -> Floats:
-    """Return how often two of a channel's favourite images share a label: float64, (C,), in [0, 1].
+def level_of_consistency(
+    codes: NDArray[Any], labels: Ints, *, top: int = 10, likeness: Floats | None = None
+) -> Floats:
+    """Return how alike the labels of two of a channel's favourite images are: float64, (C,).
 
-    One means the channel answers to one class only; chance is about 1 / K. Of images that tie for
-    the last places each is as likely a favourite as the other, and the level is the mean over them.
+    One means the channel answers to one class only; where labels are alike only if they are equal,
+    chance is about 1 / K. Of images that tie for the last places each is as likely a favourite as
+    the other, and the level is the mean over them.
 
     Args:
         codes: (N, C). The channel's mean output per image.
         labels: int64, (N,).
         top: how many favourites, two or more.
+        likeness: float64, (K, K), symmetric, in [0, 1]; by default labels are alike if equal.
 
     Raises:
         ShapeError: fewer images than favourites.
@@ -41,17 +45,27 @@ def level_of_consistency(codes: NDArray[Any], labels: Ints, *, top: int = 10) ->
     if not 2 <= top <= n:
         raise ShapeError(f"expected 2 to {n} favourites among {n} images, got {top}")
     last = np.partition(codes, n - top, axis=0)[n - top]
-    sure, tied = codes > last, codes == last
-    places, rivals = top - sure.sum(axis=0), tied.sum(axis=0)
-    share = np.zeros(codes.shape[1])
-    for label in np.unique(labels):
-        own = labels == label
-        a, b = sure[own].sum(axis=0), tied[own].sum(axis=0)
-        one = places / rivals  # how likely a tied image is to get a place, and two of them both
-        both = one * (places - 1) / np.maximum(rivals - 1, 1)
-        share += a * (a - 1) + 2 * a * b * one + b * (b - 1) * both
-    level: Floats = share / (top * (top - 1))
+    found = np.unique(labels)
+    own = (labels == found[:, None]).astype(np.float64)
+    a, b = own @ (codes > last), own @ (codes == last)  # per class: sure of a place, and tied
+    alike = np.eye(len(found)) if likeness is None else likeness[np.ix_(found, found)]
+    rivals = b.sum(axis=0)
+    places = top - a.sum(axis=0)
+    one = places / rivals  # how likely a tied image is to get a place, and two of them both
+    both = one * (places - 1) / np.maximum(rivals - 1, 1)
+    itself = np.diagonal(alike)  # an image makes no pair with itself
+    pairs = (
+        _graded(a, alike, a) - itself @ a
+        + 2 * _graded(a, alike, b) * one
+        + (_graded(b, alike, b) - itself @ b) * both
+    )  # fmt: skip
+    level: Floats = pairs / (top * (top - 1))
     return level
+
+
+def _graded(a: Floats, alike: Floats, b: Floats) -> Floats:
+    graded: Floats = np.einsum("kc,kl,lc->c", a, alike, b)
+    return graded
 
 
 def twin_cosine(clean: NDArray[Any], attacked: NDArray[Any]) -> Floats:

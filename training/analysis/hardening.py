@@ -1,11 +1,11 @@
-"""What adversarial training did to a network: one value, measured by whoever trained it."""
+"""What adversarial training did to a network: values measured by whoever trained it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from reluguard.training.statistics.metrics import Interval
 
-__all__ = ["HardenReport"]
+__all__ = ["ConsistentTraining", "HardenReport"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,24 @@ class HardenReport:
     evaluated: int
     attack: str
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistentTraining:
+    """The same network fine-tuned twice, with the consistent loss of Dong et al.
+
+    Attributes:
+        published: with the plain distance of codes.
+        normalised: with the distance by the codes' mean length, where gates that fall silent
+            gain nothing.
+    """
+
+    published: HardenReport
+    normalised: HardenReport
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

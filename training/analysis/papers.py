@@ -12,12 +12,13 @@ from reluguard.training.analysis.claims.consistency import (
     inconsistency,
     inconsistency_asides,
     training,
+    training_asides,
 )
 from reluguard.training.analysis.claims.graphs import matching, matching_asides
 from reluguard.training.analysis.claims.maps import homogeneity, homogeneity_asides
 from reluguard.training.analysis.findings import Findings
-from reluguard.training.analysis.hardening import HardenReport
-from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.hardening import ConsistentTraining
+from reluguard.training.analysis.networks.seeds import SeedStudy
 
 __all__ = ["Papers", "aside_rows", "claim_rows", "paper_tables"]
 
@@ -34,7 +35,7 @@ def paper_tables(
     findings: Findings,
     *,
     seeds: SeedStudy | None = None,
-    hardening: HardenReport | None = None,
+    hardening: ConsistentTraining | None = None,
     seed: int = 0,
 ) -> Papers:
     """Return both tables.
@@ -59,6 +60,7 @@ def paper_tables(
             *homogeneity_asides(findings.maps, seed),
             *matching_asides(seeds, seed),
             *inconsistency_asides(findings.consistency, seed),
+            *training_asides(hardening),
         ),
     )
 

@@ -45,7 +45,8 @@ class Analysis(Plain):
         beside: figures measured alike that no paper claims.
         classifiers: what simple classifiers call attacked, per attack, over all taps and per tap.
         seeds: networks of several seeds beside each other, where they were trained.
-        hardening: what hardening did, where it was done.
+        hardening: what training with the consistent loss did, where it was done: `published` and
+            `normalised`.
         guard_auroc: of the guard on the main attack, where one was given.
     """
 

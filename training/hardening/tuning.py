@@ -175,11 +175,12 @@ def _loss(
         loss = loss + settings.apart * apart
     if settings.weight:
         clean_phi, phi = networks.student.phi[: len(both)].float().flatten(1).split(len(x))
-        # by the codes' own length: plain distance is smallest where the network says nothing at all
-        length = (clean_phi.norm(dim=1) + phi.norm(dim=1)) / 2
-        loss = (
-            loss + settings.weight * ((clean_phi - phi).norm(dim=1) / length.clamp_min(1e-6)).mean()
-        )
+        distance = (clean_phi - phi).norm(dim=1)
+        if not settings.plain:
+            # plain distance is smallest where the network says nothing at all
+            length = (clean_phi.norm(dim=1) + phi.norm(dim=1)) / 2
+            distance = distance / length.clamp_min(1e-6)
+        loss = loss + settings.weight * distance.mean()
     return loss
 
 

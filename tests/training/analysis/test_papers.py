@@ -4,7 +4,7 @@ import pytest
 from reluguard.training.analysis.claims.bits import detection, detection_asides
 from reluguard.training.analysis.claims.claim import claim, judge
 from reluguard.training.analysis.claims.graphs import matching, matching_asides
-from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.networks.seeds import SeedStudy
 from reluguard.training.analysis.studies.classifiers import CLASSIFIERS, ClassifierStudy
 from reluguard.training.statistics.metrics import Interval
 

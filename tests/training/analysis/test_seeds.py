@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reluguard.detector.images import Images
-from reluguard.training.analysis.seeds import study_seeds
+from reluguard.training.analysis.networks.seeds import study_seeds
 from reluguard.training.errors import LabelError, ShapeError
 
 

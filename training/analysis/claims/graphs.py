@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from reluguard.training.analysis.checks import Floats
 from reluguard.training.analysis.claims.claim import Aside, Claim, claim, untold
-from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.networks.seeds import SeedStudy
 from reluguard.training.statistics.intervals import network_pair_mean
 
 __all__ = ["matching", "matching_asides"]

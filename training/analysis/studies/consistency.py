@@ -16,6 +16,7 @@ from reluguard.training.analysis.consistency import (
 )
 from reluguard.training.analysis.influence import prediction_difference
 from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.words import likeness_table
 
 __all__ = ["ConsistencyStudy", "study_consistency"]
 
@@ -32,6 +33,9 @@ class ConsistencyStudy:
         flips_noise: (L, C). The same for harmless noise of that size.
         level_real: (L, C). How often two of a channel's ten favourite real images share a label.
         level_attacked: (L, C). The same among attacked images, by what they show.
+        tree_real: (L, C). How alike the labels of two favourites are by the tree of words; NaN
+            where it lacks a class.
+        tree_attacked: (L, C). The same among attacked images.
         twin: (L,). Mean cosine of a code before and after the attack.
         twin_noise: (L,).
         real: (L, P'). Cosine of real images to the prototype of their class.
@@ -47,6 +51,8 @@ class ConsistencyStudy:
     flips_noise: Floats
     level_real: Floats
     level_attacked: Floats
+    tree_real: Floats
+    tree_attacked: Floats
     twin: Floats
     twin_noise: Floats
     real: Floats
@@ -70,7 +76,8 @@ def study_consistency(material: Material) -> ConsistencyStudy:
     attacked = material.attacked[material.main]
     answers = attacked.answers[chosen]
     makers = _prototype_rows(material)
-    per_channel = np.full((4, count, widest), np.nan)
+    per_channel = np.full((6, count, widest), np.nan)
+    likeness = _likeness(material)
     per_image = np.full((3, count, len(chosen)), np.nan)
     per_tap = np.full((3, count), np.nan)
     classes = int(material.labels.max()) + 1
@@ -86,6 +93,11 @@ def study_consistency(material: Material) -> ConsistencyStudy:
         top = min(_TOP, len(chosen))
         per_channel[2, i, :c] = level_of_consistency(real, labels, top=top)
         per_channel[3, i, :c] = level_of_consistency(fooled, labels, top=top)
+        if likeness is not None:
+            for k, codes in ((4, real), (5, fooled)):
+                per_channel[k, i, :c] = level_of_consistency(
+                    codes, labels, top=top, likeness=likeness
+                )
         per_tap[0, i] = twin_cosine(real, fooled).mean()
         per_tap[1, i] = twin_cosine(real, material.noisy.means[i][chosen]).mean()
         prototypes = _prototypes(material, i, makers, classes)
@@ -103,6 +115,8 @@ def study_consistency(material: Material) -> ConsistencyStudy:
         flips_noise=per_channel[1],
         level_real=per_channel[2],
         level_attacked=per_channel[3],
+        tree_real=per_channel[4],
+        tree_attacked=per_channel[5],
         twin=per_tap[0],
         twin_noise=per_tap[1],
         real=per_image[0],
@@ -113,6 +127,17 @@ def study_consistency(material: Material) -> ConsistencyStudy:
         influence_clean=clean_influence,
         influence_attacked=attacked_influence,
     )
+
+
+def _likeness(material: Material) -> Floats | None:
+    """Return how alike classes are by the tree of words: (K, K), only those attacked filled in."""
+    present = np.unique(material.row_labels)
+    block = likeness_table([material.class_names[c] for c in present])
+    if block is None:
+        return None
+    table = np.eye(len(material.class_names))
+    table[np.ix_(present, present)] = block
+    return table
 
 
 def _prototype_rows(material: Material) -> Ints:

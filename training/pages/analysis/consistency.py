@@ -3,7 +3,7 @@
 import numpy as np
 
 from reluguard.training.analysis.checks import Floats
-from reluguard.training.analysis.hardening import HardenReport
+from reluguard.training.analysis.hardening import ConsistentTraining
 from reluguard.training.analysis.material import Material
 from reluguard.training.analysis.studies.consistency import ConsistencyStudy
 from reluguard.training.pages.page import Section, figure, paragraph, table
@@ -25,9 +25,10 @@ _NAMED = 10
 
 
 def consistency_chapter(
-    study: ConsistencyStudy, material: Material, hardening: HardenReport | None
+    study: ConsistencyStudy, material: Material, hardening: ConsistentTraining | None
 ) -> Section:
     """Return the chapter."""
+    graded = bool(np.isfinite(study.tree_real[-1]).any())
     level = np.nanmean(study.level_real[-1]), np.nanmean(study.level_attacked[-1])
     text = (
         f"{material.main} flips {np.nanmean(study.flips[-1]):.1%} of the last tap's bits, harmless "
@@ -36,16 +37,27 @@ def consistency_chapter(
         f"{study.attacked_true[-1].mean():.2f} to what it shows and "
         f"{np.nanmean(study.attacked_answer[-1]):.2f} to what is answered. Two of a channel's ten "
         f"favourite images share a label in {level[0]:.0%} of cases, attacked ones in "
-        f"{level[1]:.0%}. Labels have no hierarchy here, so two labels are alike only if they are "
-        "equal; the paper grades them by WordNet."
+        f"{level[1]:.0%}. "
     )
+    if graded:
+        trees = np.nanmean(study.tree_real[-1]), np.nanmean(study.tree_attacked[-1])
+        text += (
+            f"Graded by a small tree of words, as the paper grades them by WordNet, they are "
+            f"{trees[0]:.2f} and {trees[1]:.2f} alike, where the same word is 1."
+        )
+    else:
+        text += (
+            "The paper grades labels by WordNet; the small tree of words that stands in for it "
+            "lacks a class of these, or they have no names."
+        )
     body = paragraph(text)
     body += figure(
         _profiles(study, material),
         "Upper left: bits flipped per channel, mean and 10 to 90 % of channels. Upper right: "
-        "favourites of one label. Lower left: cosine of codes to class prototypes from other "
-        "images. Lower right: cosine of a code before and after; and distance to the true class by "
-        "distance to the answer, above 1 where the code has gone over to the answer.",
+        "how alike the labels of favourites are. Lower left: cosine of codes to class prototypes "
+        "from other images. Lower right: cosine of a code before and after; and distance "
+        "to the true class by distance to the answer, above 1 where the code has gone "
+        "over to the answer.",
     )
     if len(study.traced):
         body += figure(
@@ -69,6 +81,7 @@ def _spread(label: str, values: Floats, color: str) -> Line:
 
 
 def _profiles(study: ConsistencyStudy, material: Material) -> str:
+    graded = bool(np.isfinite(study.tree_real).any())
     with canvas(10, 7.4, 2, 2) as (drawing, grid):
         depth_lines(
             grid[0, 0],
@@ -83,11 +96,13 @@ def _profiles(study: ConsistencyStudy, material: Material) -> str:
         depth_lines(
             grid[0, 1],
             [
-                _spread("real images", study.level_real, BLUE),
-                _spread(material.main, study.level_attacked, RED),
+                _spread("real images", study.tree_real if graded else study.level_real, BLUE),
+                _spread(
+                    material.main, study.tree_attacked if graded else study.level_attacked, RED
+                ),
             ],
             title="Level of consistency",
-            unit="% of favourite pairs of one label",
+            unit="likeness of labels, %" if graded else "% of favourite pairs of one label",
             limits=(0, None),
         )
         depth_lines(
@@ -145,29 +160,36 @@ def _influence(study: ConsistencyStudy) -> str:
         return svg(drawing, "Channels whose silencing lowers the answer most")
 
 
-def _hardening(report: HardenReport) -> str:
+def _hardening(both: ConsistentTraining) -> str:
     def cell(value: object) -> str:
         return "-" if value is None else str(value)
 
+    first, second = both.published, both.normalised
     rows = [
-        ["clean accuracy", cell(report.clean_before), cell(report.clean_after)],
-        [f"accuracy under {report.attack}", cell(report.robust_before), cell(report.robust_after)],
-        [
-            "cosine of codes before and after",
-            cell(report.consistency_before),
-            cell(report.consistency_after),
-        ],
-        [
-            "detection of the attack, AUROC",
-            cell(report.detection_before),
-            cell(report.detection_after),
-        ],
+        [name, *map(cell, values)]
+        for name, values in (
+            ("clean accuracy", (first.clean_before, first.clean_after, second.clean_after)),
+            (
+                f"accuracy under {first.attack}",
+                (first.robust_before, first.robust_after, second.robust_after),
+            ),
+            (
+                "cosine of codes before and after",
+                (first.consistency_before, first.consistency_after, second.consistency_after),
+            ),
+            (
+                "detection of the attack, AUROC",
+                (first.detection_before, first.detection_after, second.detection_after),
+            ),
+        )
     ]
     return (
         "<h3>Training with the consistent loss</h3>"
         + paragraph(
-            f"Fine-tuned on {report.images} images in {report.seconds:.0f} s, measured on "
-            f"{report.evaluated} others; brackets are 95 % intervals."
+            f"Fine-tuned on {first.images} images in {first.seconds:.0f} s each, measured on "
+            f"{first.evaluated} others; brackets are 95 % intervals. As published, the distance "
+            "of a code before and after the attack is added to the loss as it is; it is smallest "
+            "where the gates say nothing at all. Beside it the distance by the codes' mean length."
         )
-        + table(["", "before", "after"], rows)
+        + table(["", "before", "after, as published", "after, by length"], rows)
     )

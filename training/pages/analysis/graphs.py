@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from reluguard.training.analysis.material import Material
-from reluguard.training.analysis.seeds import SeedStudy
+from reluguard.training.analysis.networks.seeds import SeedStudy
 from reluguard.training.analysis.studies.graphs import GraphStudy
 from reluguard.training.pages.page import Section, figure, paragraph
 from reluguard.training.pages.plots import (

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from reluguard.training.analysis.claims.claim import HOLDS
 from reluguard.training.analysis.fiedler import GRAPHS
 from reluguard.training.analysis.findings import Findings, GuardView
-from reluguard.training.analysis.hardening import HardenReport
+from reluguard.training.analysis.hardening import ConsistentTraining
 from reluguard.training.analysis.material import Material
+from reluguard.training.analysis.networks.seeds import SeedStudy
 from reluguard.training.analysis.papers import Papers, aside_rows, claim_rows
 from reluguard.training.analysis.result import Analysis, TapFigures
-from reluguard.training.analysis.seeds import SeedStudy
 from reluguard.training.analysis.studies.classifiers import CLASSIFIERS, ClassifierStudy
 from reluguard.training.analysis.studies.halves import KINDS
 from reluguard.training.pages.analysis.consistency import consistency_chapter
@@ -48,7 +48,7 @@ def summary(
     findings: Findings,
     papers: Papers,
     seeds: SeedStudy | None,
-    hardening: HardenReport | None,
+    hardening: ConsistentTraining | None,
 ) -> Analysis:
     """Return what `analysis.json` holds, NaN as None."""
     right = int((material.clean.answers == material.labels).sum())
@@ -143,7 +143,7 @@ def report_pages(
     findings: Findings,
     papers: Papers,
     seeds: SeedStudy | None,
-    hardening: HardenReport | None,
+    hardening: ConsistentTraining | None,
 ) -> dict[str, str]:
     """Return the report as HTML by where it lies: `report.html`, and a page for each chapter.
 

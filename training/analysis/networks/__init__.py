@@ -1,0 +1,1 @@
+"""Small networks that the papers' claims need, trained here."""
