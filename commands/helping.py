@@ -38,7 +38,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
         "--pairwise", "--batch", "--leave-out", "--matrix-rows", "--refit", "--share",
         "--most-per-source", "--margin", "--most-contradicted", "--sources",
     ),
-    "Which images": ("--limit", "--trained-on", "--held-out", "--fit-data", "--classes"),
+    "Which images": ("--limit", "--train", "--trained-on", "--held-out", "--fit-data", "--classes"),
     "How a picture becomes the model's input": (
         "--preprocessing", "--preprocessing-as-given", "--output", "--scale", "--mean", "--std",
         "--bgr",

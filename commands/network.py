@@ -66,9 +66,25 @@ def analyze(
     papers: Annotated[
         bool,
         typer.Option(
-            "--papers", help="Also train the networks that the source papers' claims need."
+            "--papers",
+            help="Also train the networks that the source papers' claims need; they are kept in "
+            "OUT/networks.",
         ),
     ] = False,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            help="Labelled images to train these networks on. [default: those of --data that no "
+            "study attacks]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", help="Train each of them for so many steps of 64 images. [default: 400]"
+        ),
+    ] = None,
     output: Output = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -83,7 +99,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Look into the network: RDMs, Fiedler cuts, maps, graphs and CKA, clean against attacked."""
-    from reluguard.training.analyze import ATTACKS
+    from reluguard.training.analyze import ATTACKS, STEPS
     from reluguard.training.analyze import analyze as run_analysis
 
     file = model if guard is None else onnx_file(model, guard, weights)
@@ -99,6 +115,8 @@ def analyze(
             attacks=attack or ATTACKS,
             twin=twin,
             papers=papers,
+            train=train,
+            steps=STEPS if steps is None else steps,
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             classes=classes,

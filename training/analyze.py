@@ -26,6 +26,7 @@ from reluguard.training.analysis.findings import Findings, GuardView
 from reluguard.training.analysis.hardening import ConsistentTraining
 from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
 from reluguard.training.analysis.networks.seeds import SeedStudy, study_seeds
+from reluguard.training.analysis.networks.trained import ARCHITECTURES
 from reluguard.training.analysis.papers import Papers, paper_tables
 from reluguard.training.analysis.recording import Recorder, Recording
 from reluguard.training.analysis.result import Analysis
@@ -54,14 +55,16 @@ from reluguard.training.pages.analysis.report import report_pages, summary
 from reluguard.training.progress import HowTold, Progress, progress_of
 from reluguard.training.twin.twin import Twin, load_twin
 
-__all__ = ["ATTACKS", "analyze"]
+__all__ = ["ATTACKS", "STEPS", "analyze"]
 
 ATTACKS = ("pgd-linf-8", "pgd-linf-2", "fgsm-linf-8", "fgsm-linf-2")
 
+STEPS = 400
+
 _STUDIES = 7
-_NETWORKS = 5
-_SEED_STEPS = 400
 FEW = 64  # images that are timed
+_NETWORKS = 5  # of each architecture
+_HARDENED = 4000  # images that consistent training sees at most
 _Study = TypeVar("_Study")
 
 
@@ -78,6 +81,7 @@ def analyze(
     attacks: Sequence[str] = ATTACKS,
     twin: str = "auto",
     papers: bool = False,
+    steps: int = STEPS,
     class_names: Sequence[str] = (),
     classes: Classes | None = None,
     output: str | None = None,
@@ -107,8 +111,10 @@ def analyze(
             12 bytes * taps * pairwise^2.
         attacks: slugs; the first is the one every study looks at.
         twin: where gradients come from, as `fit` takes it.
-        papers: also train what the papers' claims need: networks of several seeds and a hardened
-            network. Adds some minutes.
+        papers: also train what the papers' claims need: five networks of each of two architectures,
+            kept in `out/networks` and not trained again, and two hardened networks.
+        steps: of 64 images, that each of those networks is trained for; on two cores 400 take a
+            minute and a half.
         class_names: one per class, for the plots; by default those of `classes`, the guard or the
             model's own metadata.
         classes: which class each folder of images is, as `fit` takes it; by default what the guard
@@ -131,7 +137,7 @@ def analyze(
         GuardError: the guard can't be read or is not the model's.
         TwinError: the model can't be attacked for lack of a twin.
     """
-    _check(limit, pairwise, attacks)
+    _check(limit, pairwise, attacks, steps)
     out = Path(out)
     other = None if other is None else Path(other)
     progress = progress_of(progress)
@@ -175,13 +181,15 @@ def analyze(
             seed=seed,
             threads=threads,
             papers=papers,
+            seed_steps=len(ARCHITECTURES) * _NETWORKS * steps,
             progress=progress,
         )
         findings = _study(material, other, network.guard, threads, progress)
-        seeds, hardening = None, None
+        seeds: tuple[SeedStudy, ...] = ()
+        hardening = None
         if papers:
             source = None if train is None else network.more(train)
-            seeds, hardening = _papers(material, source, seed, progress)
+            seeds, hardening = _papers(material, source, out / "networks", steps, seed, progress)
         tables = paper_tables(findings, seeds=seeds, hardening=hardening, seed=seed)
         about = {
             "model": file.name,
@@ -201,7 +209,7 @@ def analyze(
     return found
 
 
-def _check(limit: int, pairwise: int, attacks: Sequence[str]) -> None:
+def _check(limit: int, pairwise: int, attacks: Sequence[str], steps: int) -> None:
     """Raise SettingsError where a value has no meaning."""
     if limit < 20 or pairwise < 20:
         raise SettingsError(
@@ -209,6 +217,8 @@ def _check(limit: int, pairwise: int, attacks: Sequence[str]) -> None:
         )
     if not attacks:
         raise SettingsError("expected one or more attacks, got none")
+    if steps < 1:
+        raise SettingsError(f"expected one or more steps of training, got {steps}")
 
 
 def _sample(data: Dataset, limit: int, seed: int) -> Dataset:
@@ -243,6 +253,7 @@ def _material(
     seed: int,
     threads: int | None,
     papers: bool,
+    seed_steps: int,
     progress: Progress,
 ) -> Material:
     """Return what all studies read; `twins` gives the network's own first."""
@@ -254,7 +265,7 @@ def _material(
         taps=len(taps),
         images=len(data),
         pairwise=len(rows),
-        seed_steps=_NETWORKS * _SEED_STEPS,
+        seed_steps=seed_steps,
         hardening=consistent_loss(seed) if papers else None,
     )
     progress.plan("analyze", steps)
@@ -388,13 +399,16 @@ def _guard_view(material: Material, guarded: Guard) -> GuardView:
 
 
 def _papers(
-    material: Material, train: Dataset | None, seed: int, progress: Progress
-) -> tuple[SeedStudy, ConsistentTraining]:
+    material: Material,
+    train: Dataset | None,
+    folder: Path,
+    steps: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[tuple[SeedStudy, ...], ConsistentTraining]:
     """Train on images no study attacks, compare on those that were attacked."""
-    if train is not None:
-        order = np.random.default_rng(seed).permutation(len(train))
-        source = train.take(np.sort(order[:4000]))
-    else:
+    source = train
+    if source is None:
         rest = np.setdiff1d(np.arange(len(material.labels)), material.rows)
         if len(rest) < 100:
             raise SettingsError(
@@ -407,27 +421,35 @@ def _papers(
     order = np.random.default_rng(seed).permutation(len(material.rows))
     compared = material.rows[order[:500]]
     images, labels = material.images[compared], material.labels[compared]
-    progress.stage("seeds", _NETWORKS * _SEED_STEPS)
-    seeds = study_seeds(
-        (source.images, source.labels),
-        (images, labels),
-        networks=_NETWORKS,
-        steps=_SEED_STEPS,
-        seed=seed,
-        progress=progress.advance,
-    )
+    seeds = []
+    progress.stage("seeds", len(ARCHITECTURES) * _NETWORKS * steps)
+    for architecture in ARCHITECTURES:
+        seeds.append(
+            study_seeds(
+                (source.images, source.labels),
+                (images, labels),
+                architecture=architecture,
+                networks=_NETWORKS,
+                steps=steps,
+                seed=seed,
+                folder=folder,
+                progress=progress.advance,
+            )
+        )
+    order = np.random.default_rng(seed).permutation(len(source))
+    learned = source.take(np.sort(order[:_HARDENED]))
     reports = [
         harden_images(
             material.production,
             material.spec,
-            source,
+            learned,
             Dataset(images=images, labels=labels, source="held out"),
             settings=consistent_loss(seed, plain=plain),
             progress=progress,
         )[1]
         for plain in (True, False)
     ]
-    return seeds, ConsistentTraining(published=reports[0], normalised=reports[1])
+    return tuple(seeds), ConsistentTraining(published=reports[0], normalised=reports[1])
 
 
 def _write(
@@ -436,14 +458,14 @@ def _write(
     material: Material,
     findings: Findings,
     tables: Papers,
-    seeds: SeedStudy | None,
+    seeds: Sequence[SeedStudy],
     hardening: ConsistentTraining | None,
 ) -> None:
     arrays: dict[str, NDArray[Any]] = {"rows": material.rows, "labels": material.labels}
     for name in ("similarity", "splits", "votes", "classifiers", "maps", "graphs", "consistency"):
         arrays |= arrays_of(name, getattr(findings, name))
-    if seeds is not None:
-        arrays |= arrays_of("seeds", seeds)
+    for one in seeds:
+        arrays |= arrays_of(f"seeds/{one.architecture}", one)
     for name, flags in material.success.items():
         arrays[f"success/{name}"] = flags
     with _aside(out / "arrays.npz") as file, file.open("wb") as stream:

@@ -34,7 +34,7 @@ class Papers:
 def paper_tables(
     findings: Findings,
     *,
-    seeds: SeedStudy | None = None,
+    seeds: Sequence[SeedStudy] = (),
     hardening: ConsistentTraining | None = None,
     seed: int = 0,
 ) -> Papers:
@@ -42,7 +42,7 @@ def paper_tables(
 
     Args:
         findings: of all studies.
-        seeds: networks of one architecture and several seeds, for the layer matching.
+        seeds: per architecture networks of several seeds.
         hardening: what consistent-loss training did.
         seed: of the bootstraps.
     """
@@ -50,7 +50,7 @@ def paper_tables(
         claims=(
             *separation(findings.splits, seed),
             *detection(findings.classifiers),
-            *homogeneity(findings.maps),
+            *homogeneity(findings.maps, seeds),
             *matching(seeds, seed),
             *inconsistency(findings.consistency, seed),
             *training(hardening),

@@ -44,7 +44,8 @@ class Analysis(Plain):
         claims: of the source papers, each with what was found here.
         beside: figures measured alike that no paper claims.
         classifiers: what simple classifiers call attacked, per attack, over all taps and per tap.
-        seeds: networks of several seeds beside each other, where they were trained.
+        seeds: per architecture networks of several seeds beside each other, where any was
+            trained.
         hardening: what training with the consistent loss did, where it was done: `published` and
             `normalised`.
         guard_auroc: of the guard on the main attack, where one was given.

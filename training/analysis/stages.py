@@ -18,7 +18,7 @@ from reluguard.training.analysis.checks import Floats, Ints
 from reluguard.training.analysis.som import bmu_entropy, fit_som, participation_ratio
 from reluguard.training.errors import ConstantError
 
-__all__ = ["disjoint_parts", "homogeneity_of", "narrowed", "stages_of"]
+__all__ = ["disjoint_parts", "homogeneity_of", "narrowed", "stage_ends", "stages_of"]
 
 _LEAST = 50  # images in a part
 _MOST = 10  # parts
@@ -30,10 +30,20 @@ def stages_of(taps: Sequence[Tap]) -> Ints:
 
     Taps without a place, as those of linear layers, belong to no stage.
     """
+    return stage_ends(
+        [tuple(s for axis, s in enumerate(tap.shape) if axis != tap.channel_axis) for tap in taps]
+    )
+
+
+def stage_ends(sizes: Sequence[tuple[int, ...]]) -> Ints:
+    """Return the last layer of every stage: int64, (G,).
+
+    Args:
+        sizes: of each layer's feature maps; empty where it has none.
+    """
     ends: dict[int, int] = {}
     stage, before = -1, None
-    for i, tap in enumerate(taps):
-        size = tuple(s for axis, s in enumerate(tap.shape) if axis != tap.channel_axis)
+    for i, size in enumerate(sizes):
         if not size:
             continue
         if size != before:

@@ -179,6 +179,26 @@ def test_the_same_seed_gives_the_same_arrays(
             assert np.allclose(a[name], b[name], equal_nan=True), name
 
 
+@pytest.mark.slow
+def test_papers_trains_what_claims_need_and_keeps_it(
+    lively_model: Path, lively_data: Path, tmp_path: Path
+) -> None:
+    """Ten networks stay on disk and are not trained again, and no claim lacks one."""
+    settings = LITTLE | {"limit": 200, "pairwise": 60, "papers": True, "steps": 2}
+    found = analyze(lively_model, lively_data, out=tmp_path, **settings)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()}
+    assert len(kept) == 10
+    assert found.seeds is not None
+    assert list(found.seeds) == ["plain", "residual"]
+    assert found.hardening is not None
+    assert list(found.hardening) == ["published", "normalised"]
+    assert not any("--papers" in line["why"] for line in found.claims)
+    assert sum("small residual networks" in line["measure"] for line in found.claims) == 5
+    again = analyze(lively_model, lively_data, out=tmp_path, **settings)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "networks").iterdir()} == kept
+    assert again.seeds == found.seeds
+
+
 def test_rows_are_balanced_and_in_order() -> None:
     """The pairwise images hold as many of each of the most frequent classes."""
     labels = np.repeat([4, 1, 9], [50, 30, 2])

@@ -54,20 +54,21 @@ def study(networks: int) -> SeedStudy:
         )
     }  # fmt: skip
     table = np.eye(3)
+    rising = np.tile([[1.0, 2.0]], (3, networks, 1)) + np.arange(networks)[:, None] * [[0, 0.01]]
     return SeedStudy(
-        networks=networks, layers=3, accuracy=np.full(networks, 0.9), pairs=pairs,
-        gbs_table=table, cka_table=table, **rates,
+        architecture="residual", networks=networks, layers=3, accuracy=np.full(networks, 0.9),
+        pairs=pairs, homogeneity=rising, gbs_table=table, cka_table=table, **rates,
     )  # fmt: skip
 
 
 def test_gbs_is_judged_beside_the_authors_cka_with_networks_enough() -> None:
     """CKA on spatial means decides, CKA on all features stands beside; few networks can't tell."""
-    assert [line.holds for line in matching(study(5), 0)] == ["holds", "fails"]
-    assert [line.ours.value for line in matching_asides(study(5), 0) if line.ours] == [1.0, 0.25]
-    for line in matching(study(4), 0):
+    assert [line.holds for line in matching([study(5)], 0)] == ["holds", "fails"]
+    assert [line.ours.value for line in matching_asides([study(5)], 0) if line.ours] == [1.0, 0.25]
+    for line in matching([study(4)], 0):
         assert line.holds == "can't be told here"
         assert line.why == "4 networks are too few to resample, 5 are asked for"
-    (line,) = matching(None, 0)
+    (line,) = matching((), 0)
     assert (line.holds, line.ours) == ("can't be told here", None)
     assert "--papers" in line.why
 

@@ -1,5 +1,6 @@
 """What Chen et al. claim of graph-based similarity."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from reluguard.training.analysis.checks import Floats
@@ -14,10 +15,10 @@ _FEWEST = 5  # networks that a bootstrap over networks can stand on
 _SETUP = "ten networks each of ResNet-18, VGG-16 and a CNN of 10 layers, CIFAR-10, one batch"
 
 
-def matching(seeds: SeedStudy | None, seed: int) -> list[Claim]:
-    """Return the paper's lines."""
+def matching(seeds: Sequence[SeedStudy], seed: int) -> list[Claim]:
+    """Return the paper's lines: two for each architecture of which networks were trained."""
     title = "GBS finds the matching layer at least as well as CKA"
-    if seeds is None:
+    if not seeds:
         return [
             untold(
                 _CHEN,
@@ -28,48 +29,48 @@ def matching(seeds: SeedStudy | None, seed: int) -> list[Claim]:
                 why="no other network was trained: give --papers",
             )
         ]
-    told = f"{title} (CKA on spatial means, as the authors reckon it; GBS "
-    few = f"{seeds.networks} networks are too few to resample, {_FEWEST} are asked for"
     lines = []
-    for kind, found in _kinds(seeds):
-        line = claim(
-            _CHEN,
-            f"{told}of {kind})",
-            theirs="GBS ahead",
-            setup=_SETUP,
-            measure=_measure(seeds, found, seeds.cka_averaged),
-            ours=network_pair_mean(found - seeds.cka_averaged, seeds.pairs, seed=seed),
-            level=True,
-        )
-        if seeds.networks < _FEWEST:
-            line = replace(line, holds="can't be told here", why=few)
-        lines.append(line)
+    for study in seeds:
+        few = f"{study.networks} networks are too few to resample, {_FEWEST} are asked for"
+        for kind, found in _kinds(study):
+            line = claim(
+                _CHEN,
+                f"{title} ({study.architecture} networks; CKA on spatial means, as the authors "
+                f"reckon it; GBS of {kind})",
+                theirs="GBS ahead",
+                setup=_SETUP,
+                measure=_measure(study, found, study.cka_averaged),
+                ours=network_pair_mean(found - study.cka_averaged, study.pairs, seed=seed),
+                level=True,
+            )
+            if study.networks < _FEWEST:
+                line = replace(line, holds="can't be told here", why=few)
+            lines.append(line)
     return lines
 
 
-def matching_asides(seeds: SeedStudy | None, seed: int) -> list[Aside]:
+def matching_asides(seeds: Sequence[SeedStudy], seed: int) -> list[Aside]:
     """Return the same beside CKA on all features, which the authors don't compare with."""
-    if seeds is None:
-        return []
     return [
         Aside(
             near=_CHEN,
             measure=f"GBS of {kind} beside CKA on all features: "
-            + _measure(seeds, found, seeds.cka),
-            ours=network_pair_mean(found - seeds.cka, seeds.pairs, seed=seed),
+            + _measure(study, found, study.cka),
+            ours=network_pair_mean(found - study.cka, study.pairs, seed=seed),
         )
-        for kind, found in _kinds(seeds)
+        for study in seeds
+        for kind, found in _kinds(study)
     ]
 
 
-def _kinds(seeds: SeedStudy) -> tuple[tuple[str, Floats], ...]:
-    return (("all edges", seeds.gbs), ("five nearest neighbours", seeds.gbs_near))
+def _kinds(study: SeedStudy) -> tuple[tuple[str, Floats], ...]:
+    return (("all edges", study.gbs), ("five nearest neighbours", study.gbs_near))
 
 
-def _measure(seeds: SeedStudy, gbs: Floats, cka: Floats) -> str:
+def _measure(study: SeedStudy, gbs: Floats, cka: Floats) -> str:
     return (
         f"share of layers matched by GBS ({gbs.mean():.3f}) minus by linear CKA "
-        f"({cka.mean():.3f}), {seeds.networks} networks of one small architecture, "
-        f"{seeds.layers} layers, accuracy {seeds.accuracy.min():.2f} to "
-        f"{seeds.accuracy.max():.2f}; {len(seeds.pairs)} unordered pairs, networks resampled"
+        f"({cka.mean():.3f}), {study.networks} small {study.architecture} networks, "
+        f"{study.layers} layers, accuracy {study.accuracy.min():.2f} to "
+        f"{study.accuracy.max():.2f}; {len(study.pairs)} unordered pairs, networks resampled"
     )

@@ -1,6 +1,9 @@
 """What Lee and Vijayan claim of self-organizing maps. F parts, G stages."""
 
+from collections.abc import Sequence
+
 from reluguard.training.analysis.claims.claim import Aside, Claim, claim, untold
+from reluguard.training.analysis.networks.seeds import SeedStudy
 from reluguard.training.analysis.studies.maps import MapStudy, depth_trend, last_minus_first
 
 __all__ = ["homogeneity", "homogeneity_asides"]
@@ -14,8 +17,8 @@ _FIGURES = (
 )
 
 
-def homogeneity(maps: MapStudy) -> list[Claim]:
-    """Return the paper's lines."""
+def homogeneity(maps: MapStudy, seeds: Sequence[SeedStudy]) -> list[Claim]:
+    """Return the paper's lines, of this network and of the residual ones that were trained."""
     parts, stages = maps.stage_profiles.shape[1:]
     note = "of this one network" if stages > 1 else f"{stages} stages, two are needed"
     lines = [
@@ -30,6 +33,22 @@ def homogeneity(maps: MapStudy) -> list[Claim]:
             note=note,
         )
         for name, profile in zip(_FIGURES, maps.stage_profiles, strict=True)
+    ]
+    lines += [
+        claim(
+            _LEE,
+            "Early codes are homogeneous, late codes diverse",
+            theirs="rises, no figure",
+            setup=_SETUP,
+            measure=f"{name}, last of {profile.shape[1]} stages minus first, codes of as many "
+            f"columns; mean of {study.networks} small {study.architecture} networks",
+            ours=last_minus_first(profile),
+            note=f"over networks of accuracy {study.accuracy.min():.2f} to "
+            f"{study.accuracy.max():.2f}",
+        )
+        for study in seeds
+        if study.architecture == "residual"
+        for name, profile in zip(_FIGURES, study.homogeneity, strict=True)
     ]
     lines.append(
         untold(

@@ -8,7 +8,8 @@ Source: Kornblith et al. 2019, section 6; Chen et al., arXiv 2111.11165, section
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,12 @@ from reluguard.detector.images import Images
 from reluguard.training.analysis.checks import Floats, Ints, check_labels, check_rows
 from reluguard.training.analysis.cka import center_gram
 from reluguard.training.analysis.gbs import layer_graph, lsim_table, match_layers
+from reluguard.training.analysis.networks.trained import Architecture, trained
+from reluguard.training.analysis.stages import homogeneity_of, narrowed, stage_ends
 from reluguard.training.errors import ShapeError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 __all__ = ["SeedStudy", "study_seeds"]
 
-_WIDTHS = (16, 16, 32, 32, 32, 64, 64, 64)
-_HALVED = (2, 5)  # layers that halve the picture
-_SIDE = 32
 _NEIGHBOURS = 5
 
 
@@ -37,6 +34,7 @@ class SeedStudy:
     A pair's value is the mean over both ways to look: from the one's layers and from the other's.
 
     Attributes:
+        architecture: of all of them.
         networks: S.
         layers: L.
         accuracy: (S,). Of the networks on the images they are compared on.
@@ -48,8 +46,11 @@ class SeedStudy:
         gbs_near: (Q,). By LSim of graphs of the five nearest neighbours.
         gbs_table: (L, L). Mean LSim between layers of two networks.
         cka_table: (L, L).
+        homogeneity: (3, S, G). Participation ratio, codebook distance and entropy of units at the
+            last layer of each stage, with as many columns of each; mean over parts of the images.
     """
 
+    architecture: Architecture
     networks: int
     layers: int
     accuracy: Floats
@@ -61,16 +62,19 @@ class SeedStudy:
     gbs_near: Floats
     gbs_table: Floats
     cka_table: Floats
+    homogeneity: Floats
 
 
 def study_seeds(
     train: tuple[Images, Ints],
     test: tuple[Images, Ints],
     *,
+    architecture: Architecture = "plain",
     networks: int = 5,
     steps: int = 400,
     batch: int = 64,
     seed: int = 0,
+    folder: Path | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> SeedStudy:
     """Train small convolutional networks from several seeds and match their layers.
@@ -78,25 +82,38 @@ def study_seeds(
     Args:
         train: uint8 (N, H, W, C) and int64 (N,).
         test: other images, on which layers are compared; 500 of them at most.
+        architecture: of the networks.
         networks: S.
         steps: of training, per network.
         batch: images per step.
         seed: of the first network; the others count on.
+        folder: where networks are kept and looked for.
         progress: told how many steps were just done.
 
     Raises:
         LabelError: fewer than two classes.
         ShapeError: fewer than two networks.
+        AnalysisError: a kept network is damaged.
     """
     if networks < 2:
         raise ShapeError(f"expected two or more networks to compare, got {networks}")
     check_rows(*train)
     classes = int(check_labels(train[1]).max()) + 1
     images, labels = test[0][:500], test[1][:500]
-    graphs, grams, averaged, bit_graphs, accuracies = [], [], [], [], []
+    graphs, grams, averaged, bit_graphs, accuracies, diverse = [], [], [], [], [], []
     for index in range(networks):
-        network = _train(*train, classes, steps, batch, seed + index, progress)
-        features, answers = _features(network, images)
+        network = trained(
+            *train,
+            architecture,
+            classes=classes,
+            steps=steps,
+            batch=batch,
+            seed=seed + index,
+            folder=folder,
+            progress=progress,
+        )
+        features, answers = network.features(images)
+        diverse.append(_homogeneity(features, seed))
         accuracies.append(float((answers == labels).mean()))
         graphs.append(np.stack([layer_graph(_cosine(_flat(x))) for x in features]))
         grams.append(np.stack([_unit_gram(_flat(x)) for x in features]))
@@ -112,8 +129,9 @@ def study_seeds(
     bits = [lsim_table(bit_graphs[a], bit_graphs[b]) for a, b in pairs]
     near = [lsim_table(sparse[a], sparse[b]) for a, b in pairs]
     return SeedStudy(
+        architecture=architecture,
         networks=networks,
-        layers=len(_WIDTHS),
+        layers=len(graphs[0]),
         accuracy=np.array(accuracies),
         pairs=np.array(pairs, np.int64),
         gbs=_matched(gbs),
@@ -123,7 +141,16 @@ def study_seeds(
         gbs_near=_matched(near),
         gbs_table=np.mean(gbs, axis=0),
         cka_table=np.mean(cka, axis=0),
+        homogeneity=np.stack(diverse, axis=1),
     )
+
+
+def _homogeneity(features: Sequence[NDArray[np.float32]], seed: int) -> Floats:
+    """Return how homogeneous the codes are at the end of each stage: (3, G)."""
+    ends = stage_ends([x.shape[2:] for x in features])
+    codes = narrowed([_spatial_means(features[i]) for i in ends], seed=seed)
+    mean: Floats = homogeneity_of(codes, seed=seed).mean(axis=1)
+    return mean
 
 
 def _matched(tables: Sequence[Floats]) -> Floats:
@@ -159,74 +186,3 @@ def _unit_gram(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _inner(a: NDArray[np.float32], b: NDArray[np.float32]) -> Floats:
     return (a.reshape(len(a), -1) @ b.reshape(len(b), -1).T).astype(np.float64)
-
-
-def _build(channels: int, classes: int) -> "nn.Module":
-    from torch import nn
-
-    layers: list[nn.Module] = []
-    for i, width in enumerate(_WIDTHS):
-        before = _WIDTHS[i - 1] if i else channels
-        stride = 2 if i in _HALVED else 1
-        layers.append(nn.Conv2d(before, width, 3, stride, 1, bias=False))
-        layers.append(nn.BatchNorm2d(width))
-        layers.append(nn.ReLU())
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTHS[-1], classes)]
-    return nn.Sequential(*layers)
-
-
-def _tensor(images: Images) -> "Tensor":
-    import torch
-
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
-    if max(images.shape[1:3]) > _SIDE:
-        x = torch.nn.functional.adaptive_avg_pool2d(x, _SIDE)
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _train(
-    images: Images,
-    labels: Ints,
-    classes: int,
-    steps: int,
-    batch: int,
-    seed: int,
-    progress: Callable[[int], None],
-) -> Any:
-    import torch
-
-    generator = np.random.default_rng(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = _build(images.shape[3], classes).to(memory_format=torch.channels_last)
-    x, y = _tensor(images), torch.from_numpy(labels)
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
-    for _ in range(steps):
-        rows = torch.from_numpy(generator.integers(0, len(x), batch))
-        flip = generator.random() < 0.5
-        part = x[rows].flip(3) if flip else x[rows]
-        loss = torch.nn.functional.cross_entropy(network(part), y[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        progress(1)
-    return network.eval()
-
-
-def _features(network: Any, images: Images) -> tuple[list[NDArray[np.float32]], Ints]:
-    import torch
-
-    parts: list[list[NDArray[np.float32]]] = [[] for _ in _WIDTHS]
-    answers = []
-    with torch.no_grad():
-        for x in _tensor(images).split(100):
-            index = 0
-            for layer in network:
-                x = layer(x)  # noqa: PLW2901 - the picture goes from layer to layer
-                if isinstance(layer, torch.nn.ReLU):
-                    parts[index].append(x.numpy())
-                    index += 1
-            answers.append(x.argmax(dim=1).numpy())
-    return [np.concatenate(part) for part in parts], np.concatenate(answers)

@@ -1,6 +1,7 @@
 """Chapter 5: graph-based similarity and CKA."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,7 +25,7 @@ __all__ = ["graphs_chapter"]
 
 
 def graphs_chapter(
-    study: GraphStudy, material: Material, other: str | None, seeds: SeedStudy | None
+    study: GraphStudy, material: Material, other: str | None, seeds: Sequence[SeedStudy]
 ) -> Section:
     """Return the chapter."""
     lowest = int(np.argmin(study.near_attack)) + 1
@@ -53,17 +54,17 @@ def graphs_chapter(
     )
     if other is not None:
         body += figure(_other(study), f"Taps of this network (rows) against {other} (columns).")
-    if seeds is not None:
+    for found in seeds:
         body += paragraph(
-            f"The sanity check: {seeds.networks} small networks of {seeds.layers} layers, started "
-            f"from different seeds (accuracy {seeds.accuracy.min():.2f} to "
-            f"{seeds.accuracy.max():.2f}). A layer's most similar layer in another network is its "
-            f"own in {seeds.gbs.mean():.0%} of cases by GBS, {seeds.cka_averaged.mean():.0%} by "
-            f"linear CKA on spatial means, {seeds.cka.mean():.0%} by linear CKA on all features, "
-            f"{seeds.gbs_bits.mean():.0%} by GBS on bits alone and {seeds.gbs_near.mean():.0%} by "
-            "GBS of five nearest neighbours."
+            f"The sanity check: {found.networks} small {found.architecture} networks of "
+            f"{found.layers} layers, started from different seeds (accuracy "
+            f"{found.accuracy.min():.2f} to {found.accuracy.max():.2f}). A layer's most similar "
+            f"layer in another network is its own in {found.gbs.mean():.0%} of cases by GBS, "
+            f"{found.cka_averaged.mean():.0%} by linear CKA on spatial means, "
+            f"{found.cka.mean():.0%} by linear CKA on all features, {found.gbs_bits.mean():.0%} by "
+            f"GBS on bits alone and {found.gbs_near.mean():.0%} by GBS of five nearest neighbours."
         )
-        body += figure(_seeds(seeds), "Mean similarity between layers of two networks.")
+        body += figure(_seeds(found), "Mean similarity between layers of two networks.")
     return Section(title="Graphs and CKA", body=body)
 
 

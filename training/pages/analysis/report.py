@@ -1,6 +1,6 @@
 """The report: one page, and the same figures as plain values. L taps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -47,7 +47,7 @@ def summary(
     material: Material,
     findings: Findings,
     papers: Papers,
-    seeds: SeedStudy | None,
+    seeds: Sequence[SeedStudy],
     hardening: ConsistentTraining | None,
 ) -> Analysis:
     """Return what `analysis.json` holds, NaN as None."""
@@ -88,7 +88,7 @@ def summary(
         claims=tuple(one.to_json() for one in papers.claims),
         beside=tuple(one.to_json() for one in papers.beside),
         classifiers=_classifier_values(findings.classifiers),
-        seeds=None if seeds is None else _seed_values(seeds),
+        seeds={one.architecture: _seed_values(one) for one in seeds} or None,
         hardening=None if hardening is None else hardening.to_json(),
         guard_auroc=_guard_auroc(findings.guard),
     )
@@ -128,6 +128,7 @@ def _seed_values(seeds: SeedStudy) -> dict[str, Any]:
         "cka_averaged": seeds.cka_averaged.tolist(),
         "gbs_bits": seeds.gbs_bits.tolist(),
         "gbs_near": seeds.gbs_near.tolist(),
+        "homogeneity": seeds.homogeneity.tolist(),
     }
 
 
@@ -142,7 +143,7 @@ def report_pages(
     material: Material,
     findings: Findings,
     papers: Papers,
-    seeds: SeedStudy | None,
+    seeds: Sequence[SeedStudy],
     hardening: ConsistentTraining | None,
 ) -> dict[str, str]:
     """Return the report as HTML by where it lies: `report.html`, and a page for each chapter.
