@@ -66,15 +66,14 @@ def paper_tables(
 
 
 def claim_rows(claims: Sequence[Claim]) -> list[list[str]]:
-    """Return the cells: claim, what the paper did and found, done here, ours, verdict, why."""
+    """Return the cells: claim, the paper, done here and why so, ours, verdict."""
     return [
         [
             one.claim,
-            f"{one.setup}: {one.theirs}",
-            one.measure,
+            f"{one.setup}. Found: {one.theirs}",
+            f"{one.measure}. Verdict: {one.why}" if one.measure != "-" else one.why,
             "-" if one.ours is None else str(one.ours),
             one.holds,
-            one.why,
         ]
         for one in claims
     ]

@@ -1,8 +1,13 @@
+import base64
+import io
 import re
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
 
 from reluguard.training.pages.page import Section, bullet_list, page, paragraph, table
 from reluguard.training.pages.plots import BLUE, Line, bars, canvas, depth_lines, heat_map, svg
@@ -20,6 +25,27 @@ def drawing() -> str:
         heat_map(figure, grid[0, 1], np.eye(3), title="t", unit="u", names=list("xyz"), digits=2)
         bars(grid[0, 2], {"a": [(1, 0.5, 2)]}, ["row"], [BLUE], title="t", unit="u", mark=(1, "m"))
         return svg(figure, 'what "it" shows')
+
+
+def test_a_picture_of_few_colours_keeps_each_pixel_in_fewer_bytes() -> None:
+    """Embedded pictures have a palette where 256 colours do, and are left alone elsewhere."""
+
+    def embedded(values: NDArray[np.float64]) -> Image.Image:
+        with canvas(3, 3) as (figure, grid):
+            grid[0, 0].imshow(values, interpolation="none", cmap="cividis", vmin=0, vmax=1)
+            text = svg(figure, "x")
+        (found,) = re.findall(r"base64,([^\"]+)", text)
+        return Image.open(io.BytesIO(base64.b64decode(found)))
+
+    values = np.random.default_rng(0).random((40, 40))
+    few = embedded(np.ma.masked_less(values, 0.1))
+    assert few.mode == "P"
+    pixels = np.asarray(few.convert("RGBA"))
+    assert (pixels[..., 3] == np.where(values < 0.1, 0, 255)).all()
+    colours = (colormaps["cividis"](values) * 255).astype(np.uint8)
+    assert (pixels[values >= 0.1] == colours[values >= 0.1]).all()
+    many = np.random.default_rng(1).random((40, 40, 3))
+    assert embedded(many).mode == "RGBA"
 
 
 def test_ink_is_the_pages_own(drawing: str) -> None:

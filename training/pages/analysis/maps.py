@@ -1,5 +1,6 @@
 """Chapter 4: self-organizing maps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,7 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
             _maps(study, material),
             "Maps of feature-map means. A unit has the colour and, where there is room, the number "
             "of the class most frequent on it; its size grows with the images on it. "
-            + ", ".join(f"{i} {name}" for i, name in enumerate(material.class_names[:10]))
-            + ".",
+            + _legend(material.class_names),
         )
         + _stage_table(study, material)
         + figure(
@@ -64,6 +64,12 @@ def maps_chapter(study: MapStudy, material: Material) -> Section:
             "grid.",
         ),
     )
+
+
+def _legend(names: Sequence[str]) -> str:
+    """Return which number is which class; nothing where names are these numbers."""
+    told = [f"{i} {name}" for i, name in enumerate(names[:10]) if name != str(i)]
+    return ", ".join(told) + "." if told else ""
 
 
 def _of_stages(study: MapStudy) -> str:

@@ -223,7 +223,7 @@ def _lead(found: Analysis, findings: Findings, papers: Papers) -> str:
 
 
 def _claims_section(papers: Papers) -> Section:
-    head = ["claim", "what the paper did", "what is done here", "ours", "verdict", "why"]
+    head = ["claim", "the paper", "here", "ours", "verdict"]
     body = paragraph(
         "A claim holds if the whole 95 % interval lies above the claimed figure and fails if it "
         "lies at or below it. Where the interval holds both sides, or where the figure can't be "
@@ -231,7 +231,7 @@ def _claims_section(papers: Papers) -> Section:
     )
     for paper in dict.fromkeys(one.paper for one in papers.claims):
         rows = claim_rows([one for one in papers.claims if one.paper == paper])
-        body += f"<h3>{escape(paper)}</h3>" + table(head, rows, text_columns=(0, 1, 2, 4, 5))
+        body += f"<h3>{escape(paper)}</h3>" + table(head, rows, text_columns=(0, 1, 2, 4))
     return Section(title="The papers' claims", body=body)
 
 
