@@ -128,8 +128,7 @@ def page(
     links = "".join(
         f'<a href="{escape(place)}">{escape(name)}</a>' for place, name in (others or {}).items()
     )
-    if len(sections) > 1:  # a list of one leads nowhere
-        links += "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
+    links += "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
     chapters = "".join(f'<h2 id="{s.anchor}">{escape(s.title)}</h2>{s.body}' for s in sections)
     box = f'<div class="lead">{lead}</div>' if lead else ""
     return (

@@ -178,9 +178,9 @@ def report_pages(
         sections.append(_guard_section(findings.guard, material.main))
     sections.append(_method_section(about, material))
     pages = {INDEX: page(title, subtitle, _lead(found, findings, papers), sections)}
-    others = {f"../{INDEX}": "All chapters"}
-    others |= {f"{one.anchor}.html": one.title for one in chapters}
     for one in chapters:
+        others = {f"../{INDEX}": "All chapters"}
+        others |= {f"{other.anchor}.html": other.title for other in chapters if other is not one}
         pages[f"{CHAPTERS}/{one.anchor}.html"] = page(title, subtitle, "", [one], others=others)
     return pages
 
