@@ -101,6 +101,7 @@ def analyze(
     """Look into the network: RDMs, Fiedler cuts, maps, graphs and CKA, clean against attacked."""
     from reluguard.training.analyze import ATTACKS, STEPS
     from reluguard.training.analyze import analyze as run_analysis
+    from reluguard.training.pages.analysis.text import print_claims
 
     file = model if guard is None else onnx_file(model, guard, weights)
     with show_progress() as progress:
@@ -126,7 +127,11 @@ def analyze(
             threads=threads,
             progress=progress,
         )
-    typer.echo(json.dumps(found.to_json()) if as_json else f"report: {out / 'report.html'}")
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        print_claims(found)
+        typer.echo(f"\nreport: {out / 'report.html'}")
 
 
 def explain(

@@ -11,6 +11,7 @@ from reluguard.training.statistics.intervals import network_pair_mean
 __all__ = ["matching", "matching_asides"]
 
 _CHEN = "Chen et al. 2021, arXiv 2111.11165"
+_AVERAGED = "on spatial means, as the authors reckon theirs, "
 _FEWEST = 5  # networks that a bootstrap over networks can stand on
 _SETUP = "ten networks each of ResNet-18, VGG-16 and a CNN of 10 layers, CIFAR-10, one batch"
 
@@ -35,11 +36,10 @@ def matching(seeds: Sequence[SeedStudy], seed: int) -> list[Claim]:
         for kind, found in _kinds(study):
             line = claim(
                 _CHEN,
-                f"{title} ({study.architecture} networks; CKA on spatial means, as the authors "
-                f"reckon it; GBS of {kind})",
+                f"{title} ({study.architecture} networks, {kind})",
                 theirs="GBS ahead",
                 setup=_SETUP,
-                measure=_measure(study, found, study.cka_averaged),
+                measure=_measure(study, found, study.cka_averaged, _AVERAGED),
                 ours=network_pair_mean(found - study.cka_averaged, study.pairs, seed=seed),
                 level=True,
             )
@@ -67,9 +67,9 @@ def _kinds(study: SeedStudy) -> tuple[tuple[str, Floats], ...]:
     return (("all edges", study.gbs), ("five nearest neighbours", study.gbs_near))
 
 
-def _measure(study: SeedStudy, gbs: Floats, cka: Floats) -> str:
+def _measure(study: SeedStudy, gbs: Floats, cka: Floats, of: str = "") -> str:
     return (
-        f"share of layers matched by GBS ({gbs.mean():.3f}) minus by linear CKA "
+        f"share of layers matched by GBS ({gbs.mean():.3f}) minus by linear CKA {of}"
         f"({cka.mean():.3f}), {study.networks} small {study.architecture} networks, "
         f"{study.layers} layers, accuracy {study.accuracy.min():.2f} to "
         f"{study.accuracy.max():.2f}; {len(study.pairs)} unordered pairs, networks resampled"

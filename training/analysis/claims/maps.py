@@ -24,7 +24,7 @@ def homogeneity(maps: MapStudy, seeds: Sequence[SeedStudy]) -> list[Claim]:
     lines = [
         claim(
             _LEE,
-            "Early codes are homogeneous, late codes diverse",
+            f"Early codes are homogeneous, late codes diverse ({name})",
             theirs="rises, no figure",
             setup=_SETUP,
             measure=f"{name}, last of {stages} stages minus first, codes of as many columns; mean "
@@ -37,7 +37,7 @@ def homogeneity(maps: MapStudy, seeds: Sequence[SeedStudy]) -> list[Claim]:
     lines += [
         claim(
             _LEE,
-            "Early codes are homogeneous, late codes diverse",
+            f"… and in small residual networks ({name})",
             theirs="rises, no figure",
             setup=_SETUP,
             measure=f"{name}, last of {profile.shape[1]} stages minus first, codes of as many "
