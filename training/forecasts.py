@@ -220,7 +220,8 @@ def analyze_steps(
     if hardening is not None:
         steps.append(Planned("seeds", here(_SEED_STEP_S * seed_steps)))
         learned, judged = steps_of(hardening, images - pairwise, pairwise)
-        steps.append(Planned("harden", (learned + judged) * _CLIMB * asked_s))
+        # once with the loss as published, once with the one by the codes' length
+        steps += [Planned("harden", (learned + judged) * _CLIMB * asked_s)] * 2
     return [*steps, Planned("pages", here(_PAGES_S))]
 
 
