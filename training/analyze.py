@@ -421,21 +421,20 @@ def _papers(
     order = np.random.default_rng(seed).permutation(len(material.rows))
     compared = material.rows[order[:500]]
     images, labels = material.images[compared], material.labels[compared]
-    seeds = []
     progress.stage("seeds", len(ARCHITECTURES) * _NETWORKS * steps)
-    for architecture in ARCHITECTURES:
-        seeds.append(
-            study_seeds(
-                (source.images, source.labels),
-                (images, labels),
-                architecture=architecture,
-                networks=_NETWORKS,
-                steps=steps,
-                seed=seed,
-                folder=folder,
-                progress=progress.advance,
-            )
+    seeds = [
+        study_seeds(
+            (source.images, source.labels),
+            (images, labels),
+            architecture=architecture,
+            networks=_NETWORKS,
+            steps=steps,
+            seed=seed,
+            folder=folder,
+            progress=progress.advance,
         )
+        for architecture in ARCHITECTURES
+    ]
     order = np.random.default_rng(seed).permutation(len(source))
     learned = source.take(np.sort(order[:_HARDENED]))
     reports = [
