@@ -26,7 +26,7 @@ def test_a_network_of_hard_swishes_goes_the_whole_way(form: str, tmp_path: Path)
         model=tmp_path / "model.onnx",
         parts=parts,
         recipe="benchmarks.families.recipes:tiny",
-        second="mirror",
+        second="auto",
         limit=30,
         attacks=EVALUATED,
         harmless=HARMLESS,
