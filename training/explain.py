@@ -153,18 +153,20 @@ def explain_image(
 def _contributions(
     guarded: Guard, reader: Reader, image: Images
 ) -> tuple[tuple[tuple[int, int], ...], Floats]:
-    """Return the firing rates that moved the evidence most, with their share of the log-odds."""
+    """Return the channels that moved the evidence most, with their share of the log-odds."""
     head = guarded.artifact.head
     taps: Sequence[Tap] = guarded.artifact.manifest.taps
     rates, logits = reader.read(image[None])
     moved = head.features.transform(rates, logits)[0] * head.evidence_weights
-    of_rates = moved[: len(head.features.columns)].astype(np.float64)
-    chosen = np.argsort(-np.abs(of_rates), kind="stable")[:_CHANNELS]
+    columns = head.features.columns
     starts = np.cumsum([0, *(tap.rates for tap in taps)])
-    columns = head.features.columns[chosen]
     tap = np.searchsorted(starts, columns, side="right") - 1
-    # a tap with a level gives all its channels' rates twice
-    places = tuple(
-        (int(t), int(c - starts[t]) % taps[t].channels) for t, c in zip(tap, columns, strict=True)
+    sizes = np.asarray([tap.channels for tap in taps])
+    # a tap with levels gives all its channels' rates once for each, which count together
+    places, of = np.unique(
+        np.stack([tap, (columns - starts[tap]) % sizes[tap]], axis=1), axis=0, return_inverse=True
     )
-    return places, of_rates[chosen]
+    shares = np.zeros(len(places))
+    np.add.at(shares, of.reshape(-1), moved[: len(columns)])
+    chosen = np.argsort(-np.abs(shares), kind="stable")[:_CHANNELS]
+    return tuple((int(t), int(c)) for t, c in places[chosen]), shares[chosen]

@@ -61,6 +61,7 @@ svg text { fill: var(--soft); font: 10px system-ui, sans-serif }
 .legend { white-space: nowrap; margin-right: .4rem }
 a { color: var(--clean) }
 @media (max-width: 36rem) {
+  tr > th:first-child { white-space: normal }
   .stack, .stack tbody, .stack tr { display: block } .stack tr:first-child { display: none }
   .stack tr { border-top: 1px solid var(--line); padding: .4rem 0 }
   .stack tr:nth-child(2) { border-top: 0 }

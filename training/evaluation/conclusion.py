@@ -19,6 +19,7 @@ _KINDS: Mapping[str, str] = {
     "deepfool": "attacks that barely cross the boundary",
     "fmn": "attacks that barely cross the boundary",
     "fab": "attacks that barely cross the boundary",
+    "fgsm-varied": "strong and faint attacks mixed",
     "cw-l2-k": "strong attacks",
     "cw": "attacks that barely cross the boundary",
     "hopskipjump": "attacks that barely cross the boundary",
@@ -32,6 +33,7 @@ _KINDS: Mapping[str, str] = {
     "transfer": "attacks made on another model",
     "ensemble": "attacks made on another model",
 }
+_BOTH = "both-"  # how the slug of an attack led by both looks begins
 _STEP = re.compile(r"^(?:fgsm|bim|mifgsm|pgd|apgd-[a-z]+)-(linf|l2|l1)-([\d.]+)")
 _FAINT = 4.0  # 8-bit steps; and in L2 the norm of about as large a change of 32 x 32 pixels
 _FAINT_L2 = 0.4
@@ -223,6 +225,8 @@ def by_fit(attacks: Mapping[str, AttackFigures]) -> Beside | None:
 
 def kind_of(slug: str) -> str:
     """Return the kind of an attack in plain words; one that is like no other is its own."""
+    if slug.startswith(_BOTH):
+        return f"{kind_of(slug.removeprefix(_BOTH))} on both looks"
     step = _STEP.match(slug)
     if step:
         if slug.endswith("-early"):

@@ -123,7 +123,7 @@ def _shown_taps(found: Explanation) -> list[int]:
 
 
 def _draw_neighbours(axes: Any, found: Explanation, names: list[str]) -> None:
-    _bare(axes, "Nearest clean images (Hamming)")
+    _bare(axes, "Clean images whose gates fire most alike")
     count = found.neighbours.shape[1]
     shown = _shown_taps(found)
     for row, tap in enumerate(shown):
@@ -134,7 +134,7 @@ def _draw_neighbours(axes: Any, found: Explanation, names: list[str]) -> None:
             extent = (left, left + 1, top - 1, top)
             _show(axes, found.neighbour_images[tap, column], extent)
             label = names[int(found.neighbour_labels[tap, column])]
-            text = f"{label}\n{found.distances[tap, column]:.3f}"
+            text = f"{label}\n{found.distances[tap, column]:.1%} differ"
             axes.text(left + 0.5, top - 1.03, text, ha="center", va="top", fontsize=6.5)
     axes.set_xlim(-0.9, count * 1.1)
     axes.set_ylim(0, len(shown) * 1.42 + 0.05)
@@ -148,7 +148,7 @@ def _draw_evidence(axes: Any, found: Explanation) -> None:
     axes.axhline(0, color=GREY, linewidth=1)
     axes.grid(visible=False, axis="x")
     axes.set_title("Evidence per tap")
-    axes.set_xlabel("tap, first to last")
+    axes.set_xlabel("tap (a layer of gates), first to last")
     axes.set_ylabel("log-odds, up is adversarial")
     axes.set_xticks(places[:: max(1, len(places) // 10)])
 
@@ -162,7 +162,7 @@ def _draw_channels(axes: Any, found: Explanation) -> None:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_title("Channels that moved it most")
-    axes.set_xlabel("share of the log-odds")
+    axes.set_xlabel("log-odds, right is adversarial")
 
 
 def _draw_looks(figure: Any, axes: Any, found: Explanation, names: list[str]) -> None:
@@ -184,7 +184,7 @@ def _draw_looks(figure: Any, axes: Any, found: Explanation, names: list[str]) ->
     step = max(1, len(found.taps) // 10)
     places = np.arange(0, len(found.taps), step)
     axes.set_xticks(places, places + 1)
-    axes.set_title("What each tap's pattern looks like")
+    axes.set_title("Which class each tap's pattern looks like")
     axes.set_xlabel("tap, first to last; framed: the model's answer")
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
     bar.set_label(f"% of the {VOTERS} nearest clean images")

@@ -70,7 +70,7 @@ details summary{list-style:none}@page{margin:15mm}}
 _CODE = re.compile(r"`([^`]+)`")
 # a figure, its interval and what that says, which may stand below one another
 _INTERVAL = re.compile(r"^(\S+) (\[[^\]]+\])(?: (\w+))?$")
-_MANY, _MOST = 9, 11  # columns from which a table is set smaller, and its heads may break
+_MANY, _MOST = 8, 11  # columns from which a table is set smaller, and its heads may break
 
 _VERDICTS = {
     "yes": "yes",

@@ -46,6 +46,7 @@ def test_the_verdict_and_its_evidence_are_the_guards(
     assert len(found.taps) == len(verdict.evidence)
     sizes = [tap.channels for tap in guarded.artifact.manifest.taps]
     assert all(channel < sizes[tap] for tap, channel in found.channels)
+    assert len(set(found.channels)) == len(found.channels)  # its levels count together
     assert (np.diff(np.abs(found.contributions)) <= 1e-9).all()
 
 

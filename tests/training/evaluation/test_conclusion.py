@@ -15,6 +15,7 @@ from reluguard.training.evaluation.conclusion import (
     kind_of,
 )
 from reluguard.training.evaluation.report_card import AttackFigures
+from reluguard.training.recipes import recipe_named
 from reluguard.training.statistics.bootstrap import Word
 
 
@@ -123,6 +124,14 @@ def test_who_knows_the_guard_is_named_where_it_was_tried() -> None:
 def test_every_attack_of_ours_has_a_kind_in_words(slug: str) -> None:
     """A layman reads no slug of an attack that ships here."""
     assert kind_of(slug) != slug
+
+
+@pytest.mark.parametrize("recipe", ["default", "quick", "digits"])
+def test_every_attack_of_a_recipe_has_a_kind_in_words(recipe: str) -> None:
+    """A mixture of sizes has one too, and what both looks lead is told from what one leads."""
+    for slug in (portion.change.name for portion in recipe_named(recipe).attacks):
+        assert kind_of(slug) not in {slug, ""}
+        assert kind_of(f"both-{slug}") == f"{kind_of(slug)} on both looks"
 
 
 def test_an_attack_of_someones_own_is_called_as_it_is() -> None:
