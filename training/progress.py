@@ -27,6 +27,7 @@ __all__ = ["Bars", "HowTold", "Lines", "Planned", "Progress", "Step", "progress_
 Clock = Callable[[], float]
 
 SAID_FROM_S = 60.0  # nobody is told beforehand of less
+SHORT_S = 30.0  # below it people hear no number
 LINE_S = 60.0
 
 
@@ -76,12 +77,17 @@ class Progress:
 def words_of(seconds: float) -> str:
     """Return a duration as people say it: "9 min", "1 h 20 min"."""
     minutes = math.ceil(seconds / 60)
-    if seconds < 30:
+    if seconds < SHORT_S:
         return "under a minute"
     if minutes < 100:
         return f"{max(1, round(seconds / 60))} min"
     hours, rest = divmod(round(seconds / 60), 60)
     return f"{hours} h {rest} min"
+
+
+def _about(seconds: float) -> str:
+    words = words_of(seconds)
+    return words if seconds < SHORT_S else f"about {words}"
 
 
 class _Followed(Progress):
@@ -135,7 +141,7 @@ class _Followed(Progress):
 def _told_before(title: str, seconds: float | None) -> str | None:
     if seconds is None or seconds < SAID_FROM_S:
         return None
-    return f"{title}: about {words_of(seconds)}"
+    return f"{title}: {_about(seconds)}"
 
 
 class Lines(_Followed):
@@ -185,7 +191,7 @@ class Lines(_Followed):
         if left is None:
             parts.append("time left not known yet")
         elif left or step.share < 1:
-            parts.append(f"about {words_of(left)} left")
+            parts.append(f"{_about(left)} left")
         return ", ".join(parts)
 
     def __enter__(self) -> Self:
