@@ -80,11 +80,9 @@ def analyze(
         ),
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", help="Train each of them for so many steps of 64 images. [default: 400]"
-        ),
-    ] = None,
+        int,
+        typer.Option("--steps", help="Train each of them for so many steps of 64 images."),
+    ] = 400,
     output: Output = None,
     scale: Scale = None,
     mean: Mean = None,
@@ -99,7 +97,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Look into the network: RDMs, Fiedler cuts, maps, graphs and CKA, clean against attacked."""
-    from reluguard.training.analyze import ATTACKS, STEPS
+    from reluguard.training.analyze import ATTACKS
     from reluguard.training.analyze import analyze as run_analysis
     from reluguard.training.pages.analysis.text import print_claims
 
@@ -117,7 +115,7 @@ def analyze(
             twin=twin,
             papers=papers,
             train=train,
-            steps=STEPS if steps is None else steps,
+            steps=steps,
             output=output,
             preprocessing=preprocessing_of(preprocessing, scale, mean, std, bgr=bgr),
             classes=classes,

@@ -38,7 +38,7 @@ def test_a_function_takes_what_its_command_takes(name: str) -> None:
         function
     )
     for option, parameter in command.items():
-        if option == "model":  # comes first in Python, where None stands for what is beside the guard
+        if option == "model":  # first in Python, where None is what lies beside the guard
             continue
         if option in function and parameter.default is not inspect.Parameter.empty:
             assert function[option].default == parameter.default, option
