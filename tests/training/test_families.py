@@ -16,12 +16,14 @@ SIDE = 64
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # some 40 s of a processor, which others may share
-def test_a_network_of_hard_swishes_goes_the_whole_way(tmp_path: Path) -> None:
-    """Exported, fitted, served, asked, judged and scored."""
+@pytest.mark.parametrize("form", ["float32", "int8 QOperator"])
+def test_a_network_of_hard_swishes_goes_the_whole_way(form: str, tmp_path: Path) -> None:
+    """Exported, fitted, served, asked, judged and scored, in floats and in integer operators."""
     parts = digits_in_parts(tmp_path, SIDE, {"train": 700, "fit": 120, "judge": 30})
-    network = fitted("mobilenet_v3_small", *parts.taught())
+    plain = export(fitted("mobilenet_v3_small", *parts.taught()), SIDE, tmp_path / "plain.onnx")
+    FORMS[form](plain, parts.tensor("train")[:24], tmp_path / "model.onnx")
     way = Way(
-        model=export(network, SIDE, tmp_path / "model.onnx"),
+        model=tmp_path / "model.onnx",
         parts=parts,
         recipe="benchmarks.families.recipes:tiny",
         second="auto",
