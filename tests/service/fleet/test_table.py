@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from select import select
@@ -25,7 +24,7 @@ def ends() -> Iterator[Callable[[int], list[Table]]]:
 
     def make(of: int) -> list[Table]:
         handles.append(Table.make(of))
-        key = secrets.token_bytes(32)
+        key = bytes(range(32))  # it deals the places: how many fit is a matter of chance
         return [Table(handles[-1], number=n, of=of, key=key) for n in range(of)]
 
     yield make
