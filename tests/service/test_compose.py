@@ -195,6 +195,7 @@ def faster(text: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_attack_reaches_alertmanager_and_every_panel(
     tmp_path: Path, pair: Any, new_guard: Callable[..., Path], smooth: Any, rough: Images
 ) -> None:
@@ -210,7 +211,7 @@ def test_an_attack_reaches_alertmanager_and_every_panel(
     with ExitStack() as running:
         stack = Stack(tmp_path, running)
         serve_all(stack, prometheus, alertmanager)
-        firing = stack.until(lambda: alarm(stack), 120, "no alarm came")
+        firing = stack.until(lambda: alarm(stack), 290, "no alarm came")
         assert firing["labels"]["model"] == "digits"
         assert firing["labels"]["severity"] == "critical"
         assert "of the last 5 minutes' images look adversarial" in firing["annotations"]["summary"]
