@@ -36,6 +36,7 @@ from reluguard.training.hardening.halves import Joined
 from reluguard.training.hardening.judging import judged
 from reluguard.training.hardening.own import Own
 from reluguard.training.hardening.settings import HardenSettings
+from reluguard.training.hardening.student import Student
 from reluguard.training.hardening.tuning import SAMPLE, Networks, fine_tune
 from reluguard.training.models.given import CHECKED
 from reluguard.training.models.network import network_given
@@ -166,7 +167,7 @@ def harden_images(
     """Return the fine-tuned model and the report; see `harden`."""
     progress = progress or Progress()
     start = time.perf_counter()
-    student: Joined | Own
+    student: Student
     teacher: nn.Module
     if own is None:
         student = Joined(production, spec)

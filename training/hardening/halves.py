@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production
 from reluguard.detector.taps import find_taps
 from reluguard.training.errors import TwinError
+from reluguard.training.hardening.student import Student
 from reluguard.training.twin.onnx_torch import OnnxModule
 
 __all__ = ["Halves", "Joined", "with_weights"]
@@ -76,34 +76,20 @@ def _below(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return model
 
 
-class Joined(torch.nn.Module):
+class Joined(Student):
     """Both halves as one module; keeps what the last gate says, which the loss needs beside."""
 
     def __init__(self, production: Production, spec: InputSpec) -> None:
         super().__init__()
         self._production = production
         self._halves = Halves(production, spec)
-        self._phi: list[Tensor] = []
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """What is trained, by the names in the ONNX file."""
-        return self._halves.weights
+        self.weights = self._halves.weights  # by the names in the ONNX file
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Return the logits."""
         phi, logits = self._halves(tensor)
-        self._phi.append(phi)
+        self.hear(phi)
         return logits
-
-    def forget(self) -> None:
-        """Drop what the last gate said so far."""
-        self._phi.clear()
-
-    @property
-    def phi(self) -> Tensor:
-        """What the last gate said since `forget`, (N, ...); a model may take few images a time."""
-        return torch.cat(self._phi)
 
     def finished(
         self, weights: Mapping[str, Tensor], sample: Images

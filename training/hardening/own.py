@@ -15,6 +15,7 @@ from reluguard.detector.errors import ModelError
 from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, load_production
 from reluguard.training.errors import TwinError
+from reluguard.training.hardening.student import Student
 from reluguard.training.models.compared import compared
 from reluguard.training.models.export import Program, cause_of, exported, quiet, scores_in
 from reluguard.training.models.given import MARK
@@ -29,7 +30,7 @@ _GATES = (
 _TINY = 1e-7  # of a probability
 
 
-class Own(nn.Module):
+class Own(Student):
     """A copy of a network that gives class scores before any softmax, float (N, K), and learns.
 
     What its last gate says is kept beside the scores, as `Joined` keeps it. Where that can't be
@@ -39,9 +40,6 @@ class Own(nn.Module):
         opened: the network; it stays as it is.
         production: its export.
         spec: how images go into it.
-
-    Attributes:
-        weights: what is trained, by name.
 
     Raises:
         TwinError: it can't be copied, or has no weights of 32 bits that could be trained.
@@ -54,7 +52,6 @@ class Own(nn.Module):
         module = held.module() if isinstance(held, _Exported) else held
         self._held = (held, module, in_order(module, spec))  # hidden from torch, which would freeze
         self.weights = _trained(module, opened.source)
-        self._phi: list[Tensor] = []
         self._gate: Tensor | None = None
         for part in () if isinstance(held, torch.jit.ScriptModule) else module.modules():
             if isinstance(part, _GATES):
@@ -68,17 +65,8 @@ class Own(nn.Module):
         self._gate = None
         raw = scores_in(self._held[2](tensor)).flatten(1)
         scores = scores_before(raw, self._production.ending)
-        self._phi.append(scores if self._gate is None else self._gate)
+        self.hear(scores if self._gate is None else self._gate)
         return scores
-
-    def forget(self) -> None:
-        """Drop what the last gate said so far."""
-        self._phi.clear()
-
-    @property
-    def phi(self) -> Tensor:
-        """What the last gate said since `forget`, (N, ...)."""
-        return torch.cat(self._phi)
 
     def finished(
         self, weights: Mapping[str, Tensor], sample: Images

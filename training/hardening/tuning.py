@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,38 +12,15 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot, sof
 from reluguard.detector.images import Images, InputSpec
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.errors import AnalysisError
-from reluguard.training.hardening.halves import Joined
-from reluguard.training.hardening.own import Own
 from reluguard.training.hardening.settings import HardenSettings
+from reluguard.training.hardening.student import Student
 from reluguard.training.twin.twin import Twin, half_serves, to_pixels
 
-__all__ = ["SAMPLE", "Networks", "Student", "fine_tune"]
+__all__ = ["SAMPLE", "Networks", "fine_tune"]
 
 _STEEPEST = 5.0  # longest gradient of all weights together
 _STRIDE = 1.25  # of the one step of an attack, by its budget (Wong et al. 2020, arXiv 2001.03994)
 SAMPLE = 8  # images that tell whether bfloat16 will do
-
-
-class Student(Protocol):
-    """A module that learns: it returns the logits, and keeps what its last gate says beside.
-
-    Attributes:
-        weights: what is trained, by name.
-        phi: what the last gate said since `forget`, (N, ...).
-    """
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """What is trained, by name."""
-        ...
-
-    @property
-    def phi(self) -> Tensor:
-        """What the last gate said since `forget`, (N, ...)."""
-        ...
-
-    def forget(self) -> None:
-        """Drop what the last gate said so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +38,7 @@ class Networks:
 
     @classmethod
     def of(
-        cls, student: Joined | Own, teacher: nn.Module, spec: InputSpec, sample: Images
+        cls, student: Student, teacher: nn.Module, spec: InputSpec, sample: Images
     ) -> "Networks":
         """Return both, as the production model is now.
 
