@@ -101,7 +101,6 @@ def test_the_benchmark_runs(tiny_model: Path, tiny_guard: Path) -> None:
         assert {"throughput_ratio", "added_p50_ms", "loaded_p99_over_p50"} <= set(figures)
     (asked,) = network["rounds"]
     assert all(asked[who]["1"]["images_per_s"] > 0 for who in ("bare", "inspect"))
-    loaded = asked["inspect, loaded"]
-    # on a machine that others use up, a call may find its connection closed
-    assert loaded["accepted"] > 99 * sum(loaded["other"].values())
+    assert asked["inspect, loaded"]["accepted"] > 0
+    assert asked["inspect, loaded"]["other"] == {}
     assert "throughput / bare" in table(report)
