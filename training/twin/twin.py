@@ -21,7 +21,7 @@ from reluguard.detector.session import open_session
 from reluguard.training.errors import TwinError
 from reluguard.training.lent import Lent, lent_module
 from reluguard.training.twin.agreement import difference, unit_of
-from reluguard.training.twin.direction import Scorer, lead_slope, no_gradient
+from reluguard.training.twin.direction import Scorer, at_once, lead_slope, no_gradient
 
 __all__ = ["Twin", "check_twin", "from_pixels", "in_order", "load_twin", "to_pixels"]
 
@@ -108,7 +108,7 @@ class Twin:
         """Return class scores of uint8 images of shape (N, H, W, C): float32, (N, K)."""
         pixels = to_pixels(images, self.device)
         with torch.no_grad():
-            parts = [self.logits(part) for part in pixels.split(_SAMPLE)]
+            parts = [self.logits(part) for part in pixels.split(at_once(pixels))]
         return cast("NDArray[np.float32]", torch.cat(parts).cpu().numpy())
 
 

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from reluguard.detector.images import Images, InputSpec
 from reluguard.training.attacks import FGSM, open_victim
 from reluguard.training.errors import TwinError
+from reluguard.training.twin.direction import lead_slope
 from reluguard.training.twin.twin import load_twin
 
 SPEC = InputSpec(name="image", height=6, width=6, channels=1)
@@ -117,3 +119,19 @@ def test_a_gradient_that_leads_nowhere_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(TwinError, match=r"steps along it lower the model's confidence on 0 of 16"):
         load_twin(path, SPEC, "turned_twin:Turned", images=pictures(), device="cpu")
+
+
+def test_large_images_are_differentiated_a_few_at_a_time() -> None:
+    seen: list[int] = []
+
+    def scores(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return torch.stack([pixels.square().sum((1, 2, 3)), pixels.sum((1, 2, 3))], dim=1)
+
+    large = torch.rand(9, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    slope = lead_slope(scores, large)
+    assert seen == [4, 4, 1]
+    torch.testing.assert_close(slope[4:5], lead_slope(scores, large[4:5]))
+    seen.clear()
+    lead_slope(scores, large[:, :, :32, :32])
+    assert seen == [9]
