@@ -24,7 +24,8 @@ from reluguard.training.analysis.fiedler import pair_accuracies
 from reluguard.training.analysis.material import choose_rows
 from reluguard.training.analysis.recording import Recorder
 from reluguard.training.analysis.similarity import hamming_counts, hamming_similarity
-from reluguard.training.data.network import open_network
+from reluguard.training.models.given import Given
+from reluguard.training.models.network import open_network
 from reluguard.training.statistics.intervals import class_pair_mean
 
 TARGET = 0.95
@@ -56,7 +57,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    network = open_network(options.model, options.data, classes=options.classes)
+    given = Given(model=options.model, data=options.data, classes=options.classes)
+    with tempfile.TemporaryDirectory() as folder:
+        network = open_network(given, folder=Path(folder))
     taps = find_taps(network.production, network.spec)
     places = np.unique(np.linspace(0, len(taps) - 1, min(options.taps, len(taps))).round())
     chosen = [int(place) for place in places]

@@ -49,7 +49,8 @@ from reluguard.training.expected.speed import busy_seconds
 from reluguard.training.forecasts import analyze_steps
 from reluguard.training.harden import harden_images
 from reluguard.training.hardening.settings import consistent_loss
-from reluguard.training.models.network import network_given
+from reluguard.training.models.given import Given
+from reluguard.training.models.network import open_network
 from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.pages.analysis.report import report_pages, summary
 from reluguard.training.progress import HowTold, Progress, progress_of
@@ -142,21 +143,20 @@ def analyze(
     other = None if other is None else Path(other)
     progress = progress_of(progress)
     started = time.perf_counter()
-    ready, network = network_given(
-        model,
-        data,
-        folder=out,
+    given = Given(
+        model=model,
+        data=data,
         guard=guard,
         output=output,
         preprocessing=preprocessing,
         classes=classes,
         weights=weights,
         input_shape=input_shape,
-        threads=threads,
     )
-    for word in ready.words:
+    network = open_network(given, folder=out, threads=threads)
+    for word in network.words:
         progress.say(word)
-    file, production, spec = ready.file, network.production, network.spec
+    file, production, spec = network.file, network.production, network.spec
     dataset = _sample(network.dataset, limit, seed)
     taps = find_taps(production, spec)
     rows = choose_rows(dataset.labels, pairwise, seed=seed)

@@ -38,8 +38,8 @@ from reluguard.training.hardening.own import Own
 from reluguard.training.hardening.settings import HardenSettings
 from reluguard.training.hardening.student import Student
 from reluguard.training.hardening.tuning import SAMPLE, Networks, fine_tune
-from reluguard.training.models.given import CHECKED
-from reluguard.training.models.network import network_given
+from reluguard.training.models.given import CHECKED, Given
+from reluguard.training.models.network import open_network
 from reluguard.training.models.opened import ModelOrNone, opened_model
 from reluguard.training.models.torch_model import TorchModel
 from reluguard.training.progress import Progress
@@ -102,10 +102,9 @@ def harden(
     settings, progress = settings or HardenSettings(), progress or Progress()
     out = Path(out)
     with tempfile.TemporaryDirectory() as folder:
-        ready, network = network_given(
-            model,
-            data,
-            folder=Path(folder),
+        given = Given(
+            model=model,
+            data=data,
             guard=guard,
             output=output,
             preprocessing=preprocessing,
@@ -113,7 +112,8 @@ def harden(
             weights=weights,
             input_shape=input_shape,
         )
-    for word in ready.words:
+        network = open_network(given, folder=Path(folder))
+    for word in network.words:
         progress.say(word)
     production, spec, dataset = network.production, network.spec, network.dataset
     own = None if model is None or is_onnx(model) else opened_model(model, weights)

@@ -16,10 +16,11 @@ from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
 from reluguard.training.data.classes import guard_data, known_classes
 from reluguard.training.data.dataset import Dataset
-from reluguard.training.data.network import open_network
 from reluguard.training.errors import DataError
 from reluguard.training.explain import explain
 from reluguard.training.fit import fit
+from reluguard.training.models.given import Given
+from reluguard.training.models.network import open_network
 from reluguard.training.recipes import Recipe
 from reluguard.training.red_team.target import open_target
 from reluguard.training.retraining.additions import read_attacked
@@ -109,7 +110,9 @@ def test_every_command_labels_alike(named: Named, tmp_path: Path) -> None:
     assert accuracy > 0.8
     target = open_target(named.model, guard, named.others, seed=0, limit=10)
     assert set(target.labels.tolist()) <= set(range(2, 10))
-    network = open_network(named.model, named.others, guard=guard)
+    network = open_network(
+        Given(model=named.model, data=named.others, guard=guard), folder=tmp_path
+    )
     assert network.dataset.labels.tolist() == wanted
     assert network.names == NAMES
     assert network.more(named.fitted_on).folders == {s: i for i, s in enumerate(SYNSETS[:FITTED])}
@@ -137,11 +140,12 @@ def test_attacked_images_come_in_folders_per_class(named: Named, tmp_path: Path)
         read_attacked(tmp_path / "empty", reader)
 
 
-def test_without_a_guard_it_is_said(named: Named) -> None:
+def test_without_a_guard_it_is_said(named: Named, tmp_path: Path) -> None:
     """A file of names where there is no guard, and the other names where they differ."""
+    given = Given(model=named.model, data=named.others)
     with pytest.raises(DataError, match="WordNet's numbers of the folders are"):
-        open_network(named.model, named.others)
-    told = open_network(named.model, named.others, classes=named.classes)
+        open_network(given, folder=tmp_path)
+    told = open_network(replace(given, classes=named.classes), folder=tmp_path)
     assert told.dataset.folders == {SYNSETS[label]: label for label in range(2, 10)}
     assert told.names == NAMES
 

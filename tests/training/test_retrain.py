@@ -160,7 +160,7 @@ def test_a_guard_of_few_taps_is_retrained_from_the_same_harvest(
     economy = Economy(
         asked=1.1, limit=1.1, chosen=chosen, plain_s=0.01, overhead={"1": 1.05}, lost=0.0
     )
-    monkeypatch.setattr("reluguard.training.fit.choose_taps", lambda *_, **__: economy)
+    monkeypatch.setattr("reluguard.training.fitting.heads.choose_taps", lambda *_, **__: economy)
     work = champion.guard.with_name("guard.work")
     cheap = Order(
         model=champion.model,

@@ -22,6 +22,7 @@ from reluguard.detector.lock import hold
 from reluguard.detector.model import load_production
 from reluguard.detector.onnx_file.beside import beside
 from reluguard.detector.onnx_file.kinds import is_onnx
+from reluguard.training.data.classes import Classes
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.preprocessing import HowPixels, given_preprocessing, spec_of
@@ -33,11 +34,39 @@ if TYPE_CHECKING:
     from reluguard.training.models.compared import Compared
     from reluguard.training.models.torch_model import TorchModel
 
-__all__ = ["CHECKED", "MARK", "Ready", "check_free", "ready_model"]
+__all__ = ["CHECKED", "MARK", "Given", "Ready", "check_free", "ready_model"]
 
 NAME = "model.onnx"  # in a work folder
 MARK = "reluguard_export"  # in the file's metadata
 CHECKED = 64  # images on which torch and ONNX Runtime must agree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """A production model and labelled images, and what was said of them, by one who knows both.
+
+    Attributes:
+        model: an ONNX file or however else; None for the export beside the guard.
+        data: labelled images, as `given_data` takes them.
+        guard: of the model, which tells `output`, `preprocessing` and `input_shape`; None without.
+        output: which output holds the class scores.
+        preprocessing: from files to pixels to the model's input; by default what a model's library
+            says of it.
+        classes: which class each folder of images is, as `with_classes` takes it; by default what
+            the guard knows.
+        weights: of a network by name.
+        input_shape: of one image in a torch model's input, (C, H, W); by default what the model or
+            its library says, or what the images have.
+    """
+
+    model: ModelOrNone
+    data: Data
+    guard: Path | str | None = None
+    output: str | None = None
+    preprocessing: HowPixels | None = None
+    classes: Classes | None = None
+    weights: Path | str | None = None
+    input_shape: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,30 +88,13 @@ class Ready:
     words: tuple[str, ...] = ()
 
 
-def ready_model(
-    model: ModelOrNone,
-    data: Data,
-    *,
-    folder: Path,
-    out: Path | None = None,
-    output: str | None = None,
-    preprocessing: HowPixels | None = None,
-    weights: Path | str | None = None,
-    input_shape: Sequence[int] | None = None,
-) -> Ready:
+def ready_model(given: Given, *, folder: Path, out: Path | None = None) -> Ready:
     """Return a model to work on; one that is no ONNX file is exported into a folder.
 
     Args:
-        model: however it is given; None, which a guard could stand for, is an error here.
-        data: labelled images, as `given_data` takes them.
+        given: the model, which no guard can stand for here, beside its images.
         folder: for the export, which is made once while model and weights stay the same.
         out: the guard's folder, beside which the export is to lie in the end.
-        output: which output holds the class scores.
-        preprocessing: from files to pixels to the model's input; by default what a model's library
-            says of it.
-        weights: of a network by name.
-        input_shape: of one image in the model's input, (C, H, W); by default what the model or its
-            library says, or what the images have.
 
     Raises:
         ModelError: it can't be opened or exported, answers otherwise after export, or something
@@ -91,37 +103,38 @@ def ready_model(
         SettingsError: a value has no meaning, or weights or shape are said of an ONNX file.
         HeldError: another process works in the folder.
     """
+    model = given.model
     if model is None:
         raise ModelError(
             "expected a model (--model), or a guard (--guard) that has the export of its model "
             "beside it"
         )
     if is_onnx(model):
-        check_alone(model, weights, input_shape)
-        return Ready(file=Path(str(model)), data=data, preprocessing=preprocessing)
+        check_alone(model, given.weights, given.input_shape)
+        return Ready(file=Path(str(model)), data=given.data, preprocessing=given.preprocessing)
     if out is not None:
         check_free(beside(out))
-    opened = opened_model(model, weights)
-    how = opened.preprocessing if preprocessing is None else preprocessing
+    opened = opened_model(model, given.weights)
+    how = opened.preprocessing if given.preprocessing is None else given.preprocessing
     pixels = given_preprocessing(how, None)
-    shape = _shape_given(opened, input_shape)
+    shape = _shape_given(opened, given.input_shape)
     reading = Reading(files=pixels.files)
     if shape is not None and len(shape) == 3:
         reading = replace(reading, channels=shape[0], size=shape[1:])
-    dataset = given_data(data, reading)
+    dataset = given_data(given.data, reading)
     if shape is None:
         height, width, channels = dataset.images.shape[1:]
         shape = (channels, height, width)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / NAME
     with hold(folder):
-        origin, word = _export(opened, shape, file, dataset, how, output)
+        origin, word = _export(opened, shape, file, dataset, how, given.output)
     return Ready(
         file=file,
         data=dataset,
         preprocessing=how,
         exported=origin,
-        words=(*(opened.words if preprocessing is None else ()), word),
+        words=(*(opened.words if given.preprocessing is None else ()), word),
     )
 
 

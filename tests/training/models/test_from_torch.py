@@ -17,7 +17,7 @@ from reluguard.detector.errors import ModelError
 from reluguard.detector.onnx_file.beside import beside
 from reluguard.training.data.dataset import Dataset, save_dataset
 from reluguard.training.data.preprocessing import Preprocessing
-from reluguard.training.models.given import ready_model
+from reluguard.training.models.given import Given, ready_model
 from reluguard.training.provenance import provenance_of
 from reluguard.training.recipes import Recipe
 from tests.training.conftest import trained
@@ -135,10 +135,10 @@ def test_every_way_from_torch_gives_the_same_answers(
     data = (digits.images[:70], digits.labels[:70])
     ways: list[Any] = [free, tmp_path / "one.pt2", tmp_path / "script.pt"]
     for place, model in enumerate(ways):
-        found = ready_model(model, data, folder=tmp_path / str(place))
+        found = ready_model(Given(model=model, data=data), folder=tmp_path / str(place))
         assert "agree on 64 images" in found.words[-1]
     with pytest.raises(reluguard.SettingsError, match=r"takes images of shape \(1, 8, 8\)"):
-        ready_model(free, data, folder=tmp_path / "other", input_shape=(3, 8, 8))
+        ready_model(Given(model=free, data=data, input_shape=(3, 8, 8)), folder=tmp_path / "other")
 
 
 class Noisy(nn.Module):
@@ -184,7 +184,7 @@ def test_what_can_not_be_exported_says_why(
     """The cause in a sentence, and nothing is left behind."""
     data = (digits.images[:70], digits.labels[:70])
     with pytest.raises(ModelError, match=message) as caught:
-        ready_model(module.eval(), data, folder=tmp_path / "work")
+        ready_model(Given(model=module.eval(), data=data), folder=tmp_path / "work")
     assert len(str(caught.value)) < 600
     assert not (tmp_path / "work" / "model.onnx").exists()
 
@@ -207,7 +207,8 @@ def test_a_torchvision_name_brings_preprocessing_and_classes(
         whole = ResNet18_Weights.IMAGENET1K_V1
         torch.save(resnet18().state_dict(), cache / whole.url.rpartition("/")[2])
     seven = ready_model(
-        "torchvision:resnet18", data, folder=tmp_path / "7", weights=tmp_path / "seven.pth"
+        Given(model="torchvision:resnet18", data=data, weights=tmp_path / "seven.pth"),
+        folder=tmp_path / "7",
     )
     proto = onnx.load(str(seven.file))
     assert proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 7
@@ -216,13 +217,14 @@ def test_a_torchvision_name_brings_preprocessing_and_classes(
     assert seven.preprocessing.files is not None
     assert seven.preprocessing.files.size == (224, 224)
     assert "names" not in {entry.key for entry in proto.metadata_props}
-    own = ready_model("torchvision:resnet18", data, folder=tmp_path / "1000")
+    own = ready_model(Given(model="torchvision:resnet18", data=data), folder=tmp_path / "1000")
     names = {entry.key: entry.value for entry in onnx.load(str(own.file)).metadata_props}["names"]
     assert "tench" in names
     assert "preprocessing is torchvision's for ResNet18_Weights.IMAGENET1K_V1" in own.words[0]
     with pytest.raises(ModelError, match=r"not those of torchvision:resnet34: Missing key"):
         ready_model(
-            "torchvision:resnet34", data, folder=tmp_path / "34", weights=tmp_path / "seven.pth"
+            Given(model="torchvision:resnet34", data=data, weights=tmp_path / "seven.pth"),
+            folder=tmp_path / "34",
         )
 
 
@@ -236,12 +238,13 @@ def test_a_timm_name_brings_preprocessing(tmp_path: Path) -> None:
     side = net.pretrained_cfg["input_size"][-1]
     data = (rng.integers(0, 256, (3, side, side, 3), np.uint8), np.array([0, 1, 1]))
     found = ready_model(
-        "timm:test_resnet", data, folder=tmp_path / "five", weights=tmp_path / "five.pth"
+        Given(model="timm:test_resnet", data=data, weights=tmp_path / "five.pth"),
+        folder=tmp_path / "five",
     )
     assert isinstance(found.preprocessing, Preprocessing)
     assert found.preprocessing.mean == tuple(net.pretrained_cfg["mean"])
     assert "agree on 3 images" in found.words[-1]
     with pytest.raises(ModelError, match=r"nothing is downloaded here: .*--weights FILE"):
-        ready_model("timm:test_resnet", data, folder=tmp_path / "none")
+        ready_model(Given(model="timm:test_resnet", data=data), folder=tmp_path / "none")
     with pytest.raises(ModelError, match=r"among timm's networks, got 'resnet_18'"):
-        ready_model("timm:resnet_18", data, folder=tmp_path / "none")
+        ready_model(Given(model="timm:resnet_18", data=data), folder=tmp_path / "none")

@@ -17,7 +17,7 @@ from reluguard.detector.model import load_production
 from reluguard.detector.onnx_file.beside import beside
 from reluguard.detector.session import in_batches, open_session
 from reluguard.training.data.given import Data
-from reluguard.training.models.given import Ready, ready_model
+from reluguard.training.models.given import Given, Ready, ready_model
 from reluguard.training.models.of_guard import guard_model
 
 SIZE = 8
@@ -49,7 +49,9 @@ def pixels() -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def ready(pixels: Data, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     """The export of `network()`."""
-    return ready_model(network(), pixels, folder=tmp_path_factory.mktemp("exported"))
+    return ready_model(
+        Given(model=network(), data=pixels), folder=tmp_path_factory.mktemp("exported")
+    )
 
 
 def answers(file: Path, images: np.ndarray) -> np.ndarray:
@@ -75,7 +77,7 @@ def test_an_exported_module_answers_as_the_module(
 def test_an_export_is_made_once(ready: Ready, pixels: Data) -> None:
     """The same weights leave the same bytes, so that a killed fit goes on."""
     before = ready.file.read_bytes()
-    again = ready_model(network(), pixels, folder=ready.file.parent)
+    again = ready_model(Given(model=network(), data=pixels), folder=ready.file.parent)
     assert again.exported == ready.exported
     assert again.file.read_bytes() == before
 
@@ -94,7 +96,7 @@ def test_what_was_exported_is_told(ready: Ready) -> None:
 
 def test_an_onnx_file_is_taken_as_it_is(tiny_model: Path, pixels: Data, tmp_path: Path) -> None:
     """Nothing is read, copied or written."""
-    found = ready_model(tiny_model, pixels, folder=tmp_path / "none")
+    found = ready_model(Given(model=tiny_model, data=pixels), folder=tmp_path / "none")
     assert (found.file, found.exported, found.words) == (tiny_model, None, ())
     assert found.data is pixels
     assert not list(tmp_path.iterdir())
@@ -130,11 +132,11 @@ def test_a_guard_without_its_export_says_what_to_do(guarded: Path) -> None:
 def test_training_mode_is_refused(pixels: Data, tmp_path: Path) -> None:
     """All of a module, or one part of it, that would answer otherwise in production."""
     with pytest.raises(ModelError, match=r"in evaluation mode: .* call model\.eval\(\) first"):
-        ready_model(network().train(), pixels, folder=tmp_path)
+        ready_model(Given(model=network().train(), data=pixels), folder=tmp_path)
     half = network()
     half[2].train()
     with pytest.raises(ModelError, match="in evaluation mode, its part 2 is not"):
-        ready_model(half, pixels, folder=tmp_path)
+        ready_model(Given(model=half, data=pixels), folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +161,7 @@ def test_a_pickle_is_refused_unopened(
         file.write_bytes(pickle.dumps(Trap()))
     for model, weights in ((file, None), ("torchvision:resnet18", file)):
         with pytest.raises(ModelError, match=r"run whatever code|could run its code"):
-            ready_model(model, pixels, folder=tmp_path, weights=weights)
+            ready_model(Given(model=model, data=pixels, weights=weights), folder=tmp_path)
     assert not (tmp_path / "opened").exists()
 
 
@@ -168,7 +170,9 @@ def test_what_lies_where_the_export_goes_is_left_alone(pixels: Data, tmp_path: P
     place = tmp_path / "guard.onnx"
     place.write_text("mine")
     with pytest.raises(ModelError, match="something else is there; give the guard another name"):
-        ready_model(network(), pixels, folder=tmp_path / "work", out=tmp_path / "guard")
+        ready_model(
+            Given(model=network(), data=pixels), folder=tmp_path / "work", out=tmp_path / "guard"
+        )
     assert place.read_text() == "mine"
 
 
@@ -201,7 +205,7 @@ def test_what_has_no_meaning_is_said(
 ) -> None:
     """Each in a sentence that says what was expected."""
     with pytest.raises(error, match=message):
-        ready_model(model, pixels, folder=tmp_path, **asked)  # type: ignore[arg-type] # as users may
+        ready_model(Given(model=model, data=pixels, **asked), folder=tmp_path)  # type: ignore[arg-type] # as users may
 
 
 def test_a_name_without_weights_says_what_to_do(
@@ -210,4 +214,4 @@ def test_a_name_without_weights_says_what_to_do(
     """Nothing is downloaded, and the message names the file that would be."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ModelError, match=r"nothing is downloaded here.*--weights FILE.*resnet18-"):
-        ready_model("torchvision:resnet18", pixels, folder=tmp_path / "work")
+        ready_model(Given(model="torchvision:resnet18", data=pixels), folder=tmp_path / "work")

@@ -1,0 +1,1 @@
+"""A fit, step by step: what its recipe orders, what was harvested, its heads, and what is kept."""
