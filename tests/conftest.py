@@ -1,5 +1,6 @@
 """Shared fixtures: a real tiny network as an ONNX file and a real guard made for it."""
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -127,6 +128,17 @@ def guard_for(
         drawing=replace(DRAWING, seed=seed),
         reports={"report.json": b"{}", "report.html": b"<html></html>"},
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_collections() -> None:
+    """Leave what lives already, torch above all, out of every garbage collection from here on.
+
+    A fit collects four times, to give memory back. Among the half million objects that imports
+    leave behind that took as long as all the rest of a fit of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
