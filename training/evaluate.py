@@ -7,7 +7,7 @@ from clean calibration images alone.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -18,87 +18,42 @@ from numpy.typing import NDArray
 
 from reluguard.detector.allowance import available_workers
 from reluguard.detector.artifact import Manifest, write_file
-from reluguard.detector.images import InputSpec
 from reluguard.detector.lock import hold
 from reluguard.detector.metrics import red_team_of
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard, Reader
-from reluguard.training.attacks import PGD, Attack, attack_named, open_victim
-from reluguard.training.changes import Change, benign_named, controls
-from reluguard.training.composed import SEPARATOR, composed_name, is_composed
+from reluguard.training.attacks import open_victim
+from reluguard.training.composed import is_composed
 from reluguard.training.data.case import predict
 from reluguard.training.data.classes import Classes, guard_data
 from reluguard.training.data.dataset import Dataset, check_labels
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.holdout import check_untrained, unseen_rows
 from reluguard.training.data.reading import Reading
-from reluguard.training.errors import AttackError, DataError
+from reluguard.training.errors import DataError
 from reluguard.training.evaluation.baselines import BASELINES, Baseline
 from reluguard.training.evaluation.comparison import Group, compare
 from reluguard.training.evaluation.leave_out import LeftOut, Matrix, leave_one_out, open_fit
 from reluguard.training.evaluation.result import About, Evaluation
 from reluguard.training.evaluation.scorecard import scorecard
-from reluguard.training.evaluation.threats import threat_of
+from reluguard.training.evaluation.tried import Tried
 from reluguard.training.evaluation.two_looks import two_looks
 from reluguard.training.expected.speed import busy_seconds
 from reluguard.training.forecasts import evaluate_steps
 from reluguard.training.harvest.harvest import harvest_told
-from reluguard.training.harvest.orders import (
-    SHARD_IMAGES,
-    Job,
-    Orders,
-    composed_jobs,
-    plan_jobs,
-    shard_images,
-    with_changes,
-)
-from reluguard.training.harvest.workspace import Shard, Workspace, work_folder
-from reluguard.training.looks.both import AtBoth
+from reluguard.training.harvest.orders import SHARD_IMAGES, Orders, composed_jobs, shard_images
+from reluguard.training.harvest.workspace import Workspace, work_folder
 from reluguard.training.looks.choice import Second
 from reluguard.training.models.of_guard import guard_model
 from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.pages.evaluation import evaluation_page
 from reluguard.training.progress import HowTold, progress_of
 from reluguard.training.provenance import Provenance, provenance_of
-from reluguard.training.recipes.afterwards import COMPOSED, judged_afterwards
+from reluguard.training.recipes.afterwards import COMPOSED
 
-__all__ = ["DEFAULT_ATTACKS", "evaluate"]
+__all__ = ["evaluate"]
 
-# whatever a guard was fitted on: several of each kind, and some that no recipe here holds
-DEFAULT_ATTACKS = (
-    "fgsm-linf-2",
-    "fgsm-linf-8",
-    "mifgsm-linf-4",
-    "pgd-linf-1",
-    "pgd-linf-2",
-    "pgd-linf-4",
-    "pgd-linf-8",
-    "pgd-linf-4-40",
-    "pgd-linf-4-early",
-    "apgd-ce-linf-4",
-    "apgd-dlr-linf-4",
-    "pgd-linf-4-through",
-    "pgd-l2-0.5",
-    "deepfool-l2",
-    "deepfool-l2-o0.5",
-    "deepfool-l2-o1",
-    "fmn-linf",
-    "fmn-l2",
-    "fab-l2",
-    "fab-linf",
-    "cw-l2",
-    "cw-l2-k5",
-    "cw-l2-k10",
-    "cw-l2-k20",
-    "square-linf-8",
-    "hopskipjump-l2",
-    "spatial",
-    "patch-6",
-    "art-newtonfool",
-)
 FEW = 32  # images that are timed
-BOTH_SIZES = (2.0, 4.0, 8.0)  # of PGD led by both looks, of a guard that looks again
-TRANSFERS = ("transfer-mifgsm-linf-8",)  # tried where there is another model to come from
 
 
 def evaluate(
@@ -190,15 +145,16 @@ def evaluate(
     rows = np.sort(np.random.default_rng(seed).permutation(unseen_rows(dataset, manifest))[:limit])
     logits = predict(reader, dataset.images[rows])
     check_labels(dataset, logits.shape[1])
-    changes: dict[str, Attack | Change] = {
-        **_attacks(attacks, opened.spec, twin, with_transfer=bool(surrogates)),
-        **_benign(benign, opened.spec, manifest),
-    }
-    if again is not None and twin != "none":
-        led = (AtBoth(attack=PGD(size=size)) for size in BOTH_SIZES)
-        changes |= {one.name: one for one in led}
-    shape = (opened.spec.height, opened.spec.width, opened.spec.channels)
-    then = judged_afterwards(*shape) if composed else {}
+    tried = Tried.of(
+        opened.spec,
+        manifest,
+        attacks=attacks,
+        benign=benign,
+        twin=twin,
+        is_transferred=bool(surrogates),
+        is_twice=again is not None,
+        is_changed_after=composed,
+    )
     orders = Orders(
         model=file,
         output=manifest.answer,
@@ -206,24 +162,15 @@ def evaluate(
         taps=manifest.taps,
         twin=twin,
         dataset=dataset,
-        changes={
-            **changes,
-            **{
-                composed_name(slug, name): change
-                for slug, attack in changes.items()
-                for name, change in then.items()
-                if isinstance(attack, Attack)
-            },
-        },
+        changes=tried.every,
         workspace=Path(work) if work else out / "work",
         seed=seed,
         threads=threads,
         surrogates=tuple(map(Path, surrogates)),
         second=again,
     )
-    size = shard_images(dataset.images.shape[1:])
     right = logits.argmax(axis=1) == dataset.labels[rows]
-    jobs = _jobs(changes, rows, right, size, dict.fromkeys(then, 1.0), seed)
+    jobs = tried.jobs(rows, right, size=shard_images(dataset.images.shape[1:]), seed=seed)
     every = [job for made in jobs.values() for job in made]
     fit, missing = _fit_workspace(Path(fit_work) if fit_work else work_folder(guard), manifest)
     progress.plan(
@@ -244,16 +191,12 @@ def evaluate(
         workspace = Workspace(orders.workspace, _plan(orders, manifest, limit))
         harvest_told(every, orders, workers=workers or available_workers(), progress=progress)
         jobs |= composed_jobs(every)
-        groups = {slug: _group(opened, workspace, made) for slug, made in jobs.items()}
+        groups = {slug: Group.of(opened, workspace, made) for slug, made in jobs.items()}
         looks = two_looks(opened.artifact, workspace, jobs, rates=[*manifest.thresholds], seed=seed)
-    threats = {slug: threat_of(c) for slug, c in changes.items() if isinstance(c, Attack)}
     provenance = provenance_of(manifest)
-    known = (
-        frozenset(one.slug for one in provenance.recipe.attacks)
-        if provenance.recipe
-        else frozenset()
-    )
-    scored = scorecard(groups, manifest, known, threats, seed, COMPOSED)
+    recipe = provenance.recipe
+    known = frozenset(one.slug for one in recipe.attacks) if recipe else frozenset()
+    scored = scorecard(groups, manifest, known, tried.threats, seed, COMPOSED)
     figures = compare(
         groups,
         opened,
@@ -299,31 +242,6 @@ def _matrices(
     return once, None if second is None else judge(fit, manifest, second=second)
 
 
-def _attacks(
-    named: Sequence[str] | None, spec: InputSpec, twin: str, *, with_transfer: bool
-) -> dict[str, Attack]:
-    """Return the attacks by name; without a twin, only those that need none."""
-    default = (*DEFAULT_ATTACKS, *(TRANSFERS if with_transfer else ()))
-    made = (
-        [attack_named(name) for name in named]
-        if named
-        else [attack_named(name).for_images(spec.height, spec.width) for name in default]
-    )
-    joined = [one.name for one in made if is_composed(one.name)]
-    if joined:
-        raise AttackError(f"expected names of attacks without a {SEPARATOR}, got {joined[0]}")
-    return {one.name: one for one in made if twin != "none" or not one.needs_gradients}
-
-
-def _benign(named: Sequence[str] | None, spec: InputSpec, manifest: Manifest) -> dict[str, Change]:
-    """Return the harmless changes by name."""
-    if named is not None:
-        return {name: benign_named(name) for name in named}
-    recipe = provenance_of(manifest).recipe
-    seen = [one.change for one in recipe.benign] if recipe else []
-    return controls(spec.height, spec.width, spec.channels, seen)
-
-
 def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, Any]:
     """Everything a shard's content depends on but the attack, which its name says."""
     fitted_on = provenance_of(manifest).data
@@ -345,46 +263,6 @@ def _plan(orders: Orders, manifest: Manifest, limit: int | None) -> dict[str, An
 
 def _hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _jobs(
-    changes: Mapping[str, Attack | Change],
-    rows: NDArray[np.int64],
-    right: NDArray[np.bool_],
-    size: int,
-    then: Mapping[str, float],
-    seed: int,
-) -> dict[str, list[Job]]:
-    jobs = {"clean": plan_jobs("clean", "clean", {"test": rows}, size=size)}
-    for slug, change in changes.items():
-        if isinstance(change, Attack):
-            made = plan_jobs(slug, "attack", {"test": rows[right]}, size=size)
-            jobs[slug] = with_changes(made, then, seed=seed)
-        else:
-            jobs[slug] = plan_jobs(slug, "benign", {"test": rows}, size=size)
-    if not right.any():
-        raise DataError("expected unseen images that the model answers right, got none")
-    return jobs
-
-
-def _group(guard: Guard, workspace: Workspace, jobs: Sequence[Job]) -> Group:
-    shards = [workspace.read(job) for job in jobs]
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(shard, name) for shard in shards])
-        for name in ("sources", "labels", "success", "rates", "logits")
-    }
-    images = [shard.images for shard in shards if shard.images is not None]
-    shard = Shard(images=np.concatenate(images) if len(images) == len(shards) else None, **joined)
-    head, rates = guard.artifact.head, map(float, guard.artifact.manifest.thresholds)
-    scores = head.score(shard.rates, shard.logits)
-    return Group(
-        name=jobs[0].slug,
-        shard=shard,
-        kind=jobs[0].kind,
-        score=head.levelled(scores.score, shard.logits.argmax(axis=1), rates),
-        evidence=scores.evidence,
-        wrong=shard.logits.argmax(axis=1) != shard.labels,
-    )
 
 
 def _about(

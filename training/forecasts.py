@@ -171,7 +171,7 @@ def evaluate_steps(
     judged = rows_expected((job for made in jobs.values() for job in made), "test")
     counts: list[int] = []
     if fit is not None:
-        counts = [len(fit.readings(made)) for made in shards_of(fit, manifest, "fit").values()]
+        counts = [fit.count(made) for made in shards_of(fit, manifest, "fit").values()]
     seen = judged + sum(min(count, baseline_rows) for count in counts)
     steps = [Planned("attack and read", None), Planned("baselines", seen * _BASELINES * asked_s)]
     recipe = provenance_of(manifest).recipe

@@ -21,6 +21,7 @@ from reluguard.training.data.case import chunk_of, predict
 from reluguard.training.errors import AttackError
 from reluguard.training.evaluation.baselines import Baseline, Context, Material
 from reluguard.training.evaluation.leave_out import shards_of
+from reluguard.training.harvest.orders import Job
 from reluguard.training.harvest.readings import Kind, Readings
 from reluguard.training.harvest.workspace import Shard, Workspace
 from reluguard.training.head.fit import HeadSettings
@@ -58,6 +59,29 @@ class Group:
     score: NDArray[np.float32]
     evidence: NDArray[np.float32]
     wrong: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, guard: Guard, workspace: Workspace, jobs: Sequence[Job]) -> "Group":
+        """Return what the shards of one slug hold, scored by the guard's first look."""
+        shards = [workspace.read(job) for job in jobs]
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(shard, name) for shard in shards])
+            for name in ("sources", "labels", "success", "rates", "logits")
+        }
+        images = [shard.images for shard in shards if shard.images is not None]
+        shard = Shard(
+            images=np.concatenate(images) if len(images) == len(shards) else None, **joined
+        )
+        head, rates = guard.artifact.head, map(float, guard.artifact.manifest.thresholds)
+        answers, scores = shard.logits.argmax(axis=1), head.score(shard.rates, shard.logits)
+        return cls(
+            name=jobs[0].slug,
+            shard=shard,
+            kind=jobs[0].kind,
+            score=head.levelled(scores.score, answers, rates),
+            evidence=scores.evidence,
+            wrong=answers != shard.labels,
+        )
 
     @property
     def hits(self) -> NDArray[np.bool_]:

@@ -161,6 +161,16 @@ class Workspace:
             return readings
         return readings.rows(np.concatenate([shard["success"] for shard in shards]))
 
+    def count(self, jobs: Sequence[Job]) -> int:
+        """Return how many rows `readings` gives, of which it reads the flags alone.
+
+        Raises:
+            DataError: a shard is damaged.
+        """
+        flags = [read_shard(self.folder / job.file, "success")["success"] for job in jobs]
+        every = jobs[0].kind != "attack"
+        return sum(len(one) if every else int(np.count_nonzero(one)) for one in flags)
+
     def seen_twice(self, job: Job) -> NDArray[np.bool_]:
         """Return which of a shard's images a second look read: bool, (N,).
 

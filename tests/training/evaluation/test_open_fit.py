@@ -23,3 +23,14 @@ def test_of_a_guard_that_reads_less_it_gives_what_is_read(
     some = cut.readings(jobs).rates
     assert every.shape[1] == sum(tap.rates for tap in fitted.manifest.taps)
     assert_array_equal(np.asarray(some), np.asarray(every)[:, [0, 1, 2, 5, 6]])
+
+
+def test_rows_are_counted_without_being_read(fitted: GuardArtifact, fit_settings: Order) -> None:
+    """As many as readings have, of attacks the successes: what a forecast goes by."""
+    work = open_fit(fit_settings.shards, fitted.manifest)
+    found = shards_of(work, fitted.manifest, "fit")
+    counts = {slug: work.count(jobs) for slug, jobs in found.items()}
+    assert counts == {slug: len(work.readings(jobs)) for slug, jobs in found.items()}
+    assert counts["fgsm-linf-48"] < sum(
+        len(work.read(job).success) for job in found["fgsm-linf-48"]
+    )
