@@ -5,7 +5,6 @@ old harvest and the new images. Nothing on disk is attacked again. The challenge
 of its own; putting it into service is another step, `reluguard.detector.shelf.shelf.promote`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,16 +39,10 @@ from reluguard.training.models.of_guard import export_of, guard_model
 from reluguard.training.models.opened import ModelOrNone
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import Added, Step, origin_of, provenance_of
-from reluguard.training.retraining.additions import (
-    FEWEST_CLEAN,
-    MOST_PER_SOURCE,
-    Fresh,
-    read_attacked,
-    read_captured,
-    run_attack,
-    store,
-)
+from reluguard.training.retraining.additions import run_attack, with_fresh
+from reluguard.training.retraining.attacked import read_attacked
 from reluguard.training.retraining.calibration import kept_readings
+from reluguard.training.retraining.captured import MOST_PER_SOURCE, read_captured
 from reluguard.training.retraining.challenger import (
     told_of_looks,
     with_head,
@@ -57,8 +50,9 @@ from reluguard.training.retraining.challenger import (
     write_challenger,
 )
 from reluguard.training.retraining.contradictions import contradicted
+from reluguard.training.retraining.fresh import Fresh
 from reluguard.training.retraining.gate import Both, gate
-from reluguard.training.retraining.kept import WEIGHT, Kept, hold_kept, open_kept
+from reluguard.training.retraining.kept import Kept, hold_kept, open_kept
 from reluguard.training.retraining.learned import Learned, learn
 from reluguard.training.retraining.original import Original
 from reluguard.training.retraining.second import Looking, is_unseen, lacking
@@ -67,14 +61,6 @@ __all__ = ["Retrained", "retrain"]
 
 CALIBRATION = "calibration"
 READ = ("rates", "logits", "sources", "labels")  # what is kept of them
-# How many old rows a new one counts as in a head fitted anew, at most, so that a few labels don't
-# turn a guard. For 138 patches among 17,525 attacked rows on ResNet-20, of which .29 were detected
-# before: at 3 rows .54 are afterwards and the old attack that loses most loses .005 AUROC, at 10
-# .67 and .008, at 25 .70 and .013, at 50 old attacks lose .007 on average; another seed alone moves
-# one by .010. On digits, 80 labelled clean images that weigh as much as a group of harmless changes
-# raise the false alarms on sign noise by .06, at one row each by .01.
-ATTACK_ROWS = 10
-BENIGN_ROWS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,9 +181,9 @@ def retrain(
             seed=seed,
         )
         of_attacks = sum(one.kind == "attack" for one in found) + len(attacks)
-        weight = share / (1 - share) * _attack_weight(kept) / max(of_attacks, 1)
+        weight = share / (1 - share) * kept.weight_of("attack") / max(of_attacks, 1)
         first = len(kept.added)
-        kept = _with(found, kept, weight, judging=bool(of_attacks))
+        kept = with_fresh(found, kept, weight=weight, judging=bool(of_attacks))
         for name in attacks:
             orders = _orders(champion, file, original.dataset, kept, threads, looking)
             splits = _attackable(original, reader, sources, seed)
@@ -305,31 +291,6 @@ def _found(
     return fresh + labelled
 
 
-def _attack_weight(kept: Kept) -> float:
-    """Return what all attacks of the old harvest weigh."""
-    kinds = {name: made[0].kind for name, made in kept.jobs.items()}
-    return sum(kept.weights.get(name, WEIGHT) for name, kind in kinds.items() if kind == "attack")
-
-
-def _with(found: Sequence[Fresh], kept: Kept, weight: float, *, judging: bool) -> Kept:
-    """Return the harvest with what is new in it.
-
-    Args:
-        found: what is new.
-        kept: the harvest.
-        weight: of each new attack, at most.
-        judging: whether a few clean images are only held against the labels.
-    """
-    per_row = {kind: _row_weight(kept, kind) for kind in ("attack", "benign")}
-    for one in found:
-        if one.kind == "benign" and judging and len(one.ids) < FEWEST_CLEAN:
-            continue
-        most, times = (weight, ATTACK_ROWS) if one.kind == "attack" else (WEIGHT, BENIGN_ROWS)
-        added = store(one, kept, weight=most, per_row=times * per_row[one.kind])
-        kept = kept.with_added([added])
-    return kept
-
-
 def _relearned(
     looking: Looking | None,
     both: BothReadings | None,
@@ -357,14 +318,6 @@ def _harmless(kept: Kept, clean: Readings) -> list[Readings]:
     held = [group for group in kept.groups("test") if group.kind != "attack" and len(group)]
     own = {added.name for added in kept.added}  # what people labelled is what is in doubt
     return [clean, *(without_accidents(group) for group in held if group.name not in own)]
-
-
-def _row_weight(kept: Kept, kind: str) -> float:
-    """Return what a row of the old harvest's groups of a kind weighs, on average."""
-    groups = {name: made for name, made in kept.split("fit").items() if made[0].kind == kind}
-    rows = sum(len(job.sources) for made in groups.values() for job in made)
-    weight = sum(kept.weights.get(name, WEIGHT) for name in groups)
-    return weight / rows if rows else math.inf
 
 
 def _calibration(kept: Kept, original: Original, reader: Reader, taps: tuple[Tap, ...]) -> Readings:

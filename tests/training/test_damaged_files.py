@@ -20,7 +20,7 @@ from reluguard.training.data.dataset import Dataset, load_data
 from reluguard.training.errors import DataError
 from reluguard.training.evaluation.leave_out import open_fit, shards_of
 from reluguard.training.harvest.workspace import Workspace, read_plan, read_shard
-from reluguard.training.retraining.additions import read_attacked
+from reluguard.training.retraining.attacked import read_attacked
 from reluguard.training.retraining.kept import open_kept
 from tests.damage import DAMAGES, HARMLESS, flips
 from tests.training.fitting import Order

@@ -23,7 +23,7 @@ from reluguard.training.models.given import Given
 from reluguard.training.models.network import open_network
 from reluguard.training.recipes import Recipe
 from reluguard.training.red_team.target import open_target
-from reluguard.training.retraining.additions import read_attacked
+from reluguard.training.retraining.attacked import read_attacked
 from reluguard.training.retraining.original import Original
 
 SYNSETS = tuple(f"n{90 - 7 * label:08}" for label in range(10))  # not in the order of the classes

@@ -31,7 +31,7 @@ from reluguard.training.pages.gate_text import print_gate
 from reluguard.training.progress import Step, progress_of
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.retrain import retrain
-from reluguard.training.retraining.additions import read_captured
+from reluguard.training.retraining.captured import read_captured
 from reluguard.training.retraining.gate import gate
 from reluguard.training.retraining.kept import open_kept
 from reluguard.training.statistics.metrics import auroc

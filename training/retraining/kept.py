@@ -4,6 +4,7 @@ A guard's manifest says what it was fitted on; its work folder holds the reading
 shards under `added/` and lists them in the new guard's manifest. N images, D rates.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,6 +52,19 @@ class Kept:
             replace(self.workspace.readings(made), name=name, weight=self.weights.get(name, WEIGHT))
             for name, made in self.split(split).items()
         ]
+
+    def weight_of(self, kind: Kind) -> float:
+        """Return what all groups of a kind weigh together."""
+        return sum(
+            self.weights.get(n, WEIGHT) for n, made in self.jobs.items() if made[0].kind == kind
+        )
+
+    def row_weight(self, kind: Kind) -> float:
+        """Return what a row of a kind that is fitted on weighs on average, infinite without any."""
+        groups = {n: made for n, made in self.split("fit").items() if made[0].kind == kind}
+        rows = sum(len(job.sources) for made in groups.values() for job in made)
+        weight = sum(self.weights.get(name, WEIGHT) for name in groups)
+        return weight / rows if rows else math.inf
 
     def with_added(self, added: Sequence[Added]) -> "Kept":
         """Return the same with these groups, whose shards are on disk."""

@@ -33,8 +33,8 @@ from reluguard.training.head.second import (
 from reluguard.training.looks.choice import Second
 from reluguard.training.progress import Progress
 from reluguard.training.provenance import provenance_of
-from reluguard.training.retraining.additions import Fresh
 from reluguard.training.retraining.calibration import kept_readings
+from reluguard.training.retraining.fresh import Fresh
 from reluguard.training.retraining.kept import WEIGHT, Kept
 from reluguard.training.retraining.learned import Learned
 from reluguard.training.retraining.original import Original

@@ -31,7 +31,7 @@ from reluguard.training.head.fit import HeadSettings
 from reluguard.training.progress import Progress
 from reluguard.training.recipes import Portion, Recipe
 from reluguard.training.retrain import retrain
-from reluguard.training.retraining.additions import Fresh
+from reluguard.training.retraining.fresh import Fresh
 from reluguard.training.retraining.second import carried_over, is_unseen, lacking
 from reluguard.training.statistics.metrics import auroc
 from tests.training.capturing import write_captures
