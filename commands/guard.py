@@ -103,11 +103,11 @@ def export(
     second_model: SecondModel = None,
 ) -> None:
     """Write one self-contained guarded ONNX file, for any ONNX runtime."""
-    from reluguard.detector.artifact import check_apart, write_file
+    from reluguard.detector.artifact import check_out, write_file
     from reluguard.detector.runtime import Guard
 
     file = onnx_file(model, guard, weights)
-    check_apart(out, file, *([second_model] if second_model else ()))
+    check_out(out, file, guard, second_model)
     opened = Guard.open(
         file,
         guard,

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from reluguard.commands.examples import EXAMPLES
@@ -68,6 +69,19 @@ _COLUMN = 27  # where meanings begin
 
 class Command(TyperCommand):
     """A command whose help shows options by topic, and examples."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; an empty value is refused, as an unset shell variable gives."""
+        for before, word in zip(("", *args), args, strict=False):
+            name, equals, value = word.partition("=")
+            if word == "" or (word.startswith("--") and equals and not value):
+                option = name or before
+                where = f" for {option}" if option.startswith("-") else ""
+                raise typer.BadParameter(
+                    f"expected a value{where}, got an empty one: is a variable of the shell unset?",
+                    ctx=ctx,
+                )
+        return super().parse_args(ctx, args)
 
     def get_help(self, ctx: Any) -> str:
         """Return the help, as text."""

@@ -56,8 +56,8 @@ __all__ = [
     "GuardArtifact",
     "GuardFiles",
     "Manifest",
-    "check_apart",
     "check_model",
+    "check_out",
     "check_place",
     "folder_aside",
     "open_files",
@@ -199,13 +199,38 @@ def check_place(path: Path) -> None:
         raise GuardError(f"expected no folder, or a guard to replace, {path} holds other files")
     if path.exists() and not path.is_dir():
         raise GuardError(f"expected no file, or a guard's folder to replace, {path} is a file")
+    if closed := _closed(path):
+        raise GuardError(f"expected a folder that can be written, {closed}")
 
 
-def check_apart(out: Path, *inputs: Path | str) -> None:
-    """Raise SettingsError if a file written here would take the place of one that is read."""
-    for file in map(Path, inputs):
+def check_out(out: Path, *inputs: Path | str | None) -> None:
+    """Raise SettingsError if a file can't be written here, or would take the place of what is read.
+
+    Args:
+        out: the file.
+        inputs: files that are read, and folders of guards, in which nothing else may lie.
+    """
+    if out.is_dir():
+        raise SettingsError(f"expected a file to write to, {out} is a folder")
+    for file in (Path(one) for one in inputs if one):
         if out.exists() and file.exists() and out.samefile(file):
             raise SettingsError(f"expected another place to write to, {out} is what is read")
+        if (file / MANIFEST).is_file() and file.resolve() in out.resolve().parents:
+            raise SettingsError(
+                f"expected another place to write to, {out} would lie in the guard {file}"
+            )
+    if closed := _closed(out):
+        raise SettingsError(f"expected a file that can be written, {closed}")
+
+
+def _closed(path: Path) -> str | None:
+    """Return why nothing new can be written here, None where it can."""
+    if _is_stream(path):
+        return None
+    nearest = next(place for place in path.resolve().parents if place.exists())
+    if nearest.is_dir() and os.access(nearest, os.W_OK):
+        return None
+    return f"{path} can't be: {nearest} is {'read-only' if nearest.is_dir() else 'no folder'}"
 
 
 @contextmanager
@@ -214,17 +239,18 @@ def folder_aside(path: Path) -> Iterator[Path]:
 
     What was there stays whole until that moment, whenever the process dies.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield aside
-        aside.chmod(0o755)
-        if path.exists():
-            _exchange(aside, path)
-        else:
-            aside.replace(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # the unfinished, the replaced, or nothing
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield aside
+            aside.chmod(0o755)
+            if path.exists():
+                _exchange(aside, path)
+            else:
+                aside.replace(path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)  # the unfinished, the replaced, or nothing
 
 
 def _exchange(aside: Path, path: Path) -> None:
@@ -250,15 +276,45 @@ def write_file(
     npz: Mapping[str, NDArray[Any]] | None = None,
     compress: bool = True,
 ) -> None:
-    """Write a file, whole or not at all: these bytes, or these arrays as an npz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    """Write a file, whole or not at all: these bytes, or these arrays as an npz.
+
+    What a link leads to is written, not the link; a device or a pipe, like /dev/stdout, is written
+    into and stays what it is.
+
+    Raises:
+        OSError: it can't be written; names `path`.
+    """
+    content = data if npz is None else _npz(npz, compress=compress)
+    with _named(path):
+        if _is_stream(path):
+            with path.open("ab") as stream:
+                stream.write(content)
+            return
+        place = path.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            _write_durably(aside, content)
+            aside.replace(place)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether this is a device or a pipe, or leads to an open file as /dev/stdout does."""
+    if not path.exists() or path.is_dir():
+        return False
+    return not path.is_file() or str(path.absolute().parent) in {"/dev", "/dev/fd", "/proc/self/fd"}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an OSError name what was to be written: on a full disk it names nothing."""
     try:
-        _write_durably(aside, data if npz is None else _npz(npz, compress=compress))
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _write_durably(file: Path, data: bytes) -> None:

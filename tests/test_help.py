@@ -10,6 +10,7 @@ import typer.main
 from reluguard.commands.app import app
 from reluguard.commands.examples import EXAMPLES
 from reluguard.commands.helping import JOBS, TOPICS, first_sentence, sorted_by
+from tests.commanding import Run
 
 GROUP: Any = typer.main.get_group(app)
 
@@ -92,3 +93,11 @@ def test_no_option_stands_below_two_topics() -> None:
     """Each is shown once."""
     names = [name for members in TOPICS.values() for name in members]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("words", [("--data", ""), ("--data=",), ("--out", "", "--json")])
+def test_an_empty_value_is_refused(run: Run, words: tuple[str, ...]) -> None:
+    """An unset variable of the shell names no place: not the folder one stands in."""
+    ended = run("score", *words)
+    assert ended.code == 2
+    assert f"a value for {words[0].removesuffix('=')}, got an empty one" in ended.err

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reluguard.detector.artifact import check_out
 from reluguard.detector.errors import ImageError
 from reluguard.detector.images import Images, decode_image
 from reluguard.detector.model import load_production
@@ -65,6 +66,7 @@ def explain(
     if out.suffix not in {".png", ".svg", ".pdf"}:
         raise ImageError(f"expected a .png, .svg or .pdf to write to, got {out.name}")
     file = guard_model(model, guard, weights=weights)
+    check_out(out, file, guard, image)
     guarded = Guard.open(file, guard, threads=threads, looks="first")
     try:
         pixels = decode_image(image.read_bytes(), guarded.spec)

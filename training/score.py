@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.artifact import check_apart, write_file
+from reluguard.detector.artifact import check_out, write_file
 from reluguard.detector.images import Images
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.runtime import Guard
@@ -15,7 +15,7 @@ from reluguard.detector.verdict import Verdicts, columns_of
 from reluguard.training.data.case import chunk_of_values
 from reluguard.training.data.classes import Classes, guard_data
 from reluguard.training.data.dataset import Dataset
-from reluguard.training.data.folder import Folder, text_of
+from reluguard.training.data.folder import Folder, left_out_words, text_of
 from reluguard.training.data.given import Data
 from reluguard.training.data.pictures import Pictures, find_pictures
 from reluguard.training.data.reading import Reading
@@ -72,9 +72,11 @@ def score(
     batch = chunk_of_values(spec.height * spec.width * spec.channels)
     loose = find_pictures(str(data)) if isinstance(data, (str, Path)) else None
     columns: dict[str, NDArray[Any]] = {}
-    if loose is not None:
+    if loose is not None and isinstance(data, (str, Path)):
         pictures = Pictures(loose, Reading.of_guard(opened.artifact.manifest))
         columns["file"] = np.array(pictures.names)
+        for word in left_out_words(Path(data).iterdir()) if Path(data).is_dir() else ():
+            progress.say(word)
         batches, count = pictures.batches(batch), len(pictures)
     else:
         dataset = guard_data(data, opened, classes)
@@ -127,8 +129,9 @@ def score_data(
         ImageError: the images are not of the model's size.
         GuardError: the guard can't be read or is not the model's.
     """
-    _check_out(out)
-    check_apart(out, *(place for place in (model, data) if isinstance(place, (str, Path))))
+    _check_kind(out)
+    places = [place for place in (model, data, classes) if isinstance(place, (str, Path))]
+    check_out(out, guard, second_model, *places)
     columns = score(
         model,
         guard,
@@ -152,7 +155,7 @@ def _write(columns: dict[str, NDArray[Any]], out: Path) -> None:
         write_file(out, as_bytes(columns, kind))
 
 
-def _check_out(out: Path) -> None:
+def _check_kind(out: Path) -> None:
     """Raise SettingsError where a file can't be written in the end, before hours of work.
 
     Its name must end in .npz, .csv, .jsonl or .parquet, and the last needs pandas and pyarrow.

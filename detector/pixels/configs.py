@@ -151,17 +151,19 @@ def _hugging_face(config: Mapping[str, Any]) -> Preprocessing:
     It resizes by torchvision on tensors, as `AutoImageProcessor` does today; those whose name ends
     in "Pil", and the feature extractors of old files, by Pillow. The two differ by 1 in few pixels.
     """
+    config = {key: value for key, value in config.items() if value is not None}  # the default
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     library: Library = "pillow" if kind.endswith(("Pil", "FeatureExtractor")) else "torch"
     name = kind.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor")
     name = name.removesuffix("FeatureExtractor")
-    if config.get("do_pad"):
-        raise SettingsError(
-            f"{kind} pads to a size, which is not known here: write the pipeline out"
-        )
+    _check_steps(config, kind, name)
     method = _CODES.get(config.get("resample", 2))
     if method is None:
         raise SettingsError(f"expected resample from 0 to 5, got {config['resample']}")
+    if name == "PoolFormer":
+        share = float(config.get("crop_pct", 0.9))
+        short = min(_sides(config.get("size", 224), "size"))
+        config["size"] = {"shortest_edge": int(short / share)}
     resize, crop = _hugging_face_size(config, name, method, library)
     if config.get("do_center_crop"):
         h, w = _sides(config.get("crop_size") or config.get("size"), "crop_size")
@@ -185,6 +187,36 @@ def _hugging_face(config: Mapping[str, Any]) -> Preprocessing:
         files=Pipeline(resize=resize, crop=crop),
         name=kind or "Hugging Face",
     )
+
+
+def _check_steps(config: Mapping[str, Any], kind: str, name: str) -> None:
+    """Raise SettingsError where something is done to pixels that is not known here."""
+    unknown = [key for key, on in config.items() if key.startswith("do_") and on]
+    unknown = [key for key in unknown if key not in _STEPS]
+    unknown += [key for key in _SIZES if config.get(key) not in {None, False, 1}]
+    if "crop_pct" in config and name not in {"ConvNext", "PoolFormer"}:
+        unknown.append("crop_pct")
+    if name == "Perceiver" and config.get("do_center_crop"):
+        unknown.append("do_center_crop before do_resize")
+    if unknown:
+        raise SettingsError(
+            f"{kind or 'the image processor'} does what is not known here, {', '.join(unknown)}: "
+            "write the pipeline out"
+        )
+
+
+# what processors do that is known here, or changes no pixel that a classifier sees
+_STEPS = {
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_flip_channel_order",
+    "do_normalize",
+    "do_reduce_labels",
+    "do_rescale",
+    "do_resize",
+}
+# what else decides which size an image gets
+_SIZES = ("ensure_multiple_of", "keep_aspect_ratio", "size_divisor")
 
 
 def _hugging_face_size(

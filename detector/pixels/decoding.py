@@ -4,6 +4,7 @@ H rows, W columns, C channels.
 """
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -101,7 +102,10 @@ def _readable(formats: tuple[str, ...], max_pixels: int) -> Iterator[None]:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLargeError(f"expected at most {max_pixels} pixels: {error}") from error
+        size = re.search(r"\((\d+) pixels", str(error))
+        raise ImageTooLargeError(
+            f"expected at most {max_pixels} pixels, got {size[1] if size else 'more'}"
+        ) from error
     except DAMAGE as error:
         names = [{"WEBP": "WebP"}.get(name, name) for name in formats]
         known = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]

@@ -20,12 +20,18 @@ from numpy.typing import NDArray
 from reluguard.detector.artifact import (
     GuardArtifact,
     check_model,
+    check_out,
     folder_aside,
     read_guard,
     write_file,
     write_guard,
 )
-from reluguard.detector.errors import GuardError, GuardFormatError, ModelMismatchError
+from reluguard.detector.errors import (
+    GuardError,
+    GuardFormatError,
+    ModelMismatchError,
+    SettingsError,
+)
 from reluguard.detector.model import load_production
 from reluguard.detector.runtime import Guard
 from tests.damage import DAMAGES
@@ -586,3 +592,61 @@ def test_a_wrong_golden_score_keeps_the_guard_from_going_live(
     forge(folder, "golden.npz", score=golden.score + np.float32(0.5))
     with pytest.raises(GuardError, match=r"expected scores within 0.25 .* off by 0.5"):
         Guard.open(tiny_model, folder, threads=1)
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    """A place that is no file, like /dev/stdout, gets the bytes and stays what it is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_file(pipe, b"verdicts")
+        assert os.read(reading, 100) == b"verdicts"
+    finally:
+        os.close(reading)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    """The link stays a link, also one to a file that is not there yet."""
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there" / "file")
+    for content in (b"first", b"second"):
+        write_file(link, content)
+        assert link.is_symlink()
+        assert (tmp_path / "there" / "file").read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_named() -> None:
+    """A write that finds no room says where there was none."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_file(Path("/dev/full"), b"verdicts")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", "expected a file to write to, .* is a folder"),
+        ("model", "model is what is read"),
+        ("link", "link is what is read"),
+        ("guard/head.npz", "would lie in the guard"),
+        ("guard/new/v.csv", "would lie in the guard"),
+        ("model/v.csv", "a file that can be written, .*v.csv can't be: .*model is no folder"),
+    ],
+)
+def test_a_place_that_can_not_be_written_is_refused(
+    folder: Path, tmp_path: Path, out: str, message: str
+) -> None:
+    """Whoever would lose what is read, or find no room after hours, is told before."""
+    here = tmp_path / "here"
+    shutil.copytree(folder, here / "guard")
+    (here / "model").write_bytes(b"")
+    (here / "link").symlink_to(here / "model")
+    before = sorted(here.rglob("*"))
+    with pytest.raises(SettingsError, match=message):
+        check_out(here / out, here / "model", here / "guard", None)
+    check_out(here / "new" / "v.csv", here / "model", here / "guard", None)
+    assert sorted(here.rglob("*")) == before

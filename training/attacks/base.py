@@ -264,7 +264,7 @@ def _measure(
 ) -> AttackResult:
     prediction = victim.predict(attacked).argmax(axis=1)
     success = prediction != clean_prediction if target is None else prediction == target
-    tensors = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in (images, attacked))
+    tensors = (torch.tensor(part).permute(0, 3, 1, 2) for part in (images, attacked))
     measured = {name: value.numpy() for name, value in norms(*tensors).items()}
     known = [count for count in counts if count is not None]
     return AttackResult(

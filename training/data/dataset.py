@@ -28,7 +28,7 @@ from reluguard.training.data.hints import (
     npz_hint,
 )
 from reluguard.training.data.mapped import MAPPED_BYTES, empty_array, release
-from reluguard.training.data.reading import Reading
+from reluguard.training.data.reading import Reading, stretched_words
 from reluguard.training.errors import DataError
 
 __all__ = [
@@ -205,7 +205,8 @@ def _brought(data: Dataset, reading: Reading) -> Dataset:
     images: Images = empty_array((len(data), *first.shape), np.uint8)
     for row, image in enumerate(data.images):
         images[row] = pipeline.apply(image, max_pixels=image.size + MAX_PIXELS)
-    return replace(data, images=images)
+    odd = len(data) if reading.files is None else 0
+    return replace(data, images=images, words=tuple(stretched_words(odd, odd, wanted, "image")))
 
 
 def _load_torchvision(text: str) -> Dataset:

@@ -1,7 +1,7 @@
 """A folder per class, read as the server reads files. N images, H rows, W columns, C channels."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +15,33 @@ from reluguard.detector.errors import ImageError
 from reluguard.detector.images import Images
 from reluguard.detector.pixels.decoding import OFFLINE
 from reluguard.training.data.mapped import empty_array, release
-from reluguard.training.data.reading import Reading
+from reluguard.training.data.reading import Reading, stretched_words
 from reluguard.training.errors import DataError
 
-__all__ = ["Folder", "decode_file", "is_picture", "is_shown", "read_folder", "text_of"]
+__all__ = [
+    "Folder",
+    "decode_file",
+    "is_picture",
+    "is_shown",
+    "left_out_words",
+    "read_folder",
+    "text_of",
+]
 
 MAX_FILE_BYTES = 2**28
 RELEASED_FILES = 256
-MAX_PIXELS = 2**28  # one's own photographs: a panorama is no attack
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 178_956_970  # one's own photographs: a panorama is no attack; above, Pillow warns
+_SUFFIXES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".webp", ".gif", ".tif", ".tiff",
+)  # fmt: skip
+# pictures that are not read: who has such must be told that they are missing
+_OTHERS = (
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".psd", ".tga", ".ico", ".svg", ".exr",
+    ".hdr", ".pfm", ".dng", ".cr2", ".nef", ".arw", ".raw", ".dcm", ".npy",
+)  # fmt: skip
 _GREY = {"1", "L", "LA", "La"}
+_NO_ENDING = f"no file ends in {', '.join(_SUFFIXES)}"
 
 
 class Folder:
@@ -34,6 +51,7 @@ class Folder:
         root: the folder.
         names: of the classes, in alphabetical order: every folder that is not hidden.
         files: the images, with their class's place in `names`.
+        words: what people should know of what is there beside.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,12 +61,14 @@ class Folder:
                 entry.name for entry in root.iterdir() if entry.is_dir() and is_shown(entry.name)
             )
         )
-        self.files = [
+        found = [
             (file, place)
             for place, name in enumerate(self.names)
             for file in sorted((root / name).rglob("*"))
-            if is_picture(file) and all(map(is_shown, file.relative_to(root).parts))
+            if all(map(is_shown, file.relative_to(root).parts))
         ]
+        self.files = [(file, place) for file, place in found if is_picture(file)]
+        self.words = left_out_words(file for file, _ in found)
         if not self.files:
             raise DataError(
                 f"expected one folder of images per class in {text_of(root)}, got no images"
@@ -57,16 +77,19 @@ class Folder:
 
     def _instead(self) -> str:
         """Return what is there instead."""
-        loose = sum(is_picture(file) for file in self.root.iterdir())
+        beside = list(self.root.iterdir())
+        loose = sum(is_picture(file) for file in beside)
         if loose:
             return (
                 f" in folders, only {loose} beside each other: put those of each class into a "
                 "folder of its name"
             )
+        if words := self.words or left_out_words(beside):
+            return f": {words[0]}"
         if not self.names:
-            return ": it holds no folder" if any(self.root.iterdir()) else ": it is empty"
+            return f": it holds no folder, and {_NO_ENDING}" if beside else ": it is empty"
         some = ", ".join(self.names[:3]) + (" and more" if len(self.names) > 3 else "")
-        return f": nothing in {some} ends in {', '.join(_SUFFIXES)}"
+        return f": in {some}, {_NO_ENDING}"
 
 
 def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ...]]:
@@ -103,14 +126,7 @@ def read_folder(folder: Folder, reading: Reading) -> tuple[Images, tuple[str, ..
         return reading.files is None and _size(files[row]) != first.shape[:2]
 
     odd = sum(_in_threads(place, range(len(files))))
-    if not odd:
-        return images, ()
-    h, w = first.shape[:2]
-    word = (
-        f"{odd} of {len(files)} files are not {h} x {w} and were stretched to it: where your own "
-        "pipeline cuts or pads them, say how by --preprocessing"
-    )
-    return images, (word,)
+    return images, (*folder.words, *stretched_words(odd, len(files), first.shape[:2]))
 
 
 def decode_file(file: Path, reading: Reading) -> Images:
@@ -141,6 +157,16 @@ def decode_file(file: Path, reading: Reading) -> Images:
 def is_picture(path: Path) -> bool:
     """Return whether a path is a file of an image by its name, and meant to be seen."""
     return path.suffix.lower() in _SUFFIXES and is_shown(path.name) and path.is_file()
+
+
+def left_out_words(files: Iterable[Path]) -> tuple[str, ...]:
+    """Return words on pictures among these files whose format is not read, if there are any."""
+    left = [file.suffix.lower() for file in files if file.suffix.lower() in _OTHERS]
+    if not left:
+        return ()
+    are = "file is" if len(left) == 1 else "files are"
+    kinds = ", ".join(sorted(set(left)))
+    return (f"{len(left)} {are} left out, for {kinds} is not read: convert to PNG or JPEG",)
 
 
 def _in_threads(work: Callable[[int], bool], rows: Sequence[int]) -> list[bool]:

@@ -40,7 +40,9 @@ def images_hint(images: NDArray[Any]) -> str:
 
 def _to_bytes(images: NDArray[Any]) -> str:
     """Return what makes pixels of these numbers bytes."""
-    low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    if not np.isfinite(images).all():
+        return "some values are no numbers: leave those images out"
+    low, high = float(images.min()), float(images.max())
     if low >= 0 and high <= 1 and images.dtype.kind == "f":
         return "bring 0..1 to 0..255, (images * 255).round().astype('uint8')"
     if low >= 0 and high <= 255:

@@ -19,9 +19,10 @@ from PIL import Image
 
 from reluguard.detector.arrays import DAMAGE
 from reluguard.detector.images import Images
+from reluguard.detector.pixels.decoding import OFFLINE
 from reluguard.training.data.dataset import Dataset
 from reluguard.training.data.mapped import empty_array
-from reluguard.training.data.reading import Reading
+from reluguard.training.data.reading import Reading, stretched_words
 from reluguard.training.errors import DataError
 
 __all__ = ["Rows", "is_rows", "pixels_of", "read_rows"]
@@ -70,7 +71,11 @@ def read_rows(data: Any, reading: Reading, source: str) -> Dataset:
         labels.append(_label(label, len(labels)))
     if not labels:
         raise DataError(f"expected labelled images, got none from {source}")
-    return Dataset(images=rows.whole(), labels=np.array(labels, np.int64), source=source)
+    images = rows.whole()
+    words = stretched_words(rows.stretched, len(images), images.shape[1:3], "image")
+    return Dataset(
+        images=images, labels=np.array(labels, np.int64), source=source, words=tuple(words)
+    )
 
 
 def pixels_of(images: Any) -> Any:
@@ -99,12 +104,14 @@ class _Collected:
     either: list[int] = field(default_factory=list)
     shares: int | None = None  # a row whose values lie in [0, 1]
     whole_floats: int | None = None  # one whose values are pixels
+    stretched: int = 0  # how many
 
     def add(self, image: Any) -> None:
         """Take one more."""
         pixels = self._pixels(image)
         wanted = self.reading.size or self.reading.pipeline.size
         if wanted is not None and pixels.shape[:2] != wanted:
+            self.stretched += self.reading.files is None
             pixels = self.reading.pipeline.apply(pixels, max_pixels=pixels.size + MAX_PIXELS)
         self.images.append(pixels)
 
@@ -167,7 +174,9 @@ class _Collected:
                 with Image.open(io.BytesIO(data)) as opened:
                     grey = opened.mode in _GREY or opened.mode.startswith("I")
                 channels = 1 if grey else 3
-            return self.reading.pipeline.decode(data, channels=channels, max_pixels=MAX_PIXELS)
+            return self.reading.pipeline.decode(
+                data, channels=channels, max_pixels=MAX_PIXELS, formats=OFFLINE
+            )
         except DAMAGE as error:
             raise DataError(f"image {len(self.images)} does not decode") from error
 

@@ -8,7 +8,7 @@ from reluguard.detector.model import Production
 from reluguard.detector.pixels.pipeline import Pipeline, Resize
 from reluguard.detector.pixels.preprocessing import Preprocessing
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "stretched_words"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +48,22 @@ class Reading:
     def for_model(cls, production: Production, how: Preprocessing) -> "Reading":
         """Return how images of a model without a guard are read."""
         return cls(files=how.files, size=production.image_size, channels=production.image_channels)
+
+
+def stretched_words(odd: int, count: int, size: tuple[int, ...], what: str = "file") -> list[str]:
+    """Return words on images that were stretched although nobody said how they are resized.
+
+    Args:
+        odd: how many were.
+        count: of how many.
+        size: (H, W) that they have now.
+        what: one of them is called.
+    """
+    if not odd:
+        return []
+    h, w = size
+    word = (
+        f"{odd} of {count} {what}s are not {h} x {w} and were stretched to it: where your own "
+        "pipeline cuts or pads them, fit with its --preprocessing"
+    )
+    return [word]

@@ -62,7 +62,7 @@ class Networks:
         """
         with torch.no_grad():
             told = softmax(self.teacher.rough_logits(x), 1)
-        right = one_hot(torch.from_numpy(labels), told.shape[1]).float()
+        right = one_hot(torch.tensor(labels), told.shape[1]).float()
         return share * told + (1 - share) * right
 
     def attacked(

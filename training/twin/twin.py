@@ -114,7 +114,8 @@ class Twin:
 
 def to_pixels(images: Images, device: torch.device | str = "cpu") -> Tensor:
     """Return uint8 images (N, H, W, C) as float32 pixels (N, C, H, W) in [0, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous() / 255
+    # a copy: torch warns of arrays that can't be written to, as those mapped from a file
+    return torch.tensor(images).to(device).permute(0, 3, 1, 2).contiguous() / 255
 
 
 def from_pixels(pixels: Tensor) -> Images:

@@ -211,7 +211,17 @@ CONFIG_ERRORS: dict[str, tuple[Any, str]] = {
     "mode": ({"input_size": [3, 8, 8], "crop_mode": "odd"}, "expected a crop_mode of center"),
     "method": ({"input_size": [3, 8, 8], "interpolation": "odd"}, "expected an interpolation of"),
     "code": ({"do_resize": True, "resample": 9}, "expected resample from 0 to 5, got 9"),
-    "pad": ({"do_resize": True, "do_pad": True}, "pads to a size"),
+    "pad": ({"do_resize": True, "do_pad": True}, "not known here, do_pad: write the pipeline out"),
+    "step": ({"do_resize": True, "do_thumbnail": True}, "not known here, do_thumbnail"),
+    "multiple": ({"do_resize": True, "ensure_multiple_of": 32}, "here, ensure_multiple_of"),
+    "share": (
+        {"image_processor_type": "ViTImageProcessor", "crop_pct": 0.9},
+        "ViTImageProcessor does what is not known here, crop_pct",
+    ),
+    "order": (
+        {"image_processor_type": "PerceiverImageProcessor", "do_center_crop": True},
+        "do_center_crop before do_resize",
+    ),
     "size": ({"do_resize": True, "size": {"max": 3}}, "expected a size of height and width"),
     "edges": (
         {"do_resize": True, "size": {"shortest_edge": 3, "longest_edge": 4}},
@@ -227,6 +237,27 @@ def test_a_wrong_file_is_refused(values: Any, message: str, tmp_path: Path) -> N
     (tmp_path / "p.json").write_text(json.dumps(values))
     with pytest.raises(SettingsError, match=rf"p\.json: .*{message}"):
         read_preprocessing(tmp_path / "p.json")
+
+
+def test_null_is_the_default() -> None:
+    """Hugging Face writes null for what a processor leaves at its default."""
+    said: dict[str, Any] = {"image_processor_type": "ViTImageProcessorFast", "size": 8}
+    nulls = ("do_rescale", "do_center_crop", "do_pad", "crop_size", "image_mean", "resample")
+    assert from_config(said | dict.fromkeys(nulls)) == from_config(said)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 9}, {"height": 9, "width": 9}, 9])
+def test_poolformer_resizes_to_a_share_above_its_crop(size: Any) -> None:
+    """The short side becomes the size over crop_pct, rounded down."""
+    said = {"image_processor_type": "PoolFormerImageProcessor", "size": size, "crop_pct": 0.95}
+    files = from_config(said | {"do_center_crop": True, "crop_size": 9}).files
+    assert files is not None
+    assert files.resize is not None
+    assert (files.resize.fit, files.resize.height) == ("shortest", 9)
+    wide = from_config(said | {"crop_pct": 0.5}).files
+    assert wide is not None
+    assert wide.resize is not None
+    assert wide.resize.height == 18
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

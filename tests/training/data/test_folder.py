@@ -1,6 +1,7 @@
 """A folder of photographs means what the same files mean when they are served."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from reluguard.detector.images import Images, InputSpec, decode_image
+from reluguard.detector.pixels.pipeline import Pipeline, Resize
 from reluguard.detector.pixels.presets import preset
 from reluguard.training.data import mapped
 from reluguard.training.data.dataset import load_data
+from reluguard.training.data.items import read_rows
 from reluguard.training.data.reading import Reading
 from reluguard.training.errors import DataError
 
@@ -110,3 +113,32 @@ def test_arrays_of_another_size_go_the_way_of_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.images[1], files.apply(images[1]))
     same = load_data(str(tmp_path / "d.npz"), Reading(files=files, size=(40, 60)))
     np.testing.assert_array_equal(same.images, images)
+
+
+def test_pictures_that_are_not_read_are_told(tmp_path: Path) -> None:
+    """What is left out for its format is counted, also where nothing else is there."""
+    (tmp_path / "cat").mkdir()
+    for name in ("a.HEIC", "b.avif"):
+        (tmp_path / "cat" / name).write_bytes(b"?")
+    with pytest.raises(DataError, match=r"no images: 2 files are left out, for \.avif, \.heic is"):
+        load_data(str(tmp_path))
+    Image.fromarray(noise(4, 4)).save(tmp_path / "cat" / "c.pgm")
+    Image.fromarray(noise(4, 4)).save(tmp_path / "cat" / "d.jfif", "JPEG")
+    read = load_data(str(tmp_path))
+    assert len(read) == 2
+    assert read.words == (
+        "2 files are left out, for .avif, .heic is not read: convert to PNG or JPEG",
+    )
+
+
+def test_arrays_of_another_size_are_told_as_files_are(tmp_path: Path) -> None:
+    """What is stretched although nobody said how is said, however the images were given."""
+    images, labels = noise(3, 9, 12, 1), np.zeros(3, np.int64)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    reading = Reading(size=(8, 8), channels=1)
+    rows = [(image, 0) for image in images]
+    for given in (load_data(str(tmp_path / "a.npz"), reading), read_rows(rows, reading, "rows")):
+        assert "3 of 3 images are not 8 x 8 and were stretched to it" in given.words[0]
+    said = replace(reading, files=Pipeline(resize=Resize(height=8, width=8)))
+    for given in (load_data(str(tmp_path / "a.npz"), said), read_rows(rows, said, "rows")):
+        assert given.words == ()

@@ -66,8 +66,8 @@ def test_labels_that_count_from_one() -> None:
     [
         ("pictures/", "pictures", r"got no images in folders, only 2 beside each other"),
         ("empty/", "empty", "got no images: it is empty"),
-        ("classes/", "classes", r"nothing in cat, dog ends in \.png"),
-        ("other/", "other", "it holds no folder"),
+        ("classes/", "classes", r"in cat, dog, no file ends in \.png"),
+        ("other/", "other", r"it holds no folder, and no file ends in \.png"),
         ("images.npz", "image.npz", r"nothing is there; did you mean '.*images\.npz'\?"),
         ("images.npz", "nowhere/images.npz", "there is no folder .*nowhere"),
         ("images.npz", "*.npz", "a pattern has no labels"),

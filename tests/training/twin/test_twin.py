@@ -275,3 +275,16 @@ def test_a_twin_whose_rough_gradients_mislead_stays_exact(tmp_path: Path) -> Non
     weights.CopyFrom(onnx.numpy_helper.from_array(values, "w"))
     onnx.save(steep, path)
     assert not twin_of(path, spec, tolerance=0.1).half
+
+
+def test_images_that_can_not_be_written_to_are_taken_as_others() -> None:
+    """Arrays mapped from a file are such, and torch would warn of them."""
+    images = pictures(SPECS["NCHW"])
+    images.flags.writeable = False
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # otherwise the first of a process alone is told
+    try:
+        pixels = to_pixels(images)
+    finally:
+        torch.set_warn_always(before)
+    np.testing.assert_array_equal(from_pixels((pixels * 255).round().byte()), images)

@@ -205,7 +205,7 @@ def _network(architecture: Architecture, channels: int, classes: int, seed: int)
 def _tensor(images: Images) -> "Tensor":
     import torch
 
-    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float() / 127.5 - 1
+    x = torch.tensor(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
     if max(images.shape[1:3]) > _SIDE:
         x = torch.nn.functional.adaptive_avg_pool2d(x, _SIDE)
     return x.contiguous(memory_format=torch.channels_last)
@@ -223,7 +223,7 @@ def _train(
     import torch
 
     generator = np.random.default_rng(seed)
-    x, y = _tensor(images), torch.from_numpy(labels)
+    x, y = _tensor(images), torch.tensor(labels)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
     network.train()
