@@ -16,7 +16,9 @@ from reluguard.detector.images import InputSpec
 
 __all__ = ["check_started", "in_batches", "open_session", "run_session"]
 
-_LARGEST_RUN = 256  # rows: what one run of a network needs grows with them
+# of one run, whose memory grows with them: 196 images of 32 pixels, 4 of 224. EfficientNet-Lite0
+# on one core: 10.3 ms an image of 224 pixels in runs of 4 or 8, 13.0 in runs of 16
+_MOST_VALUES = 4 * 3 * 224 * 224
 
 _FAILURES = (
     ort_errors.EPFail,
@@ -136,7 +138,8 @@ def in_batches(
     Raises:
         ModelError: the run failed, or an output does not have one row per image.
     """
-    rows = spec.batch or _LARGEST_RUN
+    values = max(1, int(np.prod(tensor.shape[1:])))
+    rows = spec.batch or max(1, _MOST_VALUES // values)
     parts = []
     for start in range(0, len(tensor), rows):
         feeds = {name: value[start : start + rows] for name, value in beside.items()}

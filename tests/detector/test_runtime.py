@@ -9,10 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -249,6 +251,24 @@ def test_an_output_without_a_row_per_image_is_refused(
     session = open_session(production.proto, threads=1)
     with pytest.raises(ModelError, match=r"expected 40 rows in most, got shape \(\)"):
         in_batches(session, spec, spec.to_tensor(images), ["logits", "most"])
+
+
+def test_large_images_run_a_few_at_a_time() -> None:
+    """What a run takes in memory grows with its images, however many somebody asks of."""
+    seen: list[int] = []
+
+    class Counting:
+        def run(self, fetch: list[str], feeds: dict[str, NDArray[np.float32]]) -> list[Any]:
+            seen.append(len(feeds["image"]))
+            return [feeds["image"].sum(axis=(1, 2, 3)) for _ in fetch]
+
+    for side, runs in ((224, [4, 4, 1]), (32, [9])):
+        spec = InputSpec(name="image", height=side, width=side, channels=3)
+        tensor = np.random.default_rng(2).random((9, 3, side, side), np.float32)
+        (found,) = in_batches(cast("Any", Counting()), spec, tensor, ["sum"])
+        assert seen == runs
+        np.testing.assert_array_equal(found, tensor.sum(axis=(1, 2, 3)))
+        seen.clear()
 
 
 def test_readings_change_no_verdict_and_are_the_readers(
