@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from datetime import UTC, datetime
 
 from reluguard.service.edge import request_id
@@ -41,4 +42,6 @@ def set_up(level: str, process: int | None = None) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.captureWarnings(capture=True)  # libraries warn of what callers send
+    logging.captureWarnings(capture=True)
+    # of each note in a caller's file that doesn't fit, in words that Python remembers for good
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import struct
+import warnings
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def main(handle: int, max_pixels: int) -> None:
         handle: of the socket.
         max_pixels: of one request: what memory is for.
     """
+    warnings.simplefilter("ignore")  # of what a caller sends: it would stand in the server's log
     _settle(_OWN_BYTES + _BYTES_PER_PIXEL * max_pixels)
     with socket.socket(fileno=handle) as connection:
         while True:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -231,17 +232,32 @@ def test_a_refused_start_is_an_error(tmp_path: Path, pair: Any) -> None:
 
 
 def test_logs_are_json_without_images(pair: Any) -> None:
-    """Each line is an object with level, message and request id; a request's bytes never show."""
+    """Each line is an object with level, message and request id; a request's bytes never show.
+
+    Nor does a line for each note that a file holds: whoever calls would fill the log.
+    """
     image = np.full((1, 12, 12, 3), 65, np.uint8)  # all "A"
     with process(pair, LOG_LEVEL="DEBUG") as (server, address):
         with Client(address) as client:
             client.inspect(image)
+            client.inspect_encoded([damaged_notes(20)])  # read by a thread
+            client.inspect_encoded([damaged_notes(4000)])  # and by a process
         server.send_signal(signal.SIGTERM)
         server.wait(20)
         lines = log_of(server)
     assert {"time", "level", "logger", "message", "request_id"} <= set(lines[0])
     assert any(line["message"].startswith("serving on 127.0.0.1:") for line in lines)
     assert "AAAA" not in json.dumps(lines)
+    assert not [line for line in lines if line["logger"].startswith(("py.warnings", "PIL"))]
+
+
+def damaged_notes(count: int) -> bytes:
+    """Return a JPEG with EXIF data whose every entry lies beyond its end."""
+    head = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count)
+    rows = [struct.pack("<HHII", tag, 7, 9000, 9000) for tag in range(1, count + 1)]
+    out = io.BytesIO()
+    Image.new("RGB", (12, 12)).save(out, "JPEG", exif=head + b"".join(rows))
+    return out.getvalue()
 
 
 def test_importing_the_service_starts_nothing() -> None:

@@ -95,6 +95,48 @@ def test_work_grows_with_scans_and_claims() -> None:
     assert weigh(b"RIFF\0\0\0\0WEBP" + canvas).pixels == 2**28
 
 
+def table(entries: int, size: int, order: str) -> bytes:
+    """Return EXIF data of so many entries, each of which claims to be all of `size` bytes."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    rows = [struct.pack(f"{order}HHII", tag, 7, size - 64, 8) for tag in range(1, entries + 1)]
+    found = head + struct.pack(f"{order}H", entries) + b"".join(rows)
+    return b"Exif\0\0" + found.ljust(size - 6, b"\0")
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def in_jpeg(*segments: bytes) -> bytes:
+    data = encoded(8, 8, "JPEG")
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+NOTES: dict[str, Callable[[bytes], bytes]] = {
+    "JPEG": lambda exif: in_jpeg(segment(0xE1, exif)),
+    "several pictures": lambda exif: in_jpeg(segment(0xE2, b"MPF\0" + exif[6:])),
+    "PNG": lambda exif: chunked(chunk(b"eXIf", exif[6:])),
+    "WebP": lambda exif: encoded(8, 8, "WEBP", exif=exif),
+    "WebP without a name": lambda exif: encoded(8, 8, "WEBP", exif=exif[6:]),
+}
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("where", NOTES)
+def test_a_table_weighs_what_its_entries_claim(where: str, order: str) -> None:
+    """Each may claim all bytes for itself; a camera's twenty beside its thumbnail are nothing."""
+    assert weigh(NOTES[where](table(20, 40_000, order))).work < HEAVY
+    assert weigh(NOTES[where](table(2_000, 60_000, order))).work > HEAVY
+
+
+def test_what_a_reader_joins_or_unpacks_first_is_heavy() -> None:
+    """Its size is not known before."""
+    half = segment(0xE1, table(20, 1_000, "<"))
+    assert weigh(in_jpeg(half, half)).work > HEAVY
+    for kind in (b"tEXt", b"zTXt", b"iTXt"):
+        assert weigh(chunked(chunk(kind, b"Raw profile type exif\0\0"))).work > HEAVY
+
+
 @given(st.binary(max_size=300) | st.binary(max_size=60).map(lambda b: b"\xff\xd8" + b)
        | st.binary(max_size=60).map(lambda b: b"\x89PNG\r\n\x1a\n" + b)
        | st.binary(max_size=60).map(lambda b: b"RIFF\0\0\0\0WEBP" + b))  # fmt: skip
