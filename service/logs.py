@@ -9,6 +9,9 @@ from reluguard.service.edge import request_id
 
 __all__ = ["JsonFormatter", "set_up"]
 
+# gRPC's, each with a trace: of metadata that is no text, a token too, and of callers who have gone
+_CALLERS_DOING = ("Invalid encoding on", "ExecuteBatchError raised in core by servicer method")
+
 
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON.
@@ -37,11 +40,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Return whether a line of gRPC's says more than what a caller did."""
+    return not str(record.msg).startswith(_CALLERS_DOING)
+
+
 def set_up(level: str, process: int | None = None) -> None:
     """Send the whole process's log to standard error as JSON. For `main` only."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_ours)
     logging.captureWarnings(capture=True)
     # of each note in a caller's file that doesn't fit, in words that Python remembers for good
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,18 +1,20 @@
 """The decision log: what was answered to whom, as JSON lines, off the request path. Never pixels.
 
 One line per image that was flagged or not scored, per near-equal question of a caller under
-suspicion, per share of the others, and per caller whose
-token was refused. The file is rotated by size; lines that nobody could write in time are counted.
+suspicion, per share of the others, and per caller whose token was refused, of which so many a
+minute are told and the rest counted. The file is rotated by size; lines that nobody could write in time are counted.
 """
 
 import json
 import logging
 import logging.handlers
+import math
 import os
 import queue
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ __all__ = ["Decision", "DecisionFile", "DecisionLog", "open_decisions"]
 _log = logging.getLogger(__name__)
 _QUEUE = 4096
 _CLOSE_S = 2.0
+_WINDOW_S = 60.0
+_MOST_REFUSED, _MOST_OF_ONE = 600, 60  # in that time: whoever has no token fills no disk
 _draw = random.Random()  # noqa: S311 - which clean images are told is no secret
 
 
@@ -74,6 +78,8 @@ class DecisionLog:
     ) -> None:
         self._share, self._dropped = share, dropped
         self._put_down, self._export = write, export
+        self._since, self._untold = -math.inf, 0
+        self._told: Counter[str] = Counter()
         self._queue: queue.Queue[Decision | dict[str, Any] | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._thread.start()
@@ -83,13 +89,23 @@ class DecisionLog:
         self._put(decision)
 
     def refused(self, *, caller: str, request: str, reason: str) -> None:
-        """Queue that a caller's token was refused.
+        """Queue that a caller's token was refused; the next line counts those that had no line.
+
+        Whoever guesses tokens could push everybody's decisions out of the files otherwise.
 
         Args:
             caller: the address it came from.
             request: what it calls its request.
             reason: in the words it was told.
         """
+        now = time.monotonic()
+        if now - self._since >= _WINDOW_S:
+            self._since = now
+            self._told.clear()
+        if self._told[caller] >= _MOST_OF_ONE or self._told.total() >= _MOST_REFUSED:
+            self._untold += 1
+            return
+        self._told[caller] += 1
         self._put(
             {
                 "time": _moment(time.time()),
@@ -97,8 +113,10 @@ class DecisionLog:
                 "request": request,
                 "caller": caller,
                 "reason": reason,
+                **({"untold": self._untold} if self._untold else {}),
             }
         )
+        self._untold = 0
 
     def close(self) -> None:
         """Write what is queued and end; a stuck disk is given up."""

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _FIXED = {
     ("v2", "repository", "index"): "RepositoryIndex",
 }
 _OF_MODEL = {(): "ModelMetadata", ("ready",): "ModelReady", ("infer",): "ModelInfer"}
+_ORIGIN = re.compile(r"https?://[^/?#]*", re.IGNORECASE)  # RFC 9112, 3.2.2: as proxies ask
 _SHOWN = "/v2, /v2/health/live, /v2/health/ready, /v2/models/NAME, …/ready, …/infer"
 
 Method = Callable[..., Awaitable[bytes]]
@@ -228,7 +230,8 @@ class Routes:
 
 def _target(text: str) -> _Target | None:
     """Return what a request's target asks for, None for what isn't offered."""
-    path = text.partition("?")[0]
+    path = _ORIGIN.sub("", text, count=1) if text[:1] != "/" else text
+    path = path.partition("?")[0]
     # whatever isn't UTF-8 is no model's name either
     parts = [unquote(part, errors="replace") for part in path.removeprefix("/").split("/")]
     if tuple(parts) in _FIXED:

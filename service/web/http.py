@@ -4,11 +4,13 @@ import base64
 import binascii
 import ipaddress
 import json
+import math
 import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,7 +31,7 @@ from reluguard.service.web.flags import flags_page
 from reluguard.service.web.page import page
 from reluguard.service.web.snapshot import ServerStatus
 
-__all__ = ["WebServer", "check_admin"]
+__all__ = ["Shared", "WebServer", "check_admin"]
 
 _REALM = "reluguard: any name, and an admin's token as the password"
 _TIMEOUT_S = 5.0
@@ -70,7 +72,12 @@ class WebServer:
             listener = place.bound()
         except StartError as error:
             raise StartError(f"the metrics port {place.address} can't be used: {error}") from error
-        self._server = _Server(listener, _Shown(registry, status, flagged, tokens))
+        shared = {
+            "/metrics": (lambda: generate_latest(registry), _METRICS),
+            "/": (lambda: page(status()).encode(), "text/html; charset=utf-8"),
+            "/status.json": (lambda: json.dumps(status().to_json()).encode(), "application/json"),
+        }
+        self._server = _Server(listener, _Shown(Shared(), shared, flagged, tokens))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True
         )
@@ -92,12 +99,40 @@ class WebServer:
         self._thread.join()
 
 
+@dataclass(slots=True)
+class Shared:
+    """Pictures that take time, each made once for all who asked before it was begun.
+
+    A crowd that asks for them takes `share` of a core: making one holds the interpreter, for which
+    callers' requests wait.
+    """
+
+    share: float = 0.2
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _made: dict[str, tuple[float, bytes]] = field(default_factory=dict, init=False)
+    _rested: float = field(default=0.0, init=False)
+
+    def get(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Return the picture of this name, begun after it was asked for."""
+        asked = time.monotonic()
+        with self._lock:
+            begun, picture = self._made.get(name, (-math.inf, b""))
+            if begun >= asked:
+                return picture
+            time.sleep(max(0.0, self._rested - time.monotonic()))
+            begun, worked = time.monotonic(), time.thread_time()
+            picture = make()
+            self._made[name] = begun, picture
+            self._rested = time.monotonic() + (time.thread_time() - worked) / self.share
+            return picture
+
+
 @dataclass(frozen=True, slots=True)
 class _Shown:
     """What is shown, and to whom."""
 
-    registry: CollectorRegistry
-    status: Callable[[], ServerStatus]
+    shared: Shared
+    pages: Mapping[str, tuple[Callable[[], bytes], str]]
     flagged: Callable[[], Sequence[Flag]]
     tokens: Tokens | None
 
@@ -143,9 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == "/metrics":
-            self._send(generate_latest(self.server.shown.registry), _METRICS)
-        elif path in {"/", "/status.json"}:
+        if path in self.server.shown.pages:
             self._show(path)
         elif path in {"/flagged", "/flagged.json"}:
             self._show_flagged(path)
@@ -153,15 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"not found\n", "text/plain", HTTPStatus.NOT_FOUND)
 
     def _show(self, path: str) -> None:
+        make, kind = self.server.shown.pages[path]
         try:
-            shown = self.server.shown.status()
+            shown = self.server.shown.shared.get(path, make)
         except NotReadyError as error:
             self._refuse(error, HTTPStatus.SERVICE_UNAVAILABLE)
-            return
-        if path == "/":
-            self._send(page(shown).encode(), "text/html; charset=utf-8")
         else:
-            self._send(json.dumps(shown.to_json()).encode(), "application/json")
+            self._send(shown, kind)
 
     def _show_flagged(self, path: str) -> None:
         try:

@@ -67,7 +67,7 @@ def test_the_file_is_rotated(tmp_path: Path) -> None:
     file = DecisionFile(path, max_bytes=1000, files=2)
     log = DecisionLog(file.write, share=1.0, dropped=lambda: None)
     for i in range(100):
-        log.refused(caller="1.2.3.4", request=f"r{i}", reason="unknown token")
+        log.refused(caller=f"1.2.3.{i}", request=f"r{i}", reason="unknown token")
     log.close()
     file.close()
     files = sorted(tmp_path.iterdir())
@@ -75,6 +75,22 @@ def test_the_file_is_rotated(tmp_path: Path) -> None:
     assert all(file.stat().st_size <= 1000 for file in files)
     assert lines_of(path)[-1]["request"] == "r99"
     assert all(lines_of(file) for file in files)
+
+
+def test_who_guesses_tokens_hides_nobody() -> None:
+    """Sixty lines a minute of one address, ten times as many of all; the rest is a number."""
+    lines: list[dict[str, Any]] = []
+    log = DecisionLog(lambda line: lines.append(json.loads(line)), share=1.0, dropped=lambda: None)
+    for i in range(5000):
+        log.refused(caller="loud", request=str(i), reason="unknown token")
+    log.refused(caller="quiet", request="last", reason="unknown token")
+    for i in range(5000):
+        log.refused(caller=f"crowd {i}", request=str(i), reason="unknown token")
+    log.close()
+    assert [line["caller"] for line in lines[:61]] == ["loud"] * 60 + ["quiet"]
+    assert lines[60]["untold"] == 5000 - 60
+    assert len(lines) == 600
+    assert all("untold" not in line for line in lines if line["caller"] != "quiet")
 
 
 @pytest.mark.parametrize("done", ["moved", "removed", "folder removed", "replaced"])

@@ -138,6 +138,14 @@ def test_several_requests_on_one_connection(address: str) -> None:
     assert heard.count(b'{"live": true}') == 2
 
 
+def test_a_target_may_name_the_server(address: str) -> None:
+    """As a proxy asks: `GET http://HOST/v2`, whatever the host is called here."""
+    for origin in (b"", b"http://x", b"HTTPS://[::1]:8080"):
+        heard = talk(address, b"GET " + origin + b"/v2/health/live HTTP/1.1\r\nHost: x\r\n"
+                     b"Connection: close\r\n\r\n")  # fmt: skip
+        assert heard.endswith(b'{"live": true}')
+
+
 def test_a_body_in_chunks(address: str, tensor: NDArray[np.float32]) -> None:
     """And one that waits to be asked for it."""
     body = json.dumps(document(tensor[:2])).encode()
@@ -181,7 +189,8 @@ def test_a_body_in_chunks(address: str, tensor: NDArray[np.float32]) -> None:
         (b"GET /../v2 HTTP/1.1\r\nHost: x\r\n\r\n", 404, "expected a path of"),
         (b"GET /v2/models/a%2fb/x HTTP/1.1\r\nHost: x\r\n\r\n", 404, "expected a path of"),
         (b"GET /v2/models/%ff HTTP/1.1\r\nHost: x\r\n\r\n", 404, "unknown model"),
-        (b"GET http://elsewhere/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 404, "expected a path of"),
+        (b"GET ftp://elsewhere/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 404, "expected a path of"),
+        (b"GET /http://x/v2 HTTP/1.1\r\nHost: x\r\n\r\n", 404, "expected a path of"),
         (b"GET /v2/models/../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404, "a path of"),
         (b"GET /v2/models//ready HTTP/1.1\r\nHost: x\r\n\r\n", 400, "the name of a model"),
     ],
