@@ -32,7 +32,7 @@ from reluguard.service.fleet.picture import read_picture, together
 from reluguard.service.fleet.ports import hold_port
 from reluguard.service.fleet.table import Table
 from reluguard.service.fleet.totals import Totals, families
-from reluguard.service.monitoring.decisions import DecisionFile
+from reluguard.service.monitoring.decisions import DecisionFile, Trouble, decisions_dropped
 from reluguard.service.monitoring.flagged import Flag, read_flags
 from reluguard.service.security import Tokens
 from reluguard.service.settings import Settings
@@ -111,6 +111,7 @@ class Fleet:
             "Processes of the server that were started again because they had ended or hung.",
             registry=self._registry,
         )
+        self._decisions_dropped, self._trouble = decisions_dropped(self._registry), Trouble()
         # built on the loop, by start()
         self._children: list[_Child] = []
         self._keepers: list[asyncio.Task[None]] = []
@@ -322,8 +323,11 @@ class Fleet:
                     return  # it was killed within a line
                 try:
                     self._decisions.write(line.rstrip("\n"))
-                except OSError as error:
-                    _log.error("a decision is lost: %s", error)
+                except Exception as error:  # noqa: BLE001 - a child that nobody reads would wait
+                    self._decisions_dropped.inc()
+                    self._trouble.tell(error)
+                else:
+                    self._trouble.end()
 
     async def _all(self, question: str, **given: Any) -> None:
         """Ask every child that serves, and raise what the first that refused raised."""

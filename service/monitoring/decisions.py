@@ -2,7 +2,8 @@
 
 One line per image that was flagged or not scored, per near-equal question of a caller under
 suspicion, per share of the others, and per caller whose token was refused, of which so many a
-minute are told and the rest counted. The file is rotated by size; lines that nobody could write in time are counted.
+minute are told and the rest counted. The file is rotated by size; lines that nobody could write in
+time are counted.
 """
 
 import json
@@ -22,12 +23,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as PromCounter
+
 from reluguard.detector.verdict import Verdicts
 from reluguard.service.errors import StartError
 from reluguard.service.monitoring.exported import Exported
 from reluguard.service.watching.watch import Seen, as_shown
 
-__all__ = ["Decision", "DecisionFile", "DecisionLog", "open_decisions"]
+__all__ = [
+    "Decision",
+    "DecisionFile",
+    "DecisionLog",
+    "Trouble",
+    "decisions_dropped",
+    "open_decisions",
+]
 
 _log = logging.getLogger(__name__)
 _QUEUE = 4096
@@ -57,6 +68,32 @@ class Decision:
     seen: Seen | None = None
 
 
+def decisions_dropped(registry: CollectorRegistry) -> PromCounter:
+    """Return what counts lost entries: of a server, or of the one who writes for several."""
+    return PromCounter(
+        "reluguard_decisions_dropped_total",
+        "Entries of the decision log that were lost.",
+        registry=registry,
+    )
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Why lines are being lost, logged once: the log may be on the same full disk."""
+
+    _last: str = ""
+
+    def tell(self, error: Exception) -> None:
+        """Log what went wrong, unless it is what went wrong before."""
+        if str(error) != self._last:
+            _log.error("decisions are being lost: %s", error)
+        self._last = str(error)
+
+    def end(self) -> None:
+        """Go on: a line was written."""
+        self._last = ""
+
+
 class DecisionLog:
     """What makes lines of decisions: a bounded queue and one thread.
 
@@ -80,6 +117,7 @@ class DecisionLog:
         self._put_down, self._export = write, export
         self._since, self._untold = -math.inf, 0
         self._told: Counter[str] = Counter()
+        self._trouble = Trouble()
         self._queue: queue.Queue[Decision | dict[str, Any] | None] = queue.Queue(_QUEUE)
         self._thread = threading.Thread(target=self._write, name="decisions", daemon=True)
         self._thread.start()
@@ -142,7 +180,9 @@ class DecisionLog:
                         self._put_down(json.dumps(line, ensure_ascii=False))
             except Exception as error:  # noqa: BLE001 - the next ones may well be written
                 self._dropped()
-                _log.error("a decision is lost: %s", error)
+                self._trouble.tell(error)
+            else:
+                self._trouble.end()
 
     def _lines(self, decision: Decision) -> list[dict[str, Any]]:
         told = {
@@ -210,6 +250,8 @@ class DecisionFile(logging.handlers.RotatingFileHandler):
             OSError: the disk is full or can't be written.
         """
         with self.lock or nullcontext():
+            if self.stream is not None and self.stream.closed:  # by a rotation that failed
+                self.stream = None
             self._follow()
             self.emit(logging.makeLogRecord({"msg": line}))
 
@@ -221,9 +263,15 @@ class DecisionFile(logging.handlers.RotatingFileHandler):
             there = path.stat()
             if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                 return
-        self.stream.close()
-        self.stream = None  # emit opens it, as after a failure
+        stream, self.stream = self.stream, None  # emit opens it, as after a failure
+        with suppress(OSError):  # it was counted when it could not be written
+            stream.close()
         path.parent.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """End; what a full disk did not take is counted already."""
+        with suppress(OSError):
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
         """Let the writer count it; the base class prints a trace for each."""

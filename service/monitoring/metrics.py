@@ -17,6 +17,7 @@ from reluguard.detector.verdict import Verdicts
 from reluguard.service.captures.capture import DropReason
 from reluguard.service.captures.drift import STATISTICS, Drift
 from reluguard.service.intake import IntakeRefusal
+from reluguard.service.monitoring.decisions import decisions_dropped
 from reluguard.service.monitoring.hour import SCORES, Hour
 from reluguard.service.monitoring.live_guards import LiveGuard, LiveGuards
 from reluguard.service.monitoring.rpc_metrics import SECONDS, RpcMetrics
@@ -129,10 +130,7 @@ class Metrics:
             "Decoding processes that were ended: their images took too long or too much memory.",
             registry=registry,
         )
-        self._decisions_dropped = Counter(
-            "reluguard_decisions_dropped_total", "Entries of the decision log that were lost.",
-            registry=registry,
-        )  # fmt: skip
+        self._decisions_dropped = decisions_dropped(registry)
         self._capture_damaged = Counter(
             "reluguard_capture_damaged_total", "Captured shards that can't be read.",
             registry=registry,

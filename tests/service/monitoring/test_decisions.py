@@ -15,6 +15,7 @@ from reluguard.service.client.client import Client
 from reluguard.service.errors import CallError, StartError
 from reluguard.service.monitoring.decisions import DecisionFile, DecisionLog
 from reluguard.service.security import Scope, token_entry
+from tests.waiting import until
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -113,6 +114,29 @@ def test_a_file_that_somebody_else_rotates_is_begun_anew(tmp_path: Path, done: s
     assert path.read_text() == "two\nthree\n"
     if done in {"moved", "replaced"}:
         assert path.with_suffix(".old").read_text() == "one\n"
+
+
+def test_a_full_disk_is_told_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lines are counted one by one; with room again they are written, and closing never fails."""
+    path, dropped = tmp_path / "decisions.jsonl", []
+    path.symlink_to("/dev/full")
+    file = DecisionFile(path, max_bytes=10**6, files=1)
+    log = DecisionLog(file.write, share=1.0, dropped=lambda: dropped.append(1))
+    for i in range(5):
+        log.refused(caller=str(i), request="r", reason="x")
+    until(lambda: len(dropped) == 5)
+    assert caplog.text.count("decisions are being lost") == 1
+    path.unlink()
+    log.refused(caller="later", request="r", reason="x")
+    log.close()
+    file.close()
+    assert [line["caller"] for line in lines_of(path)] == ["later"]
+    full = DecisionFile(Path("/dev/full"), max_bytes=10**6, files=1)
+    with pytest.raises(OSError, match="No space left"):
+        full.write("lost")
+    full.close()
 
 
 def test_a_disk_that_fails_costs_lines_and_nothing_else(tmp_path: Path) -> None:
