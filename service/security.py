@@ -28,6 +28,7 @@ from reluguard.service.quotas import Quota
 __all__ = ["ANYBODY", "Caller", "Certificates", "Scope", "Tokens", "token_entry"]
 
 _log = logging.getLogger(__name__)
+_TOKEN = re.compile(r"[!-~]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEYS = {"name", "scopes", "sha256", "expires", "calls", "calls_per_s", "rows_per_s", "watched"}
 # what `sha256sum` says of nothing at all, and of what one gets from an unset variable
@@ -166,10 +167,10 @@ def token_entry(
     """Return the lines of a token file for this token.
 
     Raises:
-        ValueError: it is blank.
+        ValueError: no header could bring it: it is blank, has blanks, or is not ASCII.
     """
-    if not token.strip():
-        raise ValueError("expected a token, got a blank one")
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("expected a token of visible ASCII characters, which a header can bring")
     lines = [
         "[[token]]",
         f'name = "{name}"',
@@ -189,7 +190,13 @@ def _read_tokens(path: Path) -> tuple[_Entry, ...]:
     rows = document.get("token", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected [[token]] tables")
-    return tuple(_entry(number, row) for number, row in enumerate(rows, 1))
+    entries = [_entry(number, row) for number, row in enumerate(rows, 1)]
+    first: dict[bytes, int] = {}
+    for number, entry in enumerate(entries, 1):
+        # or one would be looked at, and what the other forbids be allowed
+        if (other := first.setdefault(entry.digest, number)) != number:
+            raise ValueError(f"expected each token once, got one as token {other} and {number}")
+    return tuple(entries)
 
 
 def _entry(number: int, row: dict[str, Any]) -> _Entry:

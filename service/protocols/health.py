@@ -5,6 +5,7 @@ grace period. Ours end when the server stops.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ SERVICE: str = health.SERVICE_NAME
 LIVE = "reluguard.live"  # SERVING as long as anything is answered: a draining server lives
 _Status = health_pb2.HealthCheckResponse
 _MOST_BYTES = 1024  # a name: whoever sends more is no probe
+_MOST_WATCHES = 4  # of a connection: each holds 15 kB for as long as it likes, without a token
 
 
 class Health:
@@ -31,6 +33,7 @@ class Health:
         self._draining = False
         self._closed = False
         self._changed = asyncio.Condition()
+        self._watching: Counter[str] = Counter()  # by connection, which gRPC tells as a peer
 
     def handlers(self, lobby: Intake) -> grpc.GenericRpcHandler:
         """Return this service for a gRPC server. It is open to all: probes have no token.
@@ -54,8 +57,20 @@ class Health:
             return await self._check(await asked(context), context)
 
         async def watch(_: Any, context: Any) -> None:
-            async for status in self._watch(await asked(context)):
-                await context.write(status)
+            peer = context.peer()
+            if self._watching[peer] >= _MOST_WATCHES and not peer.startswith("unix:"):
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"expected at most {_MOST_WATCHES} watches on one connection",
+                )
+            self._watching[peer] += 1
+            try:
+                async for status in self._watch(await asked(context)):
+                    await context.write(status)
+            finally:
+                self._watching[peer] -= 1
+                if not self._watching[peer]:
+                    del self._watching[peer]
 
         answer = _Status.SerializeToString
         return grpc.method_handlers_generic_handler(

@@ -299,6 +299,10 @@ def test_anything_but_a_live_token_is_refused(
         (f"[[token]]\nsha256='{'0' * 64}'", "expected scopes of admin, infer, privileged"),
         (f"[[token]]\nsha256='{'0' * 64}'\nscopes=['root']", "expected scopes of"),
         (f"[[token]]\nsha256='{'0' * 64}'\nscopes=[['infer']]", "expected scopes of"),
+        (
+            f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\n" * 2,
+            "once, got one as token 1 and 2",
+        ),
         (f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\nexpires=2030-01-01", "expected a dat"),
         (
             f"[[token]]\nsha256='{'0' * 64}'\nscopes=['infer']\nexpires=2030-01-01T00:00:00",
@@ -368,8 +372,9 @@ def test_two_headers_are_none(guarded: str, token_file: Path) -> None:
         channel.unary_unary("/reluguard.v1.Guard/Describe")(b"", metadata=both)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-    with pytest.raises(ValueError, match="expected a token, got a blank one"):
-        token_entry(" \n", name="blank", scopes=[Scope.INFER])
+    for text in ("", " \n", " mine", "two words", "schl\u00fcssel"):
+        with pytest.raises(ValueError, match="visible ASCII characters, which a header can bring"):
+            token_entry(text, name="blank", scopes=[Scope.INFER])
 
 
 def test_tokens_rotate_without_a_restart(

@@ -27,6 +27,7 @@ from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.quotas import Quota, Quotas
 from reluguard.service.room import room_of
 from reluguard.service.settings import Settings
+from tests.waiting import until
 
 COLUMNS = ("prediction", "score", "likelihood", "p_value", "is_adversarial", "evidence")
 
@@ -297,6 +298,35 @@ def test_health_speaks_for_server_services_and_models(server: Running) -> None:
         assert next(unknown).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         unknown.cancel()
     assert not is_healthy("127.0.0.1:1", deadline_s=0.5)
+
+
+def test_watches_of_a_connection_are_few(server: Running) -> None:
+    """They need no token and last as long as the caller likes; another connection has its own."""
+
+    def watching(channel: grpc.Channel) -> Any:
+        return health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+
+    def is_answered(watch: Any) -> bool:
+        try:
+            return bool(next(watch).status == health_pb2.HealthCheckResponse.SERVING)
+        except grpc.RpcError:
+            assert watch.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return False
+
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        grpc.insecure_channel(server.address, own) as crowded,
+        grpc.insecure_channel(server.address, own) as other,
+    ):
+        watches = [watching(crowded) for _ in range(4)]
+        assert all(map(is_answered, watches))
+        assert not is_answered(watching(crowded))
+        watches.append(watching(other))
+        assert is_answered(watches[-1])
+        watches[0].cancel()
+        until(lambda: is_answered(watching(crowded)))
+        for watch in watches:
+            watch.cancel()
 
 
 def test_reflection_only_when_asked_for(guard: Guard, server: Running) -> None:
