@@ -151,6 +151,7 @@ class Client:
             self._asking.fill(pb.InspectRequest(pixels=pixel_block(images)), outputs=outputs)
             for images in batches
         )
+        self._greeting.speak()
         try:
             for reply in self._calls["InspectStream"](
                 requests, metadata=self._asking.metadata, timeout=None

@@ -230,6 +230,8 @@ def test_the_metrics_port_is_told_from_the_servers(server: Running) -> None:
     started = time.monotonic()
     with Client(address, deadline_s=60) as client, pytest.raises(CallError, match="metrics port"):
         client.inspect(IMAGE)
+    with Client(address, deadline_s=60) as client, pytest.raises(CallError, match="metrics port"):
+        list(client.stream(iter([IMAGE])))
     with pytest.raises(CallError, match="speaks no gRPC"):
         on_loop(ask())
     assert time.monotonic() - started < 10
