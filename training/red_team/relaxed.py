@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.compile.guarded import FEATURES, SCORE, compile_guard
-from reluguard.detector.images import Images
+from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.looks.judging import Looks
 from reluguard.detector.model import OUTPUT_PREFIX, Production, constants
 from reluguard.training.red_team.joined import TWICE_FEATURES, TWICE_SCORE, both_looks
@@ -96,6 +96,47 @@ class RelaxedGuard:
             proto = both_looks(production, artifact, other)
             features += artifact.second.head.features.width
             scores, read = [SCORE, TWICE_SCORE], [FEATURES, TWICE_FEATURES]
+        self._open(proto, production, manifest.input, scores, read, features, images, device)
+
+    @classmethod
+    def of_graph(
+        cls,
+        proto: onnx.ModelProto,
+        production: Production,
+        spec: InputSpec,
+        score: str,
+        images: Images,
+        *,
+        device: torch.device | str | None = None,
+    ) -> "RelaxedGuard":
+        """Return what several guards say together as one that can be differentiated.
+
+        It gives no features, and its procedure is one look that flags nothing.
+
+        Args:
+            proto: the model with a score made by operators of guards; changed in place.
+            production: the model.
+            spec: how images go into it.
+            score: a tensor of it, float32 (N,).
+            images: as for a guard of its own.
+            device: likewise.
+        """
+        made = cls.__new__(cls)
+        made.procedure = Procedure(looks="first", bound=-np.inf, limits={}, cuts={})
+        made._open(proto, production, spec, [score], [], 0, images, device)
+        return made
+
+    def _open(
+        self,
+        proto: onnx.ModelProto,
+        production: Production,
+        spec: InputSpec,
+        scores: Sequence[str],
+        read: Sequence[str],
+        features: int,
+        images: Images,
+        device: torch.device | str | None,
+    ) -> None:
         _read_before_gates(proto)
         _join_outputs(proto, production.logits, scores, read)
         operators: dict[str, Operator] = {
@@ -108,7 +149,7 @@ class RelaxedGuard:
         self._temperature, self._soft = 1.0, False
         self._deviations: dict[str, float] = {}
         module = OnnxModule(proto, _ALL, operators=operators)
-        self.twin = Twin(module, manifest.input, device=device)
+        self.twin = Twin(module, spec, device=device)
         self._scores, self._features = len(scores), features
         with torch.no_grad():
             self.read(to_pixels(images[:_SAMPLE], self.twin.device))
@@ -126,7 +167,7 @@ class RelaxedGuard:
         classes = joined.shape[1] - self._scores - self._features
         logits, scores = joined[:, :classes], joined[:, classes : classes + self._scores]
         score = self.procedure.height(scores[:, 0], scores[:, -1], logits)
-        return Reading(logits=logits, score=score, features=joined[:, -self._features :])
+        return Reading(logits=logits, score=score, features=joined[:, classes + self._scores :])
 
     def _bit(self, node: Node, x: Tensor) -> Tensor:
         if not node.name.startswith(_OURS):
