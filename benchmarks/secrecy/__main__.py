@@ -135,7 +135,7 @@ class Targets:
 
     def _quiet(self, one: Made, kind: Kind) -> NDArray[np.bool_]:
         """Return which images each guard answers wrong and does not flag: (G, N)."""
-        found = np.array(
+        found: NDArray[np.bool_] = np.array(
             [
                 one.wrong
                 & (self.owner.scores(form, one.read) <= np.float32(self.owner.limit(form)))
@@ -145,7 +145,7 @@ class Targets:
         if kind.pick == "keyed":
             sees = picked(one.images, "owner", len(found))
             return found[sees, np.arange(len(sees))][None]
-        return found.any(axis=0)[None] if kind.pick == "any" else found
+        return np.logical_or.reduce(found, axis=0)[None] if kind.pick == "any" else found
 
 
 def _print_reached(

@@ -27,11 +27,12 @@ from reluguard.detector.looks.second import Look, SecondLook
 from reluguard.detector.looks.views import viewed
 from reluguard.training.attacks import Attack, Victim, open_victim
 from reluguard.training.red_team.aware_attacks import Orthogonal
+from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.red_team.smallest import NO_GUARD, Smallest
 from reluguard.training.twin.twin import load_twin
 
-__all__ = ["BARE", "STRICTER", "Plan", "made", "mean_graph", "ways_of"]
+__all__ = ["BARE", "MeanOfGuards", "Plan", "made", "victim_of", "ways_of"]
 
 STRICTER = (FPR, 0.3, 0.7)  # of the attacker's own clean images lie above a threshold
 LOWEST = -1e6  # a score that nothing reaches
@@ -53,6 +54,20 @@ class Plan:
     name: str
     party: Party
     forms: tuple[Form, ...]
+
+
+class MeanOfGuards(RelaxedGuard):
+    """The mean score of several guards of one model, with gradients, beside the model's logits.
+
+    Args:
+        plan: whose guards.
+        images: uint8, (M, H, W, C), clean, to measure deviations of gates on.
+    """
+
+    def __init__(self, plan: Plan, images: Images) -> None:
+        self.procedure = Procedure(looks="first", bound=-np.inf, limits={}, cuts={})
+        production, spec = plan.party.production, plan.party.artifact.manifest.input
+        self._open(mean_graph(plan), production, spec, [MEAN], [], 0, images, None)
 
 
 def mean_graph(plan: Plan) -> onnx.ModelProto:
@@ -77,7 +92,7 @@ def mean_graph(plan: Plan) -> onnx.ModelProto:
             scores.append(_add_view(proto, party, form, f"view_{i}/"))
     share = f"{OURS}share"
     proto.graph.initializer.append(
-        numpy_helper.from_array(np.float32(1 / len(scores)).reshape(()), share)
+        numpy_helper.from_array(np.array(1 / len(scores), np.float32), share)
     )
     total = scores[0]
     for i, score in enumerate(scores[1:]):
@@ -131,9 +146,7 @@ def ways_of(
     views = sorted({form.view for form in plan.forms if form.view}) if plan else []
     forms = plan.forms if plan else (Form("plain"),)
     whole = Plan(BARE, party, forms) if plan is None else plan
-    relaxed = RelaxedGuard.of_graph(
-        mean_graph(whole), party.production, party.artifact.manifest.input, MEAN, clean
-    )
+    relaxed = MeanOfGuards(whole, clean)
     if plan is None:
         return {BARE: Smallest(guard=relaxed, threshold=NO_GUARD, steps=steps, restarts=1)}
     read = plan.party.read(clean, views)

@@ -38,7 +38,8 @@ class Outcome:
 
     def shares(self, budget: str) -> Doubles:
         """Return the share of the guards that each image evades: (N,)."""
-        return self.evades[budget].mean(axis=0)
+        found: Doubles = self.evades[budget].mean(axis=0)
+        return found
 
     @property
     def middle(self) -> Doubles:

@@ -98,34 +98,6 @@ class RelaxedGuard:
             scores, read = [SCORE, TWICE_SCORE], [FEATURES, TWICE_FEATURES]
         self._open(proto, production, manifest.input, scores, read, features, images, device)
 
-    @classmethod
-    def of_graph(
-        cls,
-        proto: onnx.ModelProto,
-        production: Production,
-        spec: InputSpec,
-        score: str,
-        images: Images,
-        *,
-        device: torch.device | str | None = None,
-    ) -> "RelaxedGuard":
-        """Return what several guards say together as one that can be differentiated.
-
-        It gives no features, and its procedure is one look that flags nothing.
-
-        Args:
-            proto: the model with a score made by operators of guards; changed in place.
-            production: the model.
-            spec: how images go into it.
-            score: a tensor of it, float32 (N,).
-            images: as for a guard of its own.
-            device: likewise.
-        """
-        made = cls.__new__(cls)
-        made.procedure = Procedure(looks="first", bound=-np.inf, limits={}, cuts={})
-        made._open(proto, production, spec, [score], [], 0, images, device)
-        return made
-
     def _open(
         self,
         proto: onnx.ModelProto,
@@ -137,6 +109,10 @@ class RelaxedGuard:
         images: Images,
         device: torch.device | str | None,
     ) -> None:
+        """Run a guarded graph, which is changed in place: scores (N,) each, features (N, ·) each.
+
+        Whoever joins guards in another graph opens that one, once `procedure` is set.
+        """
         _read_before_gates(proto)
         _join_outputs(proto, production.logits, scores, read)
         operators: dict[str, Operator] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from benchmarks.secrecy.attacking import MEAN, Plan, mean_graph
+from benchmarks.secrecy.attacking import MeanOfGuards, Plan
 from benchmarks.secrecy.forms import kinds_of
 from benchmarks.secrecy.guards import Form, Party
 from benchmarks.secrecy.judging import Outcome, cost_of, difference, times
@@ -16,7 +16,6 @@ from benchmarks.secrecy.keys import hidden_columns, picked
 from reluguard.detector.artifact import GuardArtifact
 from reluguard.detector.looks.joint import Run
 from reluguard.training.harvest.workspace import work_folder
-from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.twin.twin import to_pixels
 from tests.training.fitting import Order
 
@@ -110,9 +109,7 @@ def test_without_a_secret_a_guard_is_what_fit_makes_and_the_mean_is_of_its_score
     images = fitted.golden.images
     seen = party.read(images, ["mirror"])
     plan = Plan("both", party, (plain, half, view))
-    relaxed = RelaxedGuard.of_graph(
-        mean_graph(plan), party.production, fitted.manifest.input, MEAN, images
-    )
+    relaxed = MeanOfGuards(plan, images)
     with torch.no_grad():
         said = relaxed.read(to_pixels(images)).score.numpy()
     mean = np.mean([party.scores(form, seen) for form in plan.forms], axis=0)
