@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,7 +188,8 @@ def write_guard(
         raise GuardError(f"expected a manifest of plain finite values: {error}") from error
     with folder_aside(path) as aside:
         for name, data in (contents | {MANIFEST: text}).items():
-            _write_durably(aside / name, data)
+            with _durably(aside / name) as stream:
+                stream.write(data)
         artifact = read_guard(aside)  # what can't be read back never takes the old one's place
     return replace(artifact, path=path)
 
@@ -284,9 +285,9 @@ def write_file(
     Raises:
         OSError: it can't be written; names `path`.
     """
-    content = data if npz is None else _npz(npz, compress=compress)
     with _named(path):
-        if _is_stream(path):
+        if _is_stream(path):  # an npz goes back and forth, so it is made before
+            content = data if npz is None else _npz(npz, compress=compress)
             with path.open("ab") as stream:
                 stream.write(content)
             return
@@ -294,7 +295,11 @@ def write_file(
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
         try:
-            _write_durably(aside, content)
+            with _durably(aside) as stream:
+                if npz is None:
+                    stream.write(data)
+                else:
+                    write_arrays(stream, npz, compress=compress)
             aside.replace(place)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -317,9 +322,11 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _write_durably(file: Path, data: bytes) -> None:
+@contextmanager
+def _durably(file: Path) -> Iterator[BinaryIO]:
+    """Give a stream to a file which is on the disk, not only on its way, once the block ends."""
     with file.open("wb") as stream:
-        stream.write(data)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -363,7 +370,8 @@ class GuardFiles:
         signed = {} if self.signature is None else {SIGNATURE: self.signature}
         with folder_aside(place) as aside:
             for name, data in {MANIFEST: self.manifest, **self.files, **signed}.items():
-                _write_durably(aside / name, data)
+                with _durably(aside / name) as stream:
+                    stream.write(data)
 
 
 def read_guard(path: Path | str, *, vouch: Vouch | None = None) -> GuardArtifact:

@@ -7,15 +7,14 @@ What is on disk afterwards: `report.html` with a page per chapter in `report` (n
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reluguard.detector.arrays import write_arrays
+from reluguard.detector.artifact import write_file
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, load_production
@@ -467,23 +466,9 @@ def _write(
         arrays |= arrays_of(f"seeds/{one.architecture}", one)
     for name, flags in material.success.items():
         arrays[f"success/{name}"] = flags
-    with _aside(out / "arrays.npz") as file, file.open("wb") as stream:
-        write_arrays(stream, arrays)
-    with _aside(out / "analysis.json") as file:
-        file.write_text(json.dumps(found.to_json(), indent=2, allow_nan=False), encoding="utf-8")
+    write_file(out / "arrays.npz", npz=arrays)
+    text = json.dumps(found.to_json(), indent=2, allow_nan=False)
+    write_file(out / "analysis.json", text.encode())
     pages = report_pages(found, material, findings, tables, seeds, hardening)
-    for place, text in reversed(pages.items()):  # what points at the others comes last
-        (out / place).parent.mkdir(exist_ok=True)
-        with _aside(out / place) as file:
-            file.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    """Yield a place beside the file to write to, and put it there once it is whole."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        yield part
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    for place, page in reversed(pages.items()):  # what points at the others comes last
+        write_file(out / place, page.encode())

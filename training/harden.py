@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from reluguard.detector.artifact import write_file
 from reluguard.detector.images import InputSpec
 from reluguard.detector.model import Production
 from reluguard.detector.onnx_file.kinds import is_onnx
@@ -133,16 +134,15 @@ def harden(
             f"the copy is right on {lost:.0%} fewer clean images than the model: give more images "
             "or epochs, or a smaller budget"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "model.onnx", hardened.proto.SerializeToString())
+    write_file(out / "model.onnx", hardened.proto.SerializeToString())
     if hardened.state is None:
         (out / "weights.pt").unlink(missing_ok=True)  # those of a run before
     else:
         stream = io.BytesIO()
         torch.save(hardened.state, stream)
-        _write(out / "weights.pt", stream.getvalue())
+        write_file(out / "weights.pt", stream.getvalue())
     text = json.dumps({"settings": asdict(settings), "report": report.to_json()}, indent=2)
-    _write(out / "report.json", text.encode())
+    write_file(out / "report.json", text.encode())
     return report
 
 
@@ -216,9 +216,3 @@ def _some(data: Dataset, most: int, seed: int) -> Dataset:
 def _gain(before: NDArray[Any], after: NDArray[Any], seed: int) -> Interval:
     change = after.astype(np.float64) - before.astype(np.float64)
     return bootstrap(lambda rows: float(change[rows].mean()), len(change), seed=seed)
-
-
-def _write(file: Path, data: bytes) -> None:
-    aside = file.with_name(f".{file.name}.part")
-    aside.write_bytes(data)
-    aside.replace(file)
