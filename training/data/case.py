@@ -25,7 +25,13 @@ from reluguard.training.data.dataset import (
     check_classes,
     check_labels,
 )
-from reluguard.training.data.doubts import is_guessing, perfect_words, reordered
+from reluguard.training.data.doubts import (
+    Reordered,
+    is_guessing,
+    least_share,
+    perfect_words,
+    reordered,
+)
 from reluguard.training.data.given import Data, given_data
 from reluguard.training.data.guesses import better_guess, odd_scale
 from reluguard.training.data.mapped import empty_array, give_back, release
@@ -152,8 +158,10 @@ def open_case(
     logits = predict(plain, dataset.images)
     right = logits.argmax(axis=1) == dataset.labels
     assumed = bool(dataset.folders) and classes is None
-    words += _check_pixels(plain, dataset, right, as_given=as_given, seed=seed)
-    words += _check_answers(plain.spec, dataset, logits, assumed=assumed)
+    other = reordered(logits.argmax(axis=1), dataset.labels, count)
+    likely = other.share if other else least_share(count)  # what other pixels must do better than
+    words += _check_pixels(plain, dataset, right, likely=likely, as_given=as_given, seed=seed)
+    words += _check_answers(plain.spec, dataset, logits, other, assumed=assumed)
     perfect = perfect_words(logits, dataset.labels, right)
     words += [perfect] if perfect else []
     accuracy = float(right.mean())
@@ -238,7 +246,12 @@ def _named(label: int, names: Mapping[int, str]) -> str:
 
 
 def _check_answers(
-    spec: InputSpec, dataset: Dataset, logits: NDArray[np.float32], *, assumed: bool
+    spec: InputSpec,
+    dataset: Dataset,
+    logits: NDArray[np.float32],
+    other: Reordered | None,
+    *,
+    assumed: bool,
 ) -> list[str]:
     """Return a word where the model's answers speak of other labels.
 
@@ -246,6 +259,7 @@ def _check_answers(
         spec: how the images went into the model.
         dataset: the images.
         logits: of the model on them.
+        other: an order of the classes that suits them better.
         assumed: whether which class a folder is was not said but found out.
 
     Raises:
@@ -253,7 +267,6 @@ def _check_answers(
     """
     answers, classes = logits.argmax(axis=1), logits.shape[1]
     guesses = is_guessing(answers, dataset.labels, classes)
-    other = reordered(answers, dataset.labels, classes)
     if other is not None:
         said = other.words(dataset.folders)
         if assumed or guesses:
@@ -261,6 +274,9 @@ def _check_answers(
         return [said]
     if guesses:
         odd = odd_scale(spec)
+        if not is_guessing(logits.argmin(axis=1), dataset.labels, classes):
+            odd = "the lowest score is mostly that of the right class: where the model gives "
+            odd += "distances, export it with their negatives, for a guard takes the highest"
         raise DataError(
             f"the model answers {(answers == dataset.labels).mean():.1%} of these images right, of "
             f"{classes} classes, hardly more than by chance: labels or pixels are not what it was "
@@ -275,10 +291,19 @@ def _check_pixels(
     dataset: Dataset,
     right: NDArray[np.bool_],
     *,
+    likely: float,
     as_given: bool,
     seed: int,
 ) -> list[str]:
     """Return words on a preprocessing that looks wrong.
+
+    Args:
+        reader: of the model.
+        dataset: the images.
+        right: bool, (N,). Which the model answers right.
+        likely: the share of right answers that something else explains: other labels, or chance.
+        as_given: whether to go on all the same.
+        seed: of the choice of images.
 
     Raises:
         DataError: it looks wrong, and nobody said that it is meant.
@@ -293,7 +318,7 @@ def _check_pixels(
     better = better_guess(
         answers, reader.spec, dataset.images, dataset.labels, given=right, seed=seed
     )
-    if better is not None:
+    if better is not None and better.right > likely * better.images:
         said = better.words(reader.spec)
         if better.is_clear and not as_given:
             raise DataError(

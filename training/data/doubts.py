@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reluguard.training.data.dataset import Labels
 
-__all__ = ["Reordered", "is_guessing", "perfect_words", "reordered"]
+__all__ = ["Reordered", "is_guessing", "least_share", "perfect_words", "reordered"]
 
 GUESSING = 2.0  # a classifier right less often than so many times chance is fed wrong pixels
 MORE_THAN_CHANCE = 0.2  # of the way from chance to perfect, below which two classes tell nothing
@@ -22,6 +22,11 @@ LEAST_OF_LABEL = 3  # images of a label, below which it is not said to be anothe
 LISTED = 3
 PERFECT, CERTAIN = 0.995, 0.99  # shares right, and mean confidence: few classifiers reach both
 LEAST_PERFECT = 100  # images, below which all of them right is no wonder
+
+
+def least_share(classes: int) -> float:
+    """Return the share of right answers below which a model of K classes hardly beats chance."""
+    return min(GUESSING / classes, 0.5)
 
 
 def is_guessing(answers: Labels, labels: Labels, classes: int) -> bool:
@@ -36,7 +41,7 @@ def is_guessing(answers: Labels, labels: Labels, classes: int) -> bool:
     """
     right = answers == labels
     if classes > 2:
-        return bool(right.mean() < GUESSING / classes and right.mean() < 0.5)
+        return bool(right.mean() < least_share(classes))
     recalls = [right[labels == label].mean() for label in np.unique(labels)]
     return float(np.mean(recalls)) < 0.5 + MORE_THAN_CHANCE / 2
 

@@ -299,3 +299,20 @@ def test_small_maps_and_taps_without_a_map_are_read_whole() -> None:
         Tap(name="tokens", op="Relu", shape=(64, 64, 8), channel_axis=2),
     )
     assert with_blocks(taps) == taps
+
+
+def test_other_labels_are_not_taken_for_other_pixels(
+    opened: Open, digits: Dataset, digits_model: Path, tmp_path: Path
+) -> None:
+    """Labels that count from elsewhere, and scores of which the lowest wins, are called that."""
+    given = digits.take(np.arange(300))
+    shifted = np.minimum(given.labels + 1, 9)
+    save_dataset(Dataset(images=given.images, labels=shifted, source="s"), tmp_path / "s.npz")
+    with pytest.raises(DataError, match="as they are labelled, and would"):
+        opened(data=tmp_path / "s.npz")
+    model = onnx.load(digits_model)
+    model.graph.node.append(onnx.helper.make_node("Neg", ["logits"], ["distances"]))
+    model.graph.output[0].name = "distances"
+    onnx.save(model, tmp_path / "far.onnx")
+    with pytest.raises(DataError, match="the lowest score is mostly that of the right class"):
+        opened(model=tmp_path / "far.onnx")
