@@ -82,7 +82,7 @@ def read_preprocessing(path: Path | str) -> Preprocessing:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise SettingsError(f"expected a file of settings, {path} is larger than 1 MiB")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"expected a JSON file of preprocessing, {path} is none") from error
     try:

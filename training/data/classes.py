@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reluguard.detector.artifact import Manifest
-from reluguard.detector.errors import did_you_mean
+from reluguard.detector.errors import did_you_mean, near_path
 from reluguard.detector.model import Production
 from reluguard.detector.runtime import Guard
 from reluguard.training.data.dataset import Dataset
@@ -40,6 +40,7 @@ Classes = Sequence[str] | Path | str
 MOST_BYTES = 2**24
 MOST_KEPT = 2**20  # letters of names that a guard keeps: its manifest may have four times that
 _KEYS = ("names", "classes", "class_names", "labels", "id2label")
+_WORDS = ("alphabetical", "numbers")
 _NUMBER = re.compile(r"\d+")
 _SYNSET = re.compile(r"^n\d{8}\b")
 
@@ -82,7 +83,7 @@ def names_kept(
         count: K, its classes.
         classes: what the user says of them.
     """
-    if classes is not None and classes not in ("alphabetical", "numbers"):
+    if classes is not None and classes not in _WORDS:
         names = class_names(classes)
     else:
         names = _metadata_names(production, count)
@@ -295,13 +296,25 @@ def class_names(classes: Classes) -> tuple[str, ...]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"expected a file of class names, {path} is larger than 16 MiB")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         names = _from_json(json.loads(text)) if path.suffix == ".json" else _from_lines(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"expected a file of class names, {path} can't be read") from error
+        raise DataError(
+            f"expected a file of class names, {path} can't be read: {_why_unread(path, error)}"
+        ) from error
     if not names:
         raise DataError(f"expected a file of class names, one a line or as JSON, {path} has none")
     return names
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{error.strerror}{did_you_mean(str(path), _WORDS) or near_path(path)}"
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8; save it as such"
+    return f"it is no JSON, {error}"
 
 
 def _from_lines(text: str) -> tuple[str, ...]:

@@ -133,9 +133,36 @@ FILES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_names_are_read(name: str, tmp_path: Path) -> None:
-    """One a line, or any JSON that people keep."""
-    (tmp_path / name).write_text(FILES[name])
-    assert class_names(tmp_path / name) == ANIMALS
+    """One a line, or any JSON that people keep, with a byte order mark or without."""
+    for mark in ("", "\ufeff"):
+        (tmp_path / name).write_text(mark + FILES[name], encoding="utf-8")
+        assert class_names(tmp_path / name) == ANIMALS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("names.txt", "zébra".encode("latin1"), "it is no text in UTF-8"),
+        ("names.json", b'{"0": "cat"', "it is no JSON, Expecting"),
+        ("nams.txt", None, r"No such file or directory; did you mean '.*names\.txt'"),
+        ("..", None, "Is a directory"),
+    ],
+)
+def test_a_file_of_names_that_can_not_be_read_says_why(
+    name: str, content: bytes | None, why: str, tmp_path: Path
+) -> None:
+    """What is wrong with it comes with the refusal."""
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"can't be read: {why}"):
+        class_names(tmp_path / name)
+
+
+def test_a_misspelt_word_for_classes_is_told() -> None:
+    """Who means a word gets no word on files alone."""
+    with pytest.raises(DataError, match="did you mean 'alphabetical'"):
+        class_names("alphabetic")
 
 
 ERRORS: dict[str, tuple[tuple[str, ...], int, Any, str]] = {
