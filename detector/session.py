@@ -138,8 +138,8 @@ def in_batches(
     Raises:
         ModelError: the run failed, or an output does not have one row per image.
     """
-    values = max(1, int(np.prod(tensor.shape[1:])))
-    rows = spec.batch or max(1, _MOST_VALUES // values)
+    size = max(1, int(np.prod(tensor.shape[1:])))
+    rows = spec.batch or max(1, _MOST_VALUES // size)
     parts = []
     for start in range(0, len(tensor), rows):
         feeds = {name: value[start : start + rows] for name, value in beside.items()}

@@ -132,6 +132,8 @@ def analyze(
         DataError: the images can't be read, or labels don't fit the model.
         LabelError: images of one class only.
         ConstantError: a tap says the same of every image.
+        AnalysisError: the first attack never fools the model.
+        AttackError: no such attack.
         OutOfMemoryError: it would take more than is free.
         ModelError: the model can't be read or run, or images of this size don't fit it.
         GuardError: the guard can't be read or is not the model's.

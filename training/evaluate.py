@@ -124,6 +124,8 @@ def evaluate(
         DataError: the data don't fit, the model was trained on some of them, or the work folder is
             another evaluation's.
         AttackError: no such attack or change.
+        ModelError: the model can't be opened, or there is no export beside the guard.
+        WorkerError: a worker process died.
         TwinError: the twin can't be made.
         GuardError: the guard can't be read or is not the model's.
         HeldError: another process works in the work folder.

@@ -122,6 +122,8 @@ def fit(
         SettingsError: a value has no meaning.
         DataError: the data don't fit the model, or are too few for the rate asked for.
         TwinError: the twin can't be made, or does not match the model.
+        AttackError: the recipe has no attack that works without a twin.
+        WorkerError: a worker process died.
         ModelError: the model can't be read, run or guarded.
         GuardError: the place holds something else than a guard.
         HeldError: another process works in the work folder.

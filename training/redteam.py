@@ -127,6 +127,7 @@ def redteam(
             `out/work` holds tries at another guard, or a signed guard can't be published without a
             key.
         TwinError: the model can't be run in torch.
+        ModelError: the model can't be opened, or there is no export beside the guard.
         GuardError: the guard can't be read or is not the model's.
         SettingsError: there is no second look, or no network for it.
         HeldError: another process works in `out/work`.

@@ -139,6 +139,7 @@ def retrain(
     Raises:
         DataError: nothing new, the harvest or the data set is gone or another, too few images.
         AttackError: an attack is unknown or lacks what it needs.
+        ModelError: the model can't be opened, or there is no export beside the guard.
         GuardError: the champion can't be read, or is not the model's.
         SettingsError: the network that looks again is not there.
         ModelMismatchError: it is another one than at fitting.
