@@ -15,18 +15,20 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.secrecy.attacking import BARE, Plan, made, victim_of, ways_of
+from benchmarks.secrecy.attacking import BARE, Plan, made, names_of, victim_of, ways_of
 from benchmarks.secrecy.forms import Kind, kinds_of, plans_of
 from benchmarks.secrecy.guards import ATTACKER, FRESH, OWNER, Party, Read, deal
 from benchmarks.secrecy.judging import Judged, Outcome, cost_of, difference, mean_of, times
 from benchmarks.secrecy.keys import picked
 from reluguard.detector.images import Images
 from reluguard.detector.looks.views import VIEWS
+from reluguard.training.attacks import Attack, Victim
 from reluguard.training.data.dataset import load_data
 from reluguard.training.statistics.metrics import rate_interval
 
@@ -107,10 +109,15 @@ class Targets:
         """Return what a plan makes of them, by way; without one, on the bare model."""
         name = plan.name if plan else BARE
         clean = self.attacker.images.images[:CLEAN_IMAGES]
-        ways = ways_of(plan, self.owner, clean, budgets=self.budgets, steps=steps)
-        victim = victim_of(self.owner, self.images)
+
+        @cache
+        def attacker() -> tuple[Mapping[str, Attack], Victim]:
+            ways = ways_of(plan, self.owner, clean, budgets=self.budgets, steps=steps)
+            return ways, victim_of(self.owner, self.images)
+
         found = {}
-        for way, images in made(ways, self.images, self.labels, victim, folder / name):
+        for way in names_of(plan, self.budgets):
+            images = made(way, self.images, self.labels, folder / name, attacker)
             read = self.owner.read(images, self.views)
             change = (images.astype(np.float64) - self.images).reshape(len(images), -1)
             wrong = read.logits.argmax(axis=1) != self.labels

@@ -5,7 +5,7 @@ So nothing rests where it just evades: within a budget the lowest score is looke
 smallest changes there are several, each made against a stricter threshold than the one before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from reluguard.training.red_team.relaxed import RelaxedGuard
 from reluguard.training.red_team.smallest import NO_GUARD, Smallest
 from reluguard.training.twin.twin import load_twin
 
-__all__ = ["BARE", "MeanOfGuards", "Plan", "made", "victim_of", "ways_of"]
+__all__ = ["BARE", "MeanOfGuards", "Plan", "made", "names_of", "victim_of", "ways_of"]
 
 STRICTER = (FPR, 0.3, 0.7)  # of the attacker's own clean images lie above a threshold
 LOWEST = -1e6  # a score that nothing reaches
@@ -172,33 +172,38 @@ def victim_of(party: Party, images: Images) -> Victim:
     return replace(victim, twin=twin)
 
 
+def names_of(plan: Plan | None, budgets: Sequence[float]) -> tuple[str, ...]:
+    """Return the names of the attacks of a plan, as `ways_of` has them."""
+    if plan is None:
+        return (BARE,)
+    sizes = (f"linf-{size:g}" for size in budgets)
+    return (*sizes, *(f"l2-{share:g}" for share in STRICTER))
+
+
 def made(
-    ways: Mapping[str, Attack],
-    images: Images,
-    labels: NDArray[np.int64],
-    victim: Victim,
-    folder: Path,
-) -> Iterator[tuple[str, Images]]:
-    """Yield what each attack makes of images (N, H, W, C), made now or before."""
-    for name, attack in ways.items():
-        yield name, np.concatenate(_parts(name, attack, images, labels, victim, folder))
-
-
-def _parts(
     name: str,
-    attack: Attack,
     images: Images,
     labels: NDArray[np.int64],
-    victim: Victim,
     folder: Path,
-) -> Sequence[Images]:
+    attacker: Callable[[], tuple[Mapping[str, Attack], Victim]],
+) -> Images:
+    """Return what an attack makes of images (N, H, W, C), made now or before.
+
+    Args:
+        name: of the attack.
+        images: uint8, (N, H, W, C).
+        labels: int64, (N,).
+        folder: of the plan's tries.
+        attacker: gives the attacks of the plan and their victim; asked where some are missing.
+    """
     found = []
     for start in range(0, len(images), AT_ONCE):
         rows = slice(start, start + AT_ONCE)
         file = folder / name / f"{start:05}.npz"
         if not file.is_file():
-            result = attack(images[rows], labels[rows], victim, seed=start)
+            ways, victim = attacker()
+            result = ways[name](images[rows], labels[rows], victim, seed=start)
             write_file(file, npz={"images": result.images})
         with np.load(file) as stored:
             found.append(stored["images"])
-    return found
+    return np.concatenate(found)
