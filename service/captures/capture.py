@@ -19,8 +19,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,16 +38,15 @@ from reluguard.detector.captures import (
     prepare,
     shard_file,
     shards,
-    tidy,
 )
-from reluguard.detector.errors import CapturesError, HeldError
-from reluguard.detector.lock import hold
+from reluguard.detector.errors import CapturesError
 from reluguard.detector.reference import layer_rates
 from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Readings, Verdicts
+from reluguard.service.captures.claim import Claim
 from reluguard.service.errors import StartError
 
-__all__ = ["Capture", "DropReason", "claimed", "content_of", "sample"]
+__all__ = ["Capture", "DropReason", "content_of", "sample"]
 
 _log = logging.getLogger(__name__)
 DropReason = Literal["queue_full", "duplicate", "index", "disk", "full", "failed"]
@@ -57,7 +56,6 @@ _QUEUE_BYTES = 64 * 2**20
 _SHARD_ROWS = 512
 _FLUSH_S = 1.0
 _CLOSE_S = 5.0
-_LOCK = "writer.lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,26 +131,6 @@ def sample(
     return strata, np.where(strata != "uniform", 1.0, np.where(drawn, 1 / share, 0.0))
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[int]:
-    """Hold a capture folder against other servers, made and tidied, and give the lock's handle.
-
-    The lock lasts as long as any process has the handle open.
-
-    Raises:
-        StartError: the folder or its index can't be used, or another process writes there.
-    """
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = held.enter_context(hold(folder, name=_LOCK))
-            prepare(folder)
-            tidy(folder)
-        except (sqlite3.Error, OSError, HeldError) as error:
-            raise StartError(f"the capture folder {folder} can't be used: {error}") from error
-        yield handle
-
-
 class Capture:
     """The writer of one capture folder: a bounded queue and one thread.
 
@@ -166,7 +144,7 @@ class Capture:
         kept: told how many rows were.
         damaged: told of each shard that can't be read, once.
         clock: seconds since the epoch.
-        alone: False for one of several writers, whose folder `claimed` holds.
+        alone: False for one of several writers, whose folder another process holds.
 
     Raises:
         StartError: the folder or its index can't be used, or another process writes there.
@@ -197,13 +175,13 @@ class Capture:
         self._closing = threading.Event()
         self._told: set[str] = set()
         self._last = 0
-        self._held, self._alone = ExitStack(), alone
+        self._claim = Claim(folder) if alone else None
         try:
             self._open()
             names = [name.partition("-")[0] for name in shards(folder)]
             self._last = max((int(name) for name in names if name.isdigit()), default=0)
         except (sqlite3.Error, OSError) as error:
-            self._held.close()
+            self._release()
             raise StartError(f"the capture folder {folder} can't be used: {error}") from error
         self._thread = threading.Thread(target=self._write_forever, name="capture", daemon=True)
         self._thread.start()
@@ -260,7 +238,7 @@ class Capture:
         if self._thread.is_alive():
             _log.error("the capture folder %s does not take what is left; giving up", self.folder)
         else:
-            self._held.close()
+            self._release()
 
     def _let_go(self, offer: _Offer) -> None:
         with self._count:
@@ -351,26 +329,33 @@ class Capture:
         )
 
     def _open(self) -> None:
-        if self._alone:
-            self._held.enter_context(claimed(self.folder))
         self._key = prepare(self.folder)
+        self._index = (self.folder / INDEX).stat()
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
 
     def _reopen(self) -> None:
         """Begin anew where somebody took the folder or its index away; nothing that is there goes.
+
+        Where another process was first to begin anew, this one takes its key.
 
         Raises:
             sqlite3.Error: the index can't be made.
             OSError: the folder can't be.
         """
         with suppress(FileNotFoundError):
-            if (self.folder / INDEX).stat().st_size:
+            there = (self.folder / INDEX).stat()
+            if there.st_size and os.path.samestat(there, self._index):
                 return
         _log.error("the captures in %s are gone: somebody took them away", self.folder)
-        self._held.close()
-        try:
-            self._open()
-        except StartError as error:
-            raise OSError(str(error)) from error
+        if self._claim is not None and not self._claim.is_current:
+            try:
+                self._claim.renew()
+            except StartError as error:
+                raise OSError(str(error)) from error
+        self._open()
 
     def _write(self, parts: Sequence[_Sampled]) -> None:
         entries = [entry for part in parts for entry in part.entries]

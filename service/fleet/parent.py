@@ -25,7 +25,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from reluguard.detector.captures import tidy
-from reluguard.service.captures.capture import claimed
+from reluguard.service.captures.claim import Claim
 from reluguard.service.errors import NotReadyError, StartError
 from reluguard.service.fleet.line import Line
 from reluguard.service.fleet.picture import read_picture, together
@@ -125,7 +125,7 @@ class Fleet:
         self._key = secrets.token_bytes(32)
         self._questions: int | None = None
         self._decisions: DecisionFile | None = None
-        self._lock: int | None = None
+        self._claim: Claim | None = None
 
     async def start(self) -> None:
         """Start all children and wait until each serves.
@@ -156,7 +156,8 @@ class Fleet:
             self._http_port = port
             self.http_address = by_http.of_port(port)
         if settings.capture is not None:
-            self._lock = self._stack.enter_context(claimed(settings.capture))
+            self._claim = Claim(settings.capture)
+            self._stack.callback(self._claim.release)
         if settings.decision_log is not None:
             self._decisions = DecisionFile(
                 settings.decision_log,
@@ -184,6 +185,8 @@ class Fleet:
         self._background(self._look())
         if settings.reload_s:
             self._background(self._follow())
+        if self._claim is not None:
+            self._background(self._keep_claim(self._claim))
         _log.info("%d processes are up", settings.processes)
         _log.info("serving on %s, metrics on %s", self.address, self.metrics_address)
 
@@ -237,8 +240,7 @@ class Fleet:
         writer: threading.Thread | None = None
         with contextlib.ExitStack() as stack:
             stack.callback(theirs.close)
-            handles = [theirs.fileno(), self._handle]
-            handles += [one for one in (self._lock, self._questions) if one is not None]
+            handles = [theirs.fileno(), *self._shared_handles()]
             if told is not None and tells is not None:
                 stack.callback(tells.close)
                 handles.append(tells.fileno())
@@ -280,6 +282,15 @@ class Fleet:
                 await asyncio.to_thread(writer.join, _WRITE_S)
             await self._tidy(process.pid)
 
+    def _shared_handles(self) -> list[int]:
+        """Return what every process that starts now inherits."""
+        handles = [self._handle]
+        if self._questions is not None:
+            handles.append(self._questions)
+        if self._claim is not None and self._claim.handle >= 0:
+            handles.append(self._claim.handle)
+        return handles
+
     async def _tidy(self, pid: int) -> None:
         """Remove what a process that is gone left half written in the capture folder."""
         if self.settings.capture is not None:
@@ -287,6 +298,22 @@ class Fleet:
                 await asyncio.to_thread(tidy, self.settings.capture, writer=pid)
             except (sqlite3.Error, OSError) as error:
                 _log.error("what process %d left can't be removed: %s", pid, error)
+
+    async def _keep_claim(self, claim: Claim) -> None:
+        """Hold the capture folder that is there, where somebody took the one that was away."""
+        told = ""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if claim.is_current:
+                continue
+            try:
+                claim.renew()  # on the loop, so that no child is started with a handle just closed
+                told = ""
+                _log.error("the capture folder %s was taken away and is made anew", claim.folder)
+            except StartError as error:
+                if str(error) != told:
+                    _log.error("%s", error)
+                told = str(error)
 
     def _hello(self, child: _Child, decisions: int | None) -> dict[str, Any]:
         place, by_http = self.settings.place, self.settings.http_place

@@ -23,6 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from reluguard.detector.captures import index
 from reluguard.detector.images import Images
+from reluguard.service.captures.claim import Claim
+from reluguard.service.errors import StartError
 from reluguard.service.protocols.pb import open_inference as oip
 from reluguard.service.protocols.pb import reluguard_v1 as pb
 from reluguard.service.security import Scope, token_entry
@@ -231,16 +233,33 @@ def test_all_take_a_new_guard_and_leave_a_model_at_one_word(
         second = refused_start(pair, {"PORT": server.address.rpartition(":")[2], "PROCESSES": "2"})
         assert "the port is in use" in second
 
+        assert not is_free(folder)
+        kept, written = rows_in(folder)
+        away = folder.rename(tmp_path / "away")
+        until(lambda: folder.is_dir() and is_free(away) and not is_free(folder))
+        for channel in opened:
+            channel.unary_unary(INSPECT)(pixels(mixed[:2]), 30, metadata=admin)
+        until(lambda: rows_in(folder)[0] == 2)  # the same two of one caller, whichever process
+
         began = time.monotonic()
         said = [line["message"] for line in server.stop()]
         assert time.monotonic() - began < 20 + 1
     assert said[-1] == "all processes stopped"
     assert said.count("stopped") == 2
     told = [json.loads(line) for line in log.read_text().splitlines()]
-    assert sum(line["caller"] == "admin" for line in told) == 2 * CHANNELS
-    kept, written = rows_in(folder)
+    assert sum(line["caller"] == "admin" for line in told) == 4 * CHANNELS
+    assert rows_in(folder)[0] == 2
     assert kept == 2 * CHANNELS + 1
     assert written >= 2
+
+
+def is_free(folder: Path) -> bool:
+    """Return whether a server could take this capture folder."""
+    try:
+        Claim(folder).release()
+    except StartError:
+        return False
+    return True
 
 
 def rows_in(folder: Path) -> tuple[int, int]:
