@@ -1,11 +1,6 @@
 """What every call goes through: admission, tokens, request ids, counting, and the error table."""
 
 import asyncio
-import contextvars
-import logging
-import math
-import random
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
+from reluguard.service.edge.identity import address_of, metadata_of, name_request, request_id
+from reluguard.service.edge.messages import parse
+from reluguard.service.edge.outcome import Outcome, counted, go_name, status_told
+from reluguard.service.edge.stream import pump
 from reluguard.service.errors import (
     NotReadyError,
     OverloadedError,
-    RequestError,
     UnauthenticatedError,
 )
 from reluguard.service.intake import EvictedError, Intake
@@ -30,18 +28,12 @@ from reluguard.service.payload import Fields, check_parts, lift
 from reluguard.service.quotas import Quotas
 from reluguard.service.room import Room
 from reluguard.service.security import ANYBODY, Caller, Scope, Tokens
-from reluguard.service.status import INTERNAL, Status, status_of
+from reluguard.service.status import Status
 
-__all__ = ["Call", "Edge", "request_id"]
+__all__ = ["Call", "Edge"]
 
-_log = logging.getLogger(__name__)
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NO_DEADLINE_S = 10**8  # gRPC says 9e18 s for none
 _PUSHBACK_S = 0.1
-_LONGEST_RETRY_S = 30.0  # a call that a client holds open for longer helps nobody
-_ids = random.Random()  # noqa: S311 - names for a log, no secrets, and asked for on every call
-
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 Request = TypeVar("Request", bound=Message)
 Context = Any  # grpc.aio.ServicerContext is generic over messages that we parse ourselves
@@ -176,17 +168,19 @@ class Edge:
         caller, who = ANYBODY, ""
         if self._tokens is not None and scope is not None:
             try:
-                caller = self._tokens.caller(*_metadata(context, "authorization"))
+                caller = self._tokens.caller(*metadata_of(context, "authorization"))
             except UnauthenticatedError as error:
                 self._metrics.call_refused("unauthenticated")
                 if self._decisions is not None:
                     self._decisions.refused(
-                        caller=_address(context.peer()), request=request_id.get(), reason=str(error)
+                        caller=address_of(context.peer()),
+                        request=request_id.get(),
+                        reason=str(error),
                     )
                 raise
             who = caller.name
         elif scope is not None:
-            who = _address(context.peer())
+            who = address_of(context.peer())
         if scope is not None:
             caller.require(scope)
         left = context.time_remaining()
@@ -247,10 +241,10 @@ class Edge:
 
         async def handle(_: Any, context: Context) -> bytes:
             # what every call pays: plain statements, where a stream can afford context managers
-            _name_request(context)
+            name_request(context)
             counts.started.inc()
             started = time.perf_counter()
-            outcome = _Outcome()
+            outcome = Outcome()
             encoded = b""
             try:
                 encoded = await self._answer(asked, context, counts)
@@ -262,7 +256,7 @@ class Edge:
             except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
                 outcome.fail(error)
             finally:
-                counts.ended(_go_name(outcome.code), time.perf_counter() - started)
+                counts.ended(go_name(outcome.code), time.perf_counter() - started)
             if outcome.status is not None:
                 await outcome.tell(context)
             return encoded
@@ -274,7 +268,7 @@ class Edge:
         if self.stopping.is_set():
             self._enter()  # which says so
         call = self.call(context, asked.scope)
-        counted = asked.scope is not None and self._quotas.enter(call.who, call.caller.quota)
+        has_quota = asked.scope is not None and self._quotas.enter(call.who, call.caller.quota)
         intake = self.lobby if asked.scope is None else self.intake
         data, held = b"", 0
         try:
@@ -290,7 +284,7 @@ class Edge:
                 self._leave()
         finally:
             intake.let_go(held)
-            if counted:
+            if has_quota:
                 self._quotas.leave(call.who)
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
@@ -330,7 +324,7 @@ class Edge:
                     request, *payload = parts(data, context)
                     message = await method(call, request, *payload)
             except Exception as error:
-                status = _log_unexpected(status_of(error), error)
+                status = status_told(error)
                 if status.code in {
                     grpc.StatusCode.UNAUTHENTICATED,
                     grpc.StatusCode.PERMISSION_DENIED,
@@ -342,22 +336,22 @@ class Edge:
             return message.SerializeToString()
 
         async def handle(_: Any, context: Context) -> None:
-            _name_request(context)
-            with _counted(counts) as outcome, outcome.caught():
+            name_request(context)
+            with counted(counts) as outcome, outcome.caught():
                 self.call(context, scope)
                 with self._open_stream():
-                    await self._pump(context, counts, answer, window)
+                    await pump(context, counts, answer, window=window, stopping=self.stopping)
             await outcome.tell(context)
 
         return grpc.stream_stream_rpc_method_handler(self._traced(path, handle))
 
     @contextmanager
     def _within_quota(self, call: Call) -> Iterator[None]:
-        counted = self._quotas.enter(call.who, call.caller.quota)
+        has_quota = self._quotas.enter(call.who, call.caller.quota)
         try:
             yield
         finally:
-            if counted:
+            if has_quota:
                 self._quotas.leave(call.who)
 
     @contextmanager
@@ -391,51 +385,6 @@ class Edge:
     def _traced(self, path: tuple[str, str], handle: Handler) -> Handler:
         return handle if self._tracing is None else self._tracing.rpc(path, handle)
 
-    async def _pump(
-        self,
-        context: Context,
-        counts: MethodMetrics,
-        answer: Callable[[Context, bytes], Awaitable[bytes]],
-        window: int,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(maxsize=window)
-        tasks: set[asyncio.Future[bytes]] = set()
-
-        async def read() -> None:
-            stopping = loop.create_task(self.stopping.wait())
-            reading: asyncio.Future[Any] = loop.create_future()
-            try:
-                while not self.stopping.is_set():
-                    reading = loop.create_task(context.read())
-                    await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                    if not reading.done():
-                        break
-                    data = reading.result()
-                    if data is grpc.aio.EOF:
-                        break
-                    counts.received.inc()
-                    task = asyncio.ensure_future(answer(context, data))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                    await answers.put(task)
-            finally:
-                stopping.cancel()
-                reading.cancel()  # what ends the call would end it with an error nobody looks at
-                await answers.put(None)
-
-        reader = loop.create_task(read())
-        try:
-            while (task := await answers.get()) is not None:
-                await context.write(await task)
-                counts.sent.inc()
-        finally:
-            reader.cancel()
-            for task in list(tasks):
-                task.cancel()
-        if self.stopping.is_set():
-            raise NotReadyError("the server is shutting down")
-
 
 @dataclass(frozen=True, slots=True)
 class _Method:
@@ -445,106 +394,3 @@ class _Method:
     method: Callable[..., Awaitable[Message | bytes]]
     scope: Scope | None
     reads: bool = True
-
-
-@dataclass(slots=True)
-class _Outcome:
-    """How one call ended: cancelled, unless it got to its end or failed."""
-
-    code: grpc.StatusCode = grpc.StatusCode.CANCELLED
-    status: Status | None = None
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Keep whatever the call raises, as the table in `status` has it."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - the table decides, with a closed default
-            self.fail(error)
-        else:
-            self.code = grpc.StatusCode.OK
-
-    def fail(self, error: Exception) -> None:
-        """Take what the call raised."""
-        self.status = _log_unexpected(status_of(error), error)
-        self.code = self.status.code
-
-    async def tell(self, context: Context) -> None:
-        """Tell the caller if the call failed. After counting: who was told can look it up."""
-        if self.status is None:
-            return
-        trailing = [("x-request-id", request_id.get())]
-        if self.status.retry_after_s is not None:
-            trailing += _pushback(self.status.retry_after_s)
-        try:
-            await context.abort(self.status.code, self.status.message, tuple(trailing))
-        except grpc.aio.InternalError:  # the caller has gone: gRPC ends the call itself
-            _log.debug("nobody to tell about %s", self.status.code.name)
-
-
-def _pushback(wait_s: float) -> list[tuple[str, str]]:
-    """Return when a client may try again: by itself, or where that is far away, not by itself."""
-    if wait_s <= _LONGEST_RETRY_S:
-        return [("grpc-retry-pushback-ms", str(int(wait_s * 1000)))]
-    return [("grpc-retry-pushback-ms", "-1"), ("retry-after", str(math.ceil(wait_s)))]
-
-
-@contextmanager
-def _counted(counts: MethodMetrics) -> Iterator[_Outcome]:
-    outcome = _Outcome()
-    counts.started.inc()
-    started = time.perf_counter()
-    try:
-        yield outcome
-    finally:
-        counts.ended(_go_name(outcome.code), time.perf_counter() - started)
-
-
-def parse(request_class: type[Request], data: bytes) -> Request:
-    """Return the message these bytes hold.
-
-    Raises:
-        RequestError: they hold none.
-    """
-    try:
-        return request_class.FromString(data)
-    except DecodeError as error:
-        name = request_class.DESCRIPTOR.full_name
-        raise RequestError(f"expected a {name} message, got bytes that are none") from error
-
-
-def _log_unexpected(status: Status, error: Exception) -> Status:
-    if status is INTERNAL:
-        _log.error("request %s failed", request_id.get(), exc_info=error)
-    return status
-
-
-def _name_request(context: Context) -> None:
-    """Take the caller's request id, or a new one if it sent none that is fit for a log."""
-    sent = _metadata(context, "x-request-id")
-    name = sent[-1] if sent and _ID.fullmatch(sent[-1]) else f"{_ids.getrandbits(128):032x}"
-    request_id.set(name)
-    context.set_trailing_metadata((("x-request-id", name),))
-
-
-def _metadata(context: Context, wanted: str) -> list[str]:
-    """Return the texts sent under this key."""
-    return [
-        value
-        for key, value in context.invocation_metadata() or ()
-        if key == wanted and isinstance(value, str)
-    ]
-
-
-def _address(peer: str) -> str:
-    """Return a peer's address without its port: gRPC says ipv4:1.2.3.4:5 and ipv6:%5B::1%5D:5."""
-    kind, _, rest = peer.partition(":")
-    return peer if kind not in {"ipv4", "ipv6"} else rest.rpartition(":")[0]
-
-
-def _go_name(code: grpc.StatusCode) -> str:
-    """Return the code as go-grpc-prometheus writes it: InvalidArgument, Canceled, OK."""
-    if code is grpc.StatusCode.OK:
-        return "OK"
-    name: str = code.name
-    return name.title().replace("_", "").replace("Cancelled", "Canceled")

@@ -1,31 +1,26 @@
 """How the server listens, what it serves and what it allows."""
 
 import os
-import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from reluguard.detector.errors import SettingsError
 from reluguard.detector.looks.judging import Looks
 from reluguard.service.places import Place
-from reluguard.service.watching.table import LEAST_BYTES
+from reluguard.service.settings.allowed import (
+    FailMode,
+    Policy,
+    TracingMode,
+    WatchMode,
+    check_values,
+)
+from reluguard.service.settings.values import checked, parsed, read_config
 
-__all__ = ["PREFIX", "FailMode", "Policy", "Settings", "TracingMode", "WatchMode"]
+__all__ = ["PREFIX", "Settings"]
 
 PREFIX = "RELUGUARD_"
-Policy = Literal["annotate", "reject", "shadow"]
-FailMode = Literal["open", "closed"]
-TracingMode = Literal["none", "console", "otlp"]
-WatchMode = Literal["off", "count", "refuse"]
-_WANTED = {
-    str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false"
-}  # fmt: skip
-_MOST, _MOST_BYTES = 2**31 - 1, 2**62
-_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,44 +204,17 @@ class Settings:
         self._check_sources()
         self._check_places()
         self._check_security()
-        self._check_choices()
-        for name in ("port", "metrics_port", "http_port", "health_port"):
-            port = getattr(self, name)
-            if port is not None and not 0 <= port <= 65535:
-                raise SettingsError(f"expected {name} in 0..65535, got {port}")
-        for name in ("max_rows", "max_batch", "max_queue_rows", "max_in_flight", "workers",
-                     "processes", "threads", "max_message_bytes", "max_pixels", "max_streams",
-                     "max_bytes_in_flight", "max_connections", "max_open_streams",
-                     "http_connections", "caller_calls", "capture_max_bytes", "decision_log_bytes",
-                     "decision_log_files", "watch_near"):  # fmt: skip
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise SettingsError(f"expected {name} of 1 or more, got {number}")
-        for name in ("max_delay_s", "reload_s", "drain_delay_s", "drain_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise SettingsError(f"expected {name} of 0 or more, got {getattr(self, name)}")
-        for name in ("max_wait_s", "keepalive_s", "min_ping_s", "max_connection_age_s",
-                     "max_connection_idle_s", "receive_s", "decode_s", "caller_calls_per_s",
-                     "caller_rows_per_s", "capture_ttl_s", "drift_s", "watch_s"):  # fmt: skip
-            seconds = getattr(self, name)
-            if seconds is not None and not 0 < seconds < float("inf"):
-                raise SettingsError(f"expected {name} of more than 0, got {seconds}")
+        check_values({field.name: getattr(self, field.name) for field in fields(self)})
+        if self.watch == "refuse" and self.policy == "shadow":
+            raise SettingsError(
+                "expected watch of off or count with policy shadow, which refuses nobody,"
+                " got refuse"
+            )
         if self.max_queue_rows < self.max_rows:
             raise SettingsError(
                 f"expected max_queue_rows of at least max_rows, {self.max_rows}, "
                 f"got {self.max_queue_rows}"
             )
-
-        self._check_largest()
-
-    def _check_largest(self) -> None:
-        """Raise SettingsError for a number that what takes it can't hold."""
-        for field in fields(self):
-            name, number = field.name, getattr(self, field.name)
-            in_bytes = "bytes" in name and name != "max_message_bytes"  # which gRPC counts shorter
-            most = _MOST_BYTES if in_bytes else _MOST
-            if isinstance(number, int | float) and number > most:
-                raise SettingsError(f"expected {name} of at most {most}, got {number}")
 
     def _check_sources(self) -> None:
         if self.models is not None and (self.model or self.guard or self.name or self.challenger):
@@ -276,40 +244,6 @@ class Settings:
         if self.repository_control and self.tokens is None:
             raise SettingsError("repository_control needs tokens: only an admin token may use it")
 
-    def _check_choices(self) -> None:
-        for name, allowed in (
-            ("policy", get_args(Policy)),
-            ("fail", get_args(FailMode)),
-            ("tracing", get_args(TracingMode)),
-            ("decision_export", get_args(TracingMode)),
-            ("watch", get_args(WatchMode)),
-            ("log_level", ("DEBUG", "INFO", "WARNING", "ERROR")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise SettingsError(
-                    f"expected {name} one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name in ("likelihood_step", "capture_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise SettingsError(f"expected {name} in (0, 1], got {getattr(self, name)}")
-
-        if not 0 < self.watch_distance < 0.5:
-            raise SettingsError(
-                "expected watch_distance in (0, 0.5), where unlike images differ in half of the "
-                f"bits, got {self.watch_distance}"
-            )
-        if self.watch_max_bytes < LEAST_BYTES:
-            raise SettingsError(
-                f"expected watch_max_bytes of {LEAST_BYTES} or more, got {self.watch_max_bytes}"
-            )
-        if self.watch == "refuse" and self.policy == "shadow":
-            raise SettingsError(
-                "expected watch of off or count with policy shadow, which refuses nobody,"
-                " got refuse"
-            )
-        if not 0 <= self.decision_share <= 1:
-            raise SettingsError(f"expected decision_share in [0, 1], got {self.decision_share}")
-
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for `from_json`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -322,7 +256,7 @@ class Settings:
         """Return the settings that `to_json` was asked of."""
         hints = get_type_hints(cls)
         values: dict[str, Any] = {
-            name: None if value is None else _checked(name, value, hints[name], Path("settings"))
+            name: None if value is None else checked(name, value, hints[name], Path("settings"))
             for name, value in document.items()
         }
         return cls(**values)
@@ -386,76 +320,16 @@ class Settings:
         environ = os.environ if environ is None else environ
         known = {field.name: field for field in fields(cls)}
         hints = get_type_hints(cls)
-        values = {} if config is None else _read_config(config, hints)
+        values = {} if config is None else read_config(config, hints)
         for variable, text in environ.items():
             if not variable.startswith(PREFIX):
                 continue
             name = variable.removeprefix(PREFIX).lower()
             if name not in known or variable != PREFIX + name.upper():
                 raise SettingsError(f"unknown environment variable {variable}")
-            values[name] = _parse(variable, text, hints[name])
+            values[name] = parsed(variable, text, hints[name])
         unknown = sorted(set(overrides) - set(known))
         if unknown:
             raise SettingsError(f"unknown settings: {', '.join(unknown)}")
         values |= {name: value for name, value in overrides.items() if value is not None}
         return cls(**values)
-
-
-def _read_config(file: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a TOML file. Paths in it are relative to the file."""
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors mark it
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"the configuration {file} can't be read: {error}") from error
-    unknown = sorted(set(document) - set(hints))
-    if unknown:
-        raise SettingsError(f"unknown setting {unknown[0]!r} in {file}")
-    return {name: _checked(name, value, hints[name], file) for name, value in document.items()}
-
-
-def _checked(name: str, value: Any, hint: Any, file: Path) -> Any:
-    """Return a value of TOML as its setting's type."""
-    every = get_args(hint) if get_origin(hint) in {types.UnionType, typing.Union} else (hint,)
-    kinds = tuple(kind for kind in every if kind is not types.NoneType)
-    if value == "none" and len(kinds) < len(every):
-        return None  # TOML has no word for it
-    (kind,) = kinds
-    if kind is Path and isinstance(value, str):
-        return file.parent / value
-    if get_origin(kind) is tuple and isinstance(value, list):
-        if all(isinstance(part, str) for part in value):
-            return tuple(value)
-    elif get_origin(kind) is Literal:
-        kind = str
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in {str, int, float, bool} and type(value) is kind:
-        return value
-    raise SettingsError(f"expected {_WANTED.get(kind, 'a list of texts')} for {name} in {file}, "
-                        f"got {value!r}")  # fmt: skip
-
-
-def _parse(variable: str, text: str, hint: Any) -> Any:
-    if get_origin(hint) in {types.UnionType, typing.Union}:
-        if text.lower() in {"", "none"}:
-            return None
-        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
-    if hint is bool:
-        if text.lower() not in _WORDS:
-            raise SettingsError(f"expected true or false in {variable}, got {text!r}")
-        return _WORDS[text.lower()]
-    if get_origin(hint) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
-    if hint is Path:
-        return Path(text)
-    if hint in {int, float}:
-        try:
-            return hint(text)
-        except ValueError as error:
-            what = "a whole number" if hint is int else "a number"
-            # Kubernetes sets NAME_PORT=tcp://... for every Service of that name in the namespace.
-            links = " (Kubernetes service links? set enableServiceLinks: false)"
-            raise SettingsError(
-                f"expected {what} in {variable}, got {text!r}{links if '://' in text else ''}"
-            ) from error
-    return text
