@@ -321,10 +321,10 @@ class ModelMetrics:
 
         Scores that are shown are the first look's: those of two heads have no common measure.
         """
-        scored_rows = ~verdicts.unscored
         score = verdicts.score if verdicts.first is None else verdicts.first.score
-        counts = _observe(score, verdicts.is_adversarial, scored_rows, self._score, self._verdicts)
-        scored = score[scored_rows].tolist()
+        scored, counts = _observe(
+            score, verdicts.is_adversarial, ~verdicts.unscored, self._score, self._verdicts
+        )
         self.hour.add(scored, adversarial=counts["adversarial"], unscored=counts["unscored"])
         theirs = verdicts.challenge
         if theirs is not None:
@@ -346,18 +346,18 @@ def _observe(
     scored: NDArray[np.bool_],
     histogram: Histogram,
     counters: Mapping[Outcome, Counter],
-) -> dict[Outcome, int]:
-    """Count one guard's verdicts on one request and return how many of each there were."""
-    for value in score[scored].tolist():
+) -> tuple[list[float], dict[Outcome, int]]:
+    """Count one guard's verdicts on one request; return the scores and how many of each verdict."""
+    scores: list[float] = score[scored].tolist()
+    for value in scores:
         histogram.observe(value)
-    unscored = int((~scored).sum())
-    adversarial = int((is_adversarial & scored).sum())
+    adversarial = np.count_nonzero(is_adversarial & scored)
     counts: dict[Outcome, int] = {
-        "clean": len(score) - unscored - adversarial,
+        "clean": len(scores) - adversarial,
         "adversarial": adversarial,
-        "unscored": unscored,
+        "unscored": len(score) - len(scores),
     }
     for outcome, count in counts.items():
         if count:
             counters[outcome].inc(count)
-    return counts
+    return scores, counts

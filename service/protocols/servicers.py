@@ -175,6 +175,8 @@ def _threshold(thresholds: Thresholds, *, privileged: bool) -> pb.Threshold:
 
 def _wanted(request: pb.InspectRequest, model: Model) -> list[str]:
     """Return the outputs to send along, before any work is done for an unknown one."""
+    if not request.outputs and not request.all_outputs:
+        return []
     known = [info.name for info in model.version.guard.production_outputs]
     if request.all_outputs:
         return known
