@@ -350,7 +350,7 @@ class Capture:
             if there.st_size and os.path.samestat(there, self._index):
                 return
         _log.error("the captures in %s are gone: somebody took them away", self.folder)
-        if self._claim is not None and not self._claim.is_current:
+        if self._claim is not None and not self._claim.is_current():
             try:
                 self._claim.renew()
             except StartError as error:

@@ -51,9 +51,8 @@ class Claim:
                 ) from error
             self._held, self.handle = held.pop_all(), handle
 
-    @property
     def is_current(self) -> bool:
-        """Whether what is held is what lies there: somebody may have taken the folder away."""
+        """Return whether what is held still lies there: somebody may have taken it away."""
         if self.handle < 0:
             return False
         try:

@@ -304,7 +304,7 @@ class Fleet:
         told = ""
         while True:
             await asyncio.sleep(_LOOK_S)
-            if claim.is_current:
+            if claim.is_current():
                 continue
             try:
                 claim.renew()  # on the loop, so that no child is started with a handle just closed

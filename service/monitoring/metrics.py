@@ -351,7 +351,7 @@ def _observe(
     scores: list[float] = score[scored].tolist()
     for value in scores:
         histogram.observe(value)
-    adversarial = np.count_nonzero(is_adversarial & scored)
+    adversarial = int(np.count_nonzero(is_adversarial & scored))
     counts: dict[Outcome, int] = {
         "clean": len(scores) - adversarial,
         "adversarial": adversarial,

@@ -24,17 +24,17 @@ def test_what_was_taken_away_is_free_and_what_came_is_held(tmp_path: Path) -> No
     """Although other processes still have the handle of the old lock."""
     claim = Claim(tmp_path / "captures")
     inherited = os.dup(claim.handle)
-    assert claim.is_current
+    assert claim.is_current()
     away = claim.folder.rename(tmp_path / "away")
-    assert not claim.is_current
+    assert not claim.is_current()
     claim.renew()
-    assert claim.is_current
+    assert claim.is_current()
     with pytest.raises(StartError, match="for this process alone"):
         Claim(claim.folder)
     Claim(away).release()
     os.close(inherited)
     claim.release()
-    assert not claim.is_current
+    assert not claim.is_current()
 
 
 def test_another_that_came_first_keeps_it(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_another_that_came_first_keeps_it(tmp_path: Path) -> None:
     other = Claim(claim.folder)
     with pytest.raises(StartError, match="for this process alone"):
         claim.renew()
-    assert not claim.is_current
+    assert not claim.is_current()
     other.release()
     claim.renew()
-    assert claim.is_current
+    assert claim.is_current()
     claim.release()
