@@ -204,6 +204,18 @@ def test_the_least_time_at_which_little_is_lost(production: Production) -> None:
     )
 
 
+def test_more_is_not_read_where_less_tells_more(production: Production) -> None:
+    """Of few images a head may learn more from some rates than from few or from all."""
+    taps = made_up(9, 1)
+    groups = read(taps, {(i, 0): 1.0 + i / 10 for i in range(9)})
+    told = dict.fromkeys(range(10), 0.92) | {4: 0.94, 5: 0.95, 6: 0.95, 7: 0.93}
+    by = measures(even(taps, 2.3e-4), taps, judged=lambda rates: told[rates // CHANNELS])
+    found = chosen(production, taps, groups, by, None)
+    assert sum(map(len, found.chosen)) == 5
+    assert found.limit == 1.12
+    assert "no less mean AUROC than with the best that was tried, on images" in found.words
+
+
 def test_few_images_don_t_tell_what_is_lost(production: Production) -> None:
     """All is read where a small head is judged by a dozen images, unless a limit was asked for."""
     taps = made_up(9, 1)
