@@ -16,7 +16,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.verdict import Verdict
 from reluguard.training.demo import Demo, DemoResult, digits, train_classifier
 from reluguard.training.demo.painted import SIDE, paint, strokes
-from reluguard.training.demo.picture import Pair, draw_pairs
+from reluguard.training.demo.picture import Pair, Scale, draw_pairs
 from reluguard.training.demo.story import story
 
 
@@ -111,11 +111,12 @@ def test_the_picture_is_as_wide_as_it_is_said(tmp_path: Path) -> None:
     """A thousand and more pixels, to be read at 800; without a pair nothing is written."""
     file = tmp_path / "verdicts.png"
     share = Interval(0.9, 0.8, 0.95, 100)
-    draw_pairs(file, [pair(), pair()], share, share)
+    scale = Scale(clean_scores=np.linspace(-3, 1, 50, dtype=np.float32), threshold=0.5)
+    draw_pairs(file, [pair(), pair()], scale, share, share)
     with Image.open(file) as picture:
         assert picture.width == 1600
     file.unlink()
-    draw_pairs(file, [], share, share)
+    draw_pairs(file, [], scale, share, share)
     assert not file.exists()
 
 

@@ -18,7 +18,7 @@ from reluguard.detector.runtime import Guard
 from reluguard.detector.session import open_session
 from reluguard.detector.verdict import Verdicts
 from reluguard.training.demo.painted import painted_recipe, train_and_export_painted
-from reluguard.training.demo.picture import Pair, draw_pairs
+from reluguard.training.demo.picture import Pair, Scale, draw_pairs
 from reluguard.training.expected.speed import here
 from reluguard.training.fit import fit
 from reluguard.training.harvest.readings import CLEAN
@@ -143,7 +143,8 @@ def run_demo(out: Path, ask: Ask, *, seed: int = 0, progress: Progress | None = 
     alarms = rate_above(served[0].score, guard.threshold)
     pairs = _pairs(clean, attacked, offline[0], offline[1])
     picture = out / "verdicts.png"
-    draw_pairs(picture, pairs, detected, alarms)
+    scale = Scale(clean_scores=guard.artifact.head.clean_scores, threshold=guard.threshold)
+    draw_pairs(picture, pairs, scale, detected, alarms)
     summary = {
         "auroc": area.value,
         "auroc_interval": [area.low, area.high],

@@ -167,7 +167,7 @@ def conclude(
         benign: what is flagged of harmless changes, by slug and rate.
         rate: whose threshold is meant.
         red_team: what was published with the guard.
-        beside: the guard beside confidence alone.
+        beside: the guard beside confidence alone; left out where no attack had as many successes.
     """
     shares: dict[str, list[float]] = {}
     for slug, entry in attacks.items():
@@ -194,7 +194,7 @@ def conclude(
         promised=float(rate),
         disturbing=(worst, flagged[worst]) if worst is not None and clearly else None,
         thin=few(attacks),
-        beside=beside,
+        beside=beside if means else None,
         red_team={}
         if red_team is None
         else {

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from reluguard.detector.metrics import Rates, RedTeamSummary
 from reluguard.training.evaluation.comparison import Group
 from reluguard.training.evaluation.conclusion import conclude
@@ -313,4 +315,6 @@ def precision_table(found: Mapping[str, Precision]) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.1g}"
+    if value >= 0.001 or value == 0:
+        return f"{value:.3f}"
+    return np.format_float_positional(value, precision=1, fractional=False)

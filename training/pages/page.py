@@ -31,7 +31,7 @@ thead th{color:var(--soft);font-weight:600;vertical-align:bottom;line-height:1.3
 th:first-child,td:first-child{text-align:left;padding-left:0}
 td.text,th.text{text-align:left}td small{white-space:nowrap;display:inline-block}
 td:first-child{overflow-wrap:anywhere;min-width:6.6em}
-.many{font-size:.78rem}.many th,.many td{padding:.3rem .35rem}.most th{overflow-wrap:anywhere;
+.many{font-size:.78rem}.many th,.many td{padding:.3rem .2rem}.most th{overflow-wrap:anywhere;
 min-width:3.6em}
 .many th:first-child,.many td:first-child{min-width:6em;padding-left:0}
 td.yes{color:var(--good);font-weight:600}
@@ -46,7 +46,8 @@ code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .pictures figure>div>div{width:9rem}.pictures img{width:100%;image-rendering:pixelated;
 border-radius:4px;display:block}.pictures small{display:block;line-height:1.3;margin-top:.2rem}
 .pictures figcaption{max-width:28rem}
-.chapters{list-style:none;padding:0}.chapters li{border-top:1px solid var(--rule);padding:.7rem 0}
+.chapters{list-style:none;padding:0}.chapters a{font-weight:600}
+.chapters li{border-top:1px solid var(--rule);padding:.7rem 0}
 @media screen and (max-width:44rem){
 main{padding:1.5rem 1rem 3rem}h1{font-size:1.6rem}.lead{padding:.2rem 1rem}
 thead{display:none}table,tbody,tr,td{display:block}
@@ -55,12 +56,14 @@ td,td.text{border:0;padding:.1rem 0;text-align:right;overflow:hidden}
 td:first-child{font-weight:600;text-align:left}
 td[data-name]::before{content:attr(data-name);float:left;max-width:60%;color:var(--soft);
 text-align:left;font-weight:400}figure{overflow-x:auto}figure svg{min-width:32rem}
+figure>svg+figcaption::after{content:" (The picture is wider than the screen: swipe it.)"}
+
 .pictures figure{overflow:visible;width:100%}.pictures figure>div>div{width:auto;flex:1}}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--rule:#bbb;--card:#fff;--paper:#fff;
 --accent:#000;--good:#0f7a5a;--bad:#b3411a;--open:#8a6100}
 body{font-size:10pt}main{max-width:none;padding:0}nav{display:none}
 h2{break-after:avoid;margin-top:1.5rem}h3{break-after:avoid}
-tr,figure,.lead{break-inside:avoid}thead{display:table-header-group}
+tr,figure,.lead{break-inside:avoid}table+p{break-before:avoid}thead{display:table-header-group}
 table{font-size:8.5pt}.many{font-size:7.5pt}.pictures{display:block}summary{break-after:avoid}
 th,td{padding:.2rem .35rem}a{text-decoration:none}
 details::details-content{content-visibility:visible;display:block;height:auto}
@@ -122,14 +125,18 @@ def page(
         title: plain text.
         subtitle: plain text under it.
         lead: HTML of the box on top; none where it is empty.
-        sections: in order.
+        sections: in order; one that is titled as the page needs no heading of its own.
         others: pages that belong to it: their names by where they are, relative to this one.
     """
     links = "".join(
         f'<a href="{escape(place)}">{escape(name)}</a>' for place, name in (others or {}).items()
     )
-    links += "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in sections)
-    chapters = "".join(f'<h2 id="{s.anchor}">{escape(s.title)}</h2>{s.body}' for s in sections)
+    headed = [s for s in sections if s.title != title]
+    links += "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>' for s in headed)
+    chapters = "".join(
+        (f'<h2 id="{s.anchor}">{escape(s.title)}</h2>' if s in headed else "") + s.body
+        for s in sections
+    )
     box = f'<div class="lead">{lead}</div>' if lead else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -5,10 +5,19 @@ from numpy.typing import NDArray
 
 from reluguard.detector.images import Images
 from reluguard.training.evaluation.conclusion import percent
+from reluguard.training.evaluation.figures import FEW
 from reluguard.training.pages.evaluation_plots import before_and_after
-from reluguard.training.pages.page import Section, figure, page, paragraph, table, verdict
+from reluguard.training.pages.page import (
+    Section,
+    bullet_list,
+    figure,
+    page,
+    paragraph,
+    table,
+    verdict,
+)
 from reluguard.training.pages.plots import AMBER, BLUE, GREEN, GREY, RED, canvas, svg
-from reluguard.training.pages.red_team_words import pair_sentences
+from reluguard.training.pages.red_team_words import attack_legend, pair_sentences
 from reluguard.training.pages.words import number, sign
 from reluguard.training.red_team.procedure import Procedure
 from reluguard.training.red_team.report import SEARCH, RedTeamReport
@@ -84,6 +93,8 @@ def _come_to(card: RedTeamReport, rate: str) -> list[str]:
         share = percent(asked[largest].value)
         text += f"; someone who only asks it, with {share} within {largest:g}/255"
     sentences = [f"{text} (at the threshold for {rate})."]
+    if card.images < FEW:
+        sentences.append(f"Only {card.images} pictures were attacked: go by the intervals.")
     blinded = [check for check, held in card.checks.items() if held is False]
     if blinded:
         sentences.append("Read it with care: a sign that the attacks work does not hold.")
@@ -112,7 +123,9 @@ def _attacks(card: RedTeamReport, rates: list[str]) -> str:
             )
     head = ["Linf", "attack", "images", "answer wrong", *(f"evades at {r}" for r in rates)]
     note = f"Black box: {card.black_box}."
-    return table([*head, "mean queries"], rows, text_columns=(0, 1)) + paragraph(note)
+    legend = bullet_list(attack_legend(row[1] for row in rows))
+    body = table([*head, "mean queries"], rows, text_columns=(0, 1))
+    return body + paragraph(note) + legend
 
 
 def _pairs(card: RedTeamReport) -> str:

@@ -1,13 +1,29 @@
 """What the red team's pairs come to, in sentences."""
 
-from reluguard.detector.metrics import Interval
-from reluguard.training.red_team.report import Pair, RedTeamReport
+from collections.abc import Iterable
 
-__all__ = ["pair_sentences"]
+from reluguard.detector.metrics import Interval
+from reluguard.training.red_team.report import BEST, SEARCH, Pair, RedTeamReport
+
+__all__ = ["attack_legend", "pair_sentences"]
 
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _WHOLE = frozenset(map(str, range(len(_COUNTS))))
 _UNITS = {"linf": "8-bit steps in Linf", "l2": "in L2"}
+_ATTACKS = {
+    "selective": "follows the gradient that changes the answer; once it is wrong, the score's",
+    "orthogonal": "as selective, each step at right angles to what would undo the other aim",
+    "combined": "takes model and guard for one classifier, of which “flagged” is a class more",
+    "lagrangian": "lowers the true class and, with a weight, the score; tries many weights",
+    "mimicry": "copies what the guard reads of a clean image of another class",
+    SEARCH: "no gradients: asks again and again, and sees answers and scores",
+    BEST: "whatever of these came furthest on each image",
+}
+
+
+def attack_legend(names: Iterable[str]) -> list[str]:
+    """Return what each attack of the table does, a line for each that is known by name."""
+    return [f"{name}: {_ATTACKS[name]}." for name in dict.fromkeys(names) if name in _ATTACKS]
 
 
 def pair_sentences(report: RedTeamReport) -> list[str]:

@@ -174,3 +174,12 @@ def test_a_fit_compares_attacks_of_enough_successes() -> None:
     assert found.alone == pytest.approx(0.6)
     assert found.word is None
     assert by_fit({"c": thin}) is None
+
+
+def test_too_few_successes_say_nothing_of_confidence_either() -> None:
+    """A guard is not said to beat confidence by a handful of pictures."""
+    beside = Beside(guard=1.0, alone=0.7, word="ahead")
+    for succeeded, kept in ((29, None), (30, beside)):
+        attacks = {"pgd-linf-8": attack(1.0, succeeded=succeeded)}
+        found = conclude(attacks, share(0.03), {}, "0.05", None, beside)
+        assert found.beside == kept

@@ -86,6 +86,14 @@ def test_text_is_escaped_and_sections_are_linked() -> None:
     assert "<script" not in text
 
 
+def test_a_chapter_of_its_own_is_named_once() -> None:
+    """Its name is the page's title, and stands neither below it nor in the table of contents."""
+    text = page("Cuts", "inside m.onnx", "", [Section(title="Cuts", body="x")])
+    assert "<h1>Cuts</h1>" in text
+    assert "<h2" not in text
+    assert "#cuts" not in text
+
+
 def test_verdicts_are_marked_and_tables_fold() -> None:
     """Yes, no and unclear have their own class; a folded table hides behind a line."""
     text = table(["a", "holds?"], [["x", "yes"], ["y", "no"], ["z", "unclear"]], folded="more")

@@ -9,9 +9,16 @@ from rich.console import Console
 from reluguard.detector.metrics import Interval
 from reluguard.training.evaluation.figures import Precision
 from reluguard.training.pages.evaluation import precision_table
-from reluguard.training.pages.red_team_words import pair_sentences
+from reluguard.training.pages.red_team_words import attack_legend, pair_sentences
 from reluguard.training.pages.report_card_text import print_precision
-from reluguard.training.red_team.report import Pair
+from reluguard.training.red_team.aware_attacks import (
+    CombinedLogit,
+    Lagrangian,
+    Mimicry,
+    Orthogonal,
+    Selective,
+)
+from reluguard.training.red_team.report import BEST, SEARCH, Pair
 
 # as JSON gives it back, its names in the order of their letters
 SHARES = {"0.001": 0.2, "0.01": 0.7, "1e-05": 0.1}
@@ -41,3 +48,20 @@ def test_one_step_is_one(change: float, said: str) -> None:
     )  # fmt: skip
     report: Any = type("Report", (), {"smallest": {"linf": pair}, "asking_only": {}})
     assert said in pair_sentences(report)[0]
+
+
+def test_every_attack_of_the_red_team_is_explained_once() -> None:
+    """The table's names have a legend, and none that is not in the table."""
+    kinds = (Selective, Orthogonal, CombinedLogit, Lagrangian, Mimicry)
+    names = [*(kind.label for kind in kinds), SEARCH, BEST]
+    legend = attack_legend(names * 2)
+    assert [line.partition(":")[0] for line in legend] == names
+    assert attack_legend(["mine:attack"]) == []
+
+
+def test_rare_precision_is_written_out() -> None:
+    """No reader has to know what 9e-05 means."""
+    found = {
+        "0.05": Precision(mean_detected=0.5, false_positive_rate=0.05, precision={"1e-05": 9e-5})
+    }
+    assert "0.00009" in precision_table(found)

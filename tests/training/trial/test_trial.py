@@ -20,7 +20,7 @@ from reluguard.training.errors import AttackError
 from reluguard.training.trial.server import MOST_BYTES, TrialPage
 from reluguard.training.trial.tools import ATTACK_TOOLS, CHANGE_TOOLS
 from reluguard.training.trial.trial import Trial, open_trial
-from tests.training.trial.browser import browser_path, opened_browser
+from tests.browser import browser_path, opened_browser
 
 
 @pytest.fixture(scope="module")

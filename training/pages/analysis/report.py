@@ -181,7 +181,9 @@ def report_pages(
     for one in chapters:
         others = {f"../{INDEX}": "All chapters"}
         others |= {f"{other.anchor}.html": other.title for other in chapters if other is not one}
-        pages[f"{CHAPTERS}/{one.anchor}.html"] = page(title, subtitle, "", [one], others=others)
+        pages[f"{CHAPTERS}/{one.anchor}.html"] = page(
+            one.title, f"{title}: {subtitle}", "", [one], others=others
+        )
     return pages
 
 

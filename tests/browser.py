@@ -1,6 +1,7 @@
-"""A real browser for tests: Chromium without a window, told what to do through its pipe.
+"""A real browser, for tests and for the pictures of docs/: Chromium without a window.
 
-The DevTools protocol in NUL-ended JSON on file descriptors 3 and 4; no driver has to be installed.
+It is told what to do through its pipe, the DevTools protocol in NUL-ended JSON on file descriptors
+3 and 4; no driver has to be installed.
 """
 
 import base64
@@ -82,7 +83,7 @@ class Browser:
         told: list[dict[str, Any]] = []
         while not told or told[-1]["method"] != "Page.loadEventFired":
             told.append(self._said.get(timeout=WAIT_S))
-        for message in told:
+        for message in told[:-1]:  # the next page is not loaded because this one is
             self._said.put(message)
 
     def until(self, condition: str) -> None:
@@ -122,9 +123,28 @@ class Browser:
             mobile=width < 500,
         )
 
-    def picture(self, file: Path) -> None:
-        """Write what the page looks like, PNG, all of its length."""
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def emulate(self, *, scheme: str = "light", media: str = "") -> None:
+        """Show pages as in a light or dark scheme, and as on a screen or in "print"."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+
+    def picture(self, file: Path, *, height: int | None = None) -> None:
+        """Write what the page looks like, PNG: so much of its top, or all of its length."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        top = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"]}
+        found = self.call(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=True,
+            clip=top | {"scale": 1},
+        )
+        file.write_bytes(base64.b64decode(found["data"]))
+
+    def print(self, file: Path) -> None:
+        """Write the page as it is printed, PDF on A4."""
+        found = self.call(
+            "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True
+        )
         file.write_bytes(base64.b64decode(found["data"]))
 
 
@@ -135,7 +155,7 @@ def opened_browser(path: str, folder: Path) -> Iterator[Browser]:
     theirs_read, ours_write = os.pipe()
     flags = (
         "--headless --no-sandbox --disable-gpu --no-first-run --disable-extensions "
-        "--disable-background-networking --remote-debugging-pipe"
+        "--hide-scrollbars --disable-background-networking --remote-debugging-pipe"
     )
     command = f'exec "$0" {flags} --user-data-dir="$1" 3<&{theirs_read} 4>&{theirs_write}'
     process = subprocess.Popen(
