@@ -115,8 +115,13 @@ def select_columns(
 ) -> NDArray[np.int64]:
     """Return the rates that tell attacked from clean best, ascending: int64, (F,).
 
-    A rate counts by the largest standardised difference of means that any attack shows, so that one
-    attack's signal is not averaged away. Rates that never change are left out.
+    A rate counts by the standardised difference of means, averaged over the attacks. The largest
+    that any attack shows is mostly chance where each succeeded on a few dozen images. Rates that
+    never change are left out.
+
+    Measured, mean AUROC of small heads on images kept from them, by the largest, the root mean
+    square and the mean: EfficientNet-Lite0, 600 photographs, all 33 taps .919, .936, .957, fifteen
+    of them .949, .957, .957; ResNet-20, 4,500 images .932, .932, .931.
 
     Args:
         clean: (N, D).
@@ -129,7 +134,7 @@ def select_columns(
     alive = np.flatnonzero(spread > SPREAD_FLOOR)
     if len(alive) <= limit or not attacked:
         return alive[:limit]
-    shift = np.max([np.abs(_moments(rates).mean - moments.mean) for rates in attacked], axis=0)
+    shift = np.mean([np.abs(_moments(rates).mean - moments.mean) for rates in attacked], axis=0)
     shift[[] if always is None else always] = np.inf
     order = np.argsort(-shift[alive] / spread[alive], kind="stable")
     return np.sort(alive[order[:limit]])
