@@ -187,7 +187,7 @@ def test_a_place_that_can_not_be_written_is_one_line(
         *("export", "--model", tiny_model, "--guard", tiny_guard),
         *("--out", data / "inside-a-file.onnx"),
     )
-    assert_one_line(ended, r"data\.npz$")
+    assert_one_line(ended, r"data\.npz is no folder$")
 
 
 def test_a_missing_extra_is_one_line(
