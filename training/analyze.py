@@ -7,43 +7,39 @@ What is on disk afterwards: `report.html` with a page per chapter in `report` (n
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reluguard.detector.artifact import write_file
 from reluguard.detector.errors import SettingsError
-from reluguard.detector.images import Images, InputSpec
-from reluguard.detector.model import Production, load_production
-from reluguard.detector.runtime import Guard
-from reluguard.detector.taps import Tap, find_taps
-from reluguard.training.analysis.checks import Ints, check_labels, check_memory, check_varies
-from reluguard.training.analysis.findings import Findings, GuardView
+from reluguard.detector.images import InputSpec
+from reluguard.detector.model import load_production
+from reluguard.detector.taps import find_taps
+from reluguard.training.analysis.checks import check_labels
+from reluguard.training.analysis.findings import Findings
 from reluguard.training.analysis.hardening import ConsistentTraining
-from reluguard.training.analysis.material import Material, arrays_of, choose_rows, measure_distances
+from reluguard.training.analysis.material import (
+    Material,
+    arrays_of,
+    check_budget,
+    choose_rows,
+    gathered,
+)
 from reluguard.training.analysis.networks.seeds import SeedStudy, study_seeds
 from reluguard.training.analysis.networks.trained import ARCHITECTURES
 from reluguard.training.analysis.papers import Papers, paper_tables
-from reluguard.training.analysis.recording import Recorder, Recording
+from reluguard.training.analysis.recording import Recorder
 from reluguard.training.analysis.result import Analysis
-from reluguard.training.analysis.studies.classifiers import study_classifiers
-from reluguard.training.analysis.studies.consistency import study_consistency
-from reluguard.training.analysis.studies.graphs import study_graphs
-from reluguard.training.analysis.studies.maps import study_maps
-from reluguard.training.analysis.studies.similarity import study_similarity
-from reluguard.training.analysis.studies.splits import study_splits
-from reluguard.training.analysis.studies.votes import study_votes
+from reluguard.training.analysis.studies.every import studied
 from reluguard.training.attacks import attack_named
-from reluguard.training.attacks.victim import Victim
 from reluguard.training.data.classes import Classes
 from reluguard.training.data.dataset import Dataset
-from reluguard.training.data.dataset import check_labels as check_label_range
 from reluguard.training.data.given import Data
 from reluguard.training.data.preprocessing import HowPixels, spec_of, told_by
-from reluguard.training.errors import AnalysisError
 from reluguard.training.expected.speed import busy_seconds
 from reluguard.training.forecasts import analyze_steps
 from reluguard.training.harden import harden_images
@@ -61,11 +57,9 @@ ATTACKS = ("pgd-linf-8", "pgd-linf-2", "fgsm-linf-8", "fgsm-linf-2")
 
 STEPS = 400
 
-_STUDIES = 7
 FEW = 64  # images that are timed
 _NETWORKS = 5  # of each architecture
 _HARDENED = 4000  # images that consistent training sees at most
-_Study = TypeVar("_Study")
 
 
 def analyze(
@@ -161,7 +155,7 @@ def analyze(
     dataset = _sample(network.dataset, limit, seed)
     taps = find_taps(production, spec)
     rows = choose_rows(dataset.labels, pairwise, seed=seed)
-    _check_budget(taps, len(dataset), len(rows), len(attacks))
+    check_budget(taps, len(dataset), len(rows), len(attacks))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
 
@@ -169,10 +163,21 @@ def analyze(
             own = load_twin(file, spec, twin, images=dataset.images[:16], output=production.answer)
             return (own, *_surrogates(other, dataset, spec, attacks))
 
-        material = _material(
+        recorder = Recorder(production, spec, taps, threads=threads)
+        few = dataset.images[:FEW]
+        steps_ahead = analyze_steps(
+            {slug: attack_named(slug).passes for slug in attacks},
+            busy_seconds(lambda: recorder.record(few), threads) / len(few),
+            taps=len(taps),
+            images=len(dataset),
+            pairwise=len(rows),
+            seed_steps=len(ARCHITECTURES) * _NETWORKS * steps,
+            hardening=consistent_loss(seed) if papers else None,
+        )
+        progress.plan("analyze", steps_ahead)
+        material = gathered(
             production,
-            spec,
-            taps,
+            recorder,
             dataset,
             rows,
             attacks=attacks,
@@ -180,12 +185,9 @@ def analyze(
             class_names=class_names or network.names,
             work=Path(work),
             seed=seed,
-            threads=threads,
-            papers=papers,
-            seed_steps=len(ARCHITECTURES) * _NETWORKS * steps,
             progress=progress,
         )
-        findings = _study(material, other, network.guard, threads, progress)
+        findings = studied(material, other, network.guard, threads, progress)
         seeds: tuple[SeedStudy, ...] = ()
         hardening = None
         if papers:
@@ -230,103 +232,6 @@ def _sample(data: Dataset, limit: int, seed: int) -> Dataset:
     return data.take(np.sort(order[:limit]))
 
 
-def _check_budget(taps: Sequence[Tap], n: int, p: int, attacks: int) -> None:
-    bits = sum(tap.bits for tap in taps)
-    batch = 64 * bits * 6
-    distances = 12 * len(taps) * p * p
-    graphs = 24 * len(taps) * min(p, 500) ** 2
-    codes = 8 * (n + (attacks + 1) * p) * sum(tap.channels for tap in taps)
-    needed = batch + distances + graphs + codes
-    check_memory(needed, f"an analysis of {n} images, {p} of them pairwise, at {len(taps)} taps")
-
-
-def _material(
-    production: Production,
-    spec: InputSpec,
-    taps: tuple[Tap, ...],
-    data: Dataset,
-    rows: Ints,
-    *,
-    attacks: Sequence[str],
-    twins: Callable[[], Sequence[Twin | None]],
-    class_names: Sequence[str],
-    work: Path,
-    seed: int,
-    threads: int | None,
-    papers: bool,
-    seed_steps: int,
-    progress: Progress,
-) -> Material:
-    """Return what all studies read; `twins` gives the network's own first."""
-    recorder = Recorder(production, spec, taps, threads=threads)
-    few = data.images[:FEW]
-    steps = analyze_steps(
-        {slug: attack_named(slug).passes for slug in attacks},
-        busy_seconds(lambda: recorder.record(few), threads) / len(few),
-        taps=len(taps),
-        images=len(data),
-        pairwise=len(rows),
-        seed_steps=seed_steps,
-        hardening=consistent_loss(seed) if papers else None,
-    )
-    progress.plan("analyze", steps)
-    progress.stage("read bits", len(data))
-    clean = recorder.record(data.images, folder=work / "clean", progress=progress.advance)
-    check_label_range(data, clean.logits.shape[1])
-    for tap, patterns in zip(taps, clean.patterns, strict=True):
-        check_varies(patterns, f"the tap {tap.name}")
-    own, *others = twins()  # once it is clear that there is something to attack
-    victim = Victim(
-        predict=lambda images: recorder.record(images).logits,
-        twin=own,
-        surrogates=tuple(twin for twin in others if twin is not None),
-    )
-    images, labels = data.images[rows], data.labels[rows]
-    attacked_images: dict[str, Images] = {}
-    success: dict[str, NDArray[np.bool_]] = {}
-    attacked: dict[str, Recording] = {}
-    noise: dict[str, Recording] = {}
-    as_large: dict[int, Recording] = {}
-    for slug in attacks:
-        progress.stage(slug, len(rows))
-        result = attack_named(slug)(images, labels, victim, seed=seed, progress=progress.so_far())
-        attacked_images[slug] = result.images
-        success[slug] = (result.clean_prediction == labels) & (result.prediction != labels)
-        attacked[slug] = recorder.record(result.images, folder=work / slug)
-        size = max(1, round(float(np.median(result.linf))))
-        if size not in as_large:
-            noisy = _noisy(images, size, seed)
-            as_large[size] = recorder.record(noisy, folder=work / f"noise-{size}")
-        noise[slug] = as_large[size]
-    if not success[attacks[0]].any():
-        raise AnalysisError(
-            f"expected {attacks[0]} to fool the model at least once in {len(rows)} "
-            "images, it never did: choose a stronger attack"
-        )
-    progress.stage("distances", 1)
-    distances = measure_distances(clean.take(rows), attacked[attacks[0]])
-    progress.advance(1)
-    names = tuple(class_names) or tuple(str(i) for i in range(clean.logits.shape[1]))
-    if len(names) != clean.logits.shape[1]:
-        raise SettingsError(f"expected {clean.logits.shape[1]} class names, got {len(names)}")
-    return Material(
-        production=production,
-        spec=spec,
-        taps=taps,
-        images=data.images,
-        labels=data.labels,
-        clean=clean,
-        rows=rows,
-        attacked=attacked,
-        attacked_images=attacked_images,
-        success=success,
-        noise=noise,
-        distances=distances,
-        class_names=names,
-        seed=seed,
-    )
-
-
 def _surrogates(
     other: Path | None, data: Dataset, spec: InputSpec, attacks: Sequence[str]
 ) -> tuple[Twin | None, ...]:
@@ -341,62 +246,6 @@ def _surrogates(
     production = load_production(other)
     theirs = spec_of(production, data.images.shape[1:], told_by(spec))
     return (load_twin(other, theirs, images=data.images[:16]),)
-
-
-def _noisy(images: Images, size: int, seed: int) -> Images:
-    """Every pixel value up or down by what the attack changes, at random: harmless, as large."""
-    signs = np.random.default_rng(seed).integers(0, 2, images.shape) * 2 - 1
-    noisy: Images = np.clip(images + signs * size, 0, 255).astype(np.uint8)
-    return noisy
-
-
-def _study(
-    material: Material,
-    other: Path | None,
-    guard: Guard | None,
-    threads: int | None,
-    progress: Progress,
-) -> Findings:
-    progress.stage("studies", _STUDIES)
-
-    def done(study: _Study) -> _Study:
-        progress.advance(1)
-        return study
-
-    second = None if other is None else _second(material, other, threads)
-    return Findings(
-        similarity=done(study_similarity(material)),
-        splits=done(study_splits(material)),
-        votes=done(study_votes(material)),
-        classifiers=done(study_classifiers(material)),
-        maps=done(study_maps(material)),
-        graphs=done(study_graphs(material, second)),
-        consistency=done(study_consistency(material)),
-        other=None if other is None else other.name,
-        guard=None if guard is None else _guard_view(material, guard),
-    )
-
-
-def _second(material: Material, other: Path, threads: int | None) -> Recording:
-    """Return what another network says of the same images, prepared as for this one."""
-    production = load_production(other)
-    spec = spec_of(production, material.images.shape[1:], told_by(material.spec))
-    recorder = Recorder(production, spec, find_taps(production, spec), threads=threads)
-    return recorder.record(material.images[material.rows])
-
-
-def _guard_view(material: Material, guarded: Guard) -> GuardView:
-    clean = guarded.inspect(material.images[material.rows])
-    attacked = {name: guarded.inspect(x) for name, x in material.attacked_images.items()}
-    main = material.main
-    return GuardView(
-        taps=tuple(tap.name for tap in guarded.artifact.manifest.taps),
-        clean_scores=clean.score,
-        attacked_scores=attacked[main].score[material.success[main]],
-        clean_evidence=clean.evidence,
-        attacked_evidence=attacked[main].evidence[material.success[main]],
-        threshold=float(guarded.threshold),
-    )
 
 
 def _papers(
