@@ -49,6 +49,7 @@ __all__ = [
     "choose_taps",
 ]
 
+HALVINGS = 2  # between the last count that told too little and the first that does not
 CHEAP = 1.03  # where nobody asked for a limit, all is read at no more than this
 MOST_LOST = 0.005  # of the mean AUROC, where nobody asked for a limit
 ROUNDS = (3, 40)
@@ -65,7 +66,7 @@ LEAST_PIECES = 3
 # each tap, on one core of the reference machine
 _USUALLY_TIMED = 2
 _TIMED_OF_FEW = 2
-_USUALLY_JUDGED = 6
+_USUALLY_JUDGED = 8
 _OPEN_S = 0.02
 # clean images kept from the small heads: one of fewer can move an AUROC by more than all these say
 LEAST_TOLD = 40
@@ -221,9 +222,9 @@ def choose_taps(
     """Return what of the taps to read.
 
     Under a limit that was asked for: as much as it allows, what adds most for its time first; all
-    where all fits. Without one: of the first three, six, twelve and so on, and all, the least that
-    has no more than MOST_LOST less mean AUROC than the best of them. More is not always better: of
-    few images a head learns more from some rates than from all. All also where that costs next to
+    where all fits. Without one: the least that has no more than MOST_LOST less mean AUROC than the
+    best of the first three, six, twelve and so on, and all. More is not always better: of few
+    images a head learns more from some rates than from all. All also where that costs next to
     nothing, where the plain model takes no time, and where there are too few images to tell what is
     lost.
 
@@ -280,16 +281,30 @@ def choose_taps(
     if max_overhead:
         best = _Search(taps, order, times, timed).within(max_overhead)
         return replace(best, lost=judged(every) - judged(best.chosen))
-    tried = [_first(order, taps, count) for count in _counts(len(order))]
-    most = max(map(judged, tried))
-    least = next(chosen for chosen in tried if most - judged(chosen) <= MOST_LOST)
-    return replace(timed(least, np.inf), limit=None, lost=most - judged(least))
+    count, lost = _least(len(order), lambda some: judged(_first(order, taps, some)))
+    least = timed(_first(order, taps, count), np.inf)
+    return replace(least, limit=None, lost=None if np.isnan(lost) else lost)
 
 
-def _counts(pieces: int) -> list[int]:
-    """Return how many of an order are tried, few and more and all."""
+def _least(pieces: int, judged: Callable[[int], float]) -> tuple[int, float]:
+    """Return how few of an order tell nearly as much as more or all, and what that loses.
+
+    All, and NaN, where nothing could be judged.
+    """
     doubled = [LEAST_PIECES * 2**k for k in range(pieces.bit_length())]
-    return [*(count for count in doubled if count < pieces), pieces]
+    counts = [*(count for count in doubled if count < pieces), pieces]
+    most = max(map(judged, counts))
+    if np.isnan(most):
+        return pieces, most
+    place = next(k for k, count in enumerate(counts) if most - judged(count) <= MOST_LOST)
+    low, high = counts[max(place - 1, 0)], counts[place]
+    for _ in range(HALVINGS):
+        middle = (low + high) // 2
+        if low < middle and most - judged(middle) <= MOST_LOST:
+            high = middle
+        else:
+            low = middle
+    return high, most - judged(high)
 
 
 def _first(order: Sequence[Piece], taps: Sequence[Tap], count: int) -> tuple[tuple[int, ...], ...]:
