@@ -49,14 +49,17 @@ def addresses(
     out = tmp_path_factory.mktemp("pages")
     model, data = fit_settings.model, fit_settings.data
     evaluate(
-        model, fitted.path, data, out=out, attacks=("fgsm-linf-48", "pgd-linf-32-5"),
+        model, fitted.path, data, out=out / "judged", attacks=("fgsm-linf-8", "pgd-linf-8"),
         benign=("gaussian-8",), baseline_rows=60, matrix_rows=60, threads=1, workers=1,
     )  # fmt: skip
     redteam(
-        model, fitted.path, data, out=out, budgets=(64.0,), limit=6, steps=4, restarts=1,
-        queries=10, ladders={"linf": (16.0, 255.0)}, ladder_steps=4, asking=0, threads=1,
+        model, fitted.path, data, out=out / "attacked", budgets=(64.0,), limit=6, steps=4,
+        restarts=1, queries=10, ladders={"linf": (16.0, 255.0)}, ladder_steps=4, asking=0,
+        threads=1,
     )  # fmt: skip
-    analyze(model, data, out=out, limit=120, pairwise=60, attacks=("fgsm-linf-32",), threads=1)
+    analyze(
+        model, data, out=out / "inside", limit=120, pairwise=60, attacks=("deepfool-l2",), threads=1
+    )
     few = digits.take(np.arange(10))
     trial = open_trial(model, fitted.path, data=(few.images, few.labels), twin="none", threads=1)
     settings = Settings(model=model, guard=fitted.path, name="d", port=0, metrics_port=0, threads=1)
