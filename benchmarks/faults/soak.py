@@ -2,7 +2,7 @@
 
 An open loop at a moderate rate: every protocol, images as tensors, pixels and files, one to forty
 rows, streams, broken requests, callers that give up, new connections, scrapes, and capture writing.
-Two processes answer, but in the short form. SOAK_S sets another length.
+SOAK_S sets another length.
 """
 
 import asyncio
@@ -31,13 +31,11 @@ _EXPECTED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "DEADLINE_EXCEEDED", "CANCEL
 
 
 def run(pair: Pair | None, folder: Path, *, short: bool) -> list[Finding]:
-    """Soak a server."""
+    """Soak one server."""
     seconds, rate = (40.0, 60.0) if short else (float(os.environ.get("SOAK_S", "1800")), 20.0)
     pair = pair or make_pair(folder)
     kit = Kit(pair)
     settings = {"capture": folder / "capture", "capture_share": 0.2, "capture_images": "true"}
-    if not short:
-        settings["processes"] = 2
     with served(pair, settings=settings) as server:
         soak = _Soak(kit, server, rate=rate, seconds=seconds)
         asyncio.run(soak.run())

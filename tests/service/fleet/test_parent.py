@@ -263,8 +263,10 @@ def is_free(folder: Path) -> bool:
 
 
 def rows_in(folder: Path) -> tuple[int, int]:
-    """Return how many images and how many shards were captured."""
+    """Return how many images and how many shards were captured: none before there is a table."""
     with index(folder) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'captures'").fetchone():
+            return 0, 0
         found: tuple[int, int] = connection.execute(
             "SELECT COUNT(*), COUNT(DISTINCT shard) FROM captures"
         ).fetchone()
