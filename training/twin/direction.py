@@ -8,15 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reluguard.detector.images import Images
+from reluguard.detector.session import at_once
 
-__all__ = ["at_once", "lead_slope", "no_gradient"]
+__all__ = ["lead_slope", "no_gradient"]
 
 # of 255: what rounds its pixels to few levels moves with large ones only
 _STEPS = (1, 2, 4, 8, 16, 32)
 _ALIVE = 0.75
 _FOLLOWED = 0.7  # by chance it is 3 of 8 images
-# of pixels, differentiated at a time: four images of 224, which hold 200 MB and more of a network
-_VALUES = 4 * 3 * 224 * 224
 
 Scorer = Callable[[Images], NDArray[np.float32]]
 
@@ -28,12 +27,7 @@ def lead_slope(scores: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         scores: from pixels to (N, K).
         pixels: float32, (N, C, H, W), in [0, 1].
     """
-    return torch.cat([_slope(scores, part) for part in pixels.split(at_once(pixels))])
-
-
-def at_once(pixels: Tensor, values: int = _VALUES) -> int:
-    """Return how many of these images (N, C, H, W) have so many values, at least one."""
-    return max(1, values // max(1, pixels[:1].numel()))
+    return torch.cat([_slope(scores, part) for part in pixels.split(at_once(pixels.shape[1:]))])
 
 
 def _slope(scores: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from reluguard.detector.errors import did_you_mean
 from reluguard.detector.images import Images, InputSpec
 from reluguard.detector.model import Production, load_production
 from reluguard.detector.runtime import in_batches
-from reluguard.detector.session import open_session
+from reluguard.detector.session import at_once, open_session
 from reluguard.training.errors import TwinError
 from reluguard.training.lent import Lent, lent_module
 from reluguard.training.twin.agreement import difference, unit_of
-from reluguard.training.twin.direction import Scorer, at_once, lead_slope, no_gradient
+from reluguard.training.twin.direction import Scorer, lead_slope, no_gradient
 
 __all__ = ["Twin", "check_twin", "from_pixels", "in_order", "load_twin", "to_pixels"]
 
@@ -108,7 +108,7 @@ class Twin:
         """Return class scores of uint8 images of shape (N, H, W, C): float32, (N, K)."""
         pixels = to_pixels(images, self.device)
         with torch.no_grad():
-            parts = [self.logits(part) for part in pixels.split(at_once(pixels))]
+            parts = [self.logits(part) for part in pixels.split(at_once(pixels.shape[1:]))]
         return cast("NDArray[np.float32]", torch.cat(parts).cpu().numpy())
 
 
